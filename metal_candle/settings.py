@@ -1,0 +1,54 @@
+"""Every environment variable the package reads, one object each.
+
+A setting is read from the environment each time it is asked for, and can be overridden for a block or a
+function: ``with settings.KERNELS.override("reference"): ...``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+
+class Setting:
+    """One environment variable: its name, default, what it does."""
+
+    def __init__(self, name: str, default: str, doc: str) -> None:
+        self.name, self.default, self.doc = name, default, doc
+        self._override: ContextVar[str | None] = ContextVar(name, default=None)
+        SETTINGS.append(self)
+
+    @property
+    def value(self) -> str:
+        """The override of the current context, else the environment's value, else the default."""
+        override = self._override.get()
+        return override if override is not None else os.environ.get(self.name, self.default)
+
+    @property
+    def words(self) -> frozenset[str]:
+        """The value as a set of comma-separated words."""
+        return frozenset(word.strip() for word in self.value.split(",") if word.strip())
+
+    @contextmanager
+    def override(self, value: str) -> Iterator[None]:
+        """Use ``value`` inside the block, or inside the decorated function."""
+        token = self._override.set(value)
+        try:
+            yield
+        finally:
+            self._override.reset(token)
+
+
+SETTINGS: list[Setting] = []
+
+BLAS = Setting(
+    "METAL_CANDLE_BLAS",
+    "auto",
+    "Linux CPU: `auto` loads an optimised BLAS before MLX, `off` leaves MLX's own, a path names a library.",
+)
+CACHE = Setting("METAL_CANDLE_CACHE", "", "Folder for models and libraries; default: the user's cache folder.")
+DISABLE = Setting("METAL_CANDLE_DISABLE", "", "Features to switch off: `graph`, `custom-metal`, comma separated.")
+KERNELS = Setting("METAL_CANDLE_KERNELS", "auto", "`reference` replaces every kernel by its plain MLX definition.")
+DEBUG = Setting("METAL_CANDLE_DEBUG", "", "Topics to log: `graph`, `kernel`, `compile`, comma separated.")
