@@ -174,6 +174,8 @@ class FeatureDisabledError(Error, RuntimeError):
 class ErrorGroup(Error):
     """An error enum: its variants are attributes, subclasses of it that are filled by fields."""
 
+    reason: str
+
     def __init__(self, *values: object, **fields: object) -> None:
         super().__init__(*values, *fields.values())
 
@@ -183,10 +185,12 @@ class ModelError(ErrorGroup):
 
     FileNotFound: type[ModelError]
     InvalidFormat: type[ModelError]
+    IncompatibleVersion: type[ModelError]
     InvalidConfig: type[ModelError]
     ShapeMismatch: type[ModelError]
     DownloadFailed: type[ModelError]
     TokenizerFailed: type[ModelError]
+    ChatTemplateFailed: type[ModelError]
 
 
 class TrainingError(ErrorGroup):
@@ -250,6 +254,14 @@ def _variant(group: type[Error], name: str, text: str, builtin: type[Exception],
 
 _variant(ModelError, "FileNotFound", "model file not found: {path}", FileNotFoundError, "path")
 _variant(ModelError, "InvalidFormat", "invalid model format: {reason}", ValueError, "reason")
+_variant(
+    ModelError,
+    "IncompatibleVersion",
+    "incompatible model version: expected {expected}, found {found}",
+    ValueError,
+    "expected",
+    "found",
+)
 _variant(ModelError, "InvalidConfig", "invalid model configuration: {reason}", ValueError, "reason")
 _variant(
     ModelError,
@@ -262,6 +274,7 @@ _variant(
 )
 _variant(ModelError, "DownloadFailed", "download failed: {reason}", OSError, "reason")
 _variant(ModelError, "TokenizerFailed", "tokenizer loading failed: {reason}", ValueError, "reason")
+_variant(ModelError, "ChatTemplateFailed", "chat template failed: {reason}", ValueError, "reason")
 _variant(TrainingError, "InvalidConfig", "invalid training configuration: {reason}", ValueError, "reason")
 _variant(
     TrainingError,
@@ -286,9 +299,7 @@ _variant(
 _variant(CheckpointError, "SaveFailed", "failed to save: {reason}", OSError, "reason")
 _variant(CheckpointError, "LoadFailed", "failed to load: {reason}", OSError, "reason")
 _variant(CheckpointError, "InvalidFormat", "invalid checkpoint format: {reason}", ValueError, "reason")
-_variant(
-    DeviceError, "MetalUnavailable", "Metal device not available: {reason}", RuntimeError, "reason"
-)
+_variant(DeviceError, "MetalUnavailable", "Metal device not available: {reason}", RuntimeError, "reason")
 _variant(DeviceError, "CudaUnavailable", "CUDA device not available: {reason}", RuntimeError, "reason")
 _variant(DataError, "InvalidLine", "{path}:{line}: {reason}", ValueError, "path", "line", "reason")
 _variant(DataError, "InvalidFile", "{path}: {reason}", ValueError, "path", "reason")
