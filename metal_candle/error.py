@@ -190,6 +190,7 @@ class ModelError(ErrorGroup):
     ShapeMismatch: type[ModelError]
     DownloadFailed: type[ModelError]
     TokenizerFailed: type[ModelError]
+    TokenizationFailed: type[ModelError]
     ChatTemplateFailed: type[ModelError]
 
 
@@ -274,6 +275,7 @@ _variant(
 )
 _variant(ModelError, "DownloadFailed", "download failed: {reason}", OSError, "reason")
 _variant(ModelError, "TokenizerFailed", "tokenizer loading failed: {reason}", ValueError, "reason")
+_variant(ModelError, "TokenizationFailed", "tokenization failed: {reason}", ValueError, "reason")
 _variant(ModelError, "ChatTemplateFailed", "chat template failed: {reason}", ValueError, "reason")
 _variant(TrainingError, "InvalidConfig", "invalid training configuration: {reason}", ValueError, "reason")
 _variant(

@@ -1,0 +1,224 @@
+"""A node of the graph, and the variables whose values leaves are."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+
+from ..device import Device
+from ..dtype import DType
+from ..error import Error
+from ..shape import Shape
+from .operation import Arrays, Meta, Metas, Operation
+
+_ids = itertools.count()
+
+
+class GraphNode:
+    """One recorded operation: what it is, its inputs, shape and dtype, and once computed its value.
+
+    Immutable but for ``value``. There is no global graph: a graph is what is reachable from a node.
+    """
+
+    __slots__ = ("__weakref__", "device", "handle", "id", "inputs", "meta", "operation", "tracked", "value", "variable")
+
+    def __init__(
+        self,
+        operation: Operation,
+        inputs: tuple[GraphNode, ...],
+        meta: Metas,
+        device: Device,
+        tracked: bool = False,
+        value: Arrays | None = None,
+        variable: Variable | None = None,
+    ) -> None:
+        self.operation = operation
+        self.inputs = inputs
+        self.meta = meta
+        self.device = device
+        # Whether a variable is among the ancestors, so that a gradient can pass through here.
+        self.tracked = tracked
+        self.value = value
+        self.variable = variable
+        # The lazy tensor that a user holds of this node: its value is kept when it is computed on the way.
+        self.handle: weakref.ref[Any] | None = None
+        self.id = next(_ids)
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the value."""
+        return self.meta[0]  # type: ignore[return-value]
+
+    @property
+    def dtype(self) -> DType:
+        """Dtype of the value."""
+        return self.meta[1]  # type: ignore[return-value]
+
+    @property
+    def output_shape(self) -> Shape:
+        """Shape of the value, under metal-candle's name."""
+        return self.shape
+
+    @property
+    def output_dtype(self) -> DType:
+        """Dtype of the value, under metal-candle's name."""
+        return self.dtype
+
+    def is_available(self) -> bool:
+        """Whether the value has been computed."""
+        return self.value is not None
+
+    def is_held(self) -> bool:
+        """Whether somebody outside the graph holds this node."""
+        return self.handle is not None and self.handle() is not None
+
+    def __repr__(self) -> str:
+        what = f"{list(self.shape)}, {self.dtype}" if isinstance(self.meta, Meta) else f"{len(self.meta)} results"
+        return f"GraphNode({self.operation.name()}, {what}, {'available' if self.value is not None else 'lazy'})"
+
+
+class Variable:
+    """A cell whose value changes: what every ``Var``, and each tensor taken from one, shares.
+
+    ``node`` is the leaf that recordings use; setting a value makes a new leaf, so that what was recorded
+    before keeps reading the value of its time.
+    """
+
+    __slots__ = ("__weakref__", "_node", "differentiable")
+
+    def __init__(self, value: mx.array, device: Device, differentiable: bool = True) -> None:
+        self.differentiable = differentiable
+        meta = Meta(Shape(value.shape), DType.of(value.dtype))
+        self._node = GraphNode(Operation.Input, (), meta, device)
+        self.assign(value)
+
+    @property
+    def node(self) -> GraphNode:
+        """The leaf, or while tracing what the traced function has set."""
+        return self._node
+
+    def assign(self, value: mx.array) -> None:
+        """Take a computed value."""
+        old = self._node
+        self._replace(
+            GraphNode(Operation.Input, (), old.meta, old.device, self._tracked(), value=value, variable=self)
+        )
+
+    def assign_node(self, node: GraphNode) -> None:
+        """Take a recorded value, as a function that is being traced does."""
+        self._replace(
+            GraphNode(Operation.Detach, (node,), node.meta, node.device, self._tracked(), variable=self)
+        )
+
+    def _tracked(self) -> bool:
+        return self.differentiable and self._node.meta[1].is_float_  # type: ignore[union-attr]
+
+    def _replace(self, node: GraphNode) -> None:
+        trace = current_trace()
+        if trace is not None:
+            trace.remember(self, self._node)
+        self._node = node
+
+    def restore(self, node: GraphNode) -> None:
+        """Put a leaf back, after a trace."""
+        self._node = node
+
+
+class Trace:
+    """What one run of a traced function read and wrote."""
+
+    def __init__(self) -> None:
+        self.before: dict[Variable, GraphNode] = {}
+        self.keys: list[GraphNode] = []
+
+    def remember(self, variable: Variable, node: GraphNode) -> None:
+        """Keep the leaf a variable had when the trace began."""
+        self.before.setdefault(variable, node)
+
+    @property
+    def written(self) -> dict[Variable, GraphNode]:
+        """The variables that were set, with the node each has now."""
+        return {variable: variable.node for variable in self.before}
+
+
+class _State(threading.local):
+    trace: Trace | None = None
+
+
+_state = _State()
+
+
+def current_trace() -> Trace | None:
+    """The trace that is running in this thread, if any: nothing may be evaluated meanwhile."""
+    return _state.trace
+
+
+@contextmanager
+def tracing() -> Iterator[Trace]:
+    """Record inside the block; afterwards every variable has its former value again."""
+    if _state.trace is not None:
+        raise Error("compile: a traced function called another compiled function's tracing; call it directly")
+    _state.trace = trace = Trace()
+    try:
+        yield trace
+    finally:
+        _state.trace = None
+        for variable, node in trace.before.items():
+            variable.restore(node)
+
+
+def leaf(value: mx.array, device: Device) -> GraphNode:
+    """A leaf that holds a value."""
+    return GraphNode(Operation.Input, (), Meta(Shape(value.shape), DType.of(value.dtype)), device, value=value)
+
+
+def placeholder(meta: Meta, device: Device) -> GraphNode:
+    """A leaf whose value is given when a plan runs."""
+    return GraphNode(Operation.Input, (), meta, device)
+
+
+def record(operation: Operation, inputs: tuple[GraphNode, ...]) -> GraphNode:
+    """A new node. Raises what the operation's ``infer`` raises, and ``Error`` where devices differ."""
+    meta = operation.infer(*[node.meta for node in inputs])
+    device, tracked = inputs[0].device, False
+    for node in inputs:
+        tracked = tracked or node.tracked
+        if node.device != device:
+            raise Error(f"{operation.name()}: operands on {device} and {node.device}; move one with to_device")
+    if tracked and not operation.differentiable:
+        tracked = False
+    return GraphNode(operation, inputs, meta, device, tracked)
+
+
+def topological_order(
+    outputs: Sequence[GraphNode], stop: Callable[[GraphNode], bool] = lambda node: False
+) -> list[GraphNode]:
+    """Every node that ``outputs`` depend on, dependencies first, each once; without recursion.
+
+    Nodes for which ``stop`` holds are listed, but not looked behind.
+    """
+    order: list[GraphNode] = []
+    seen: set[GraphNode] = set()
+    stack: list[tuple[GraphNode, bool]] = [(node, False) for node in reversed(outputs)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            order.append(node)
+            continue
+        if node in seen:
+            continue
+        seen.add(node)
+        if stop(node) or not node.inputs:
+            order.append(node)
+            continue
+        stack.append((node, True))
+        for source in reversed(node.inputs):
+            if source not in seen:
+                stack.append((source, False))
+    return order

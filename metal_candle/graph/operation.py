@@ -1,0 +1,152 @@
+"""What an operation is: one record that holds its shape rule, dtype rule, lowering and documentation.
+
+A subclass of ``Operation`` is a record; an instance is that operation with its parameters, so
+``Operation.MulScalar(value=2.0)`` is what a node carries. Everything else about an operation (the method
+on tensors, the stub, the reference page, the parity and gradient tests) is derived from its record.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple, Union
+
+import mlx.core as mx
+import numpy as np
+
+from ..dtype import DType
+from ..error import BackwardNotSupportedError, ShapeMismatchError
+from ..shape import Shape
+
+
+class Meta(NamedTuple):
+    """What is known of a tensor before it is computed."""
+
+    shape: Shape
+    dtype: DType
+
+
+# An operation with several results has a tuple of each of these; see ``Pick`` in operations/structure.py.
+Metas = Union[Meta, tuple[Meta, ...]]
+Arrays = Union[mx.array, tuple[mx.array, ...]]
+Gradients = tuple[Union[mx.array, None], ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Arguments a record is tried on in the derived tests: shapes of the tensors, then parameters."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    params: tuple[Any, ...] = ()
+    low: float = -2.0
+    high: float = 2.0
+
+
+REGISTRY: dict[str, type[Operation]] = {}
+
+
+class Operation:
+    """Base of all records. A subclass is registered under its snake-case name when it is defined.
+
+    Class attributes a record may set:
+
+    - ``arity``: number of tensors it takes, ``None`` for any number.
+    - ``candle``: the Rust signature it mirrors.
+    - ``methods``: names under which tensors offer it; empty for what only the package records.
+    - ``samples``: what the derived tests try; ``numpy``: the reference they compare with.
+    - ``differentiable``: ``False`` ends the gradient here, as in candle (``round``, comparisons).
+    """
+
+    arity: ClassVar[int | None] = 1
+    candle: ClassVar[str] = ""
+    methods: ClassVar[tuple[str, ...]] = ()
+    samples: ClassVar[tuple[Sample, ...]] = ()
+    differentiable: ClassVar[bool] = True
+    numpy: ClassVar[Callable[..., Any] | None] = None
+    key: ClassVar[str] = ""
+
+    def __init_subclass__(cls, abstract: bool = False) -> None:
+        dataclass(eq=True, unsafe_hash=True)(cls)
+        if abstract:
+            return
+        cls.key = cls.__dict__.get("key") or _snake_case(cls.__name__)
+        REGISTRY[cls.key] = cls
+        # A variant without data is a value, one with data a constructor, as in a Rust enum.
+        setattr(Operation, cls.__name__, cls if fields(cls) else cls())  # type: ignore[arg-type]
+
+    def name(self) -> str:
+        """The operation's name: "mul_scalar"."""
+        return self.key
+
+    @classmethod
+    def bind(cls, *operands: Any) -> Operation:
+        """The operation for these operands (each a ``Meta``) and the call's other arguments, which it checks."""
+        return cls()
+
+    def infer(self, *inputs: Any) -> Metas:
+        """Shape and dtype of the result. Raises the error a user should see where inputs do not fit."""
+        raise AssertionError(f"{self.key} declares no infer")
+
+    def lower(self, *inputs: Any) -> Arrays:
+        """The result as MLX arrays."""
+        raise AssertionError(f"{self.key} declares no lower")
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        """Gradients of the inputs that ``needs`` marks, ``None`` for the others.
+
+        By default MLX differentiates ``lower``; what of it the gradient does not use is never computed.
+        """
+        wanted = [i for i, need in enumerate(needs) if need]
+
+        def function(*chosen: mx.array) -> Any:
+            full = list(inputs)
+            for i, value in zip(wanted, chosen):
+                full[i] = value
+            return self.lower(*full)
+
+        try:
+            _, found = mx.vjp(function, [inputs[i] for i in wanted], [cotangent])
+        except ValueError as error:
+            if "Not implemented" in str(error):
+                raise BackwardNotSupportedError(self.key) from error
+            raise
+        gradients: list[mx.array | None] = [None] * len(inputs)
+        for i, gradient in zip(wanted, found):
+            gradients[i] = gradient
+        return tuple(gradients)
+
+    def output_shape(self, shapes: Sequence[Sequence[int]], dtype: DType = DType.F32) -> Shape:
+        """Shape of the result for inputs of these shapes. Raises as ``infer`` does."""
+        return self._infer_one([Meta(Shape.of(tuple(shape)), dtype) for shape in shapes]).shape
+
+    def output_dtype(self, dtypes: Sequence[DType]) -> DType:
+        """Dtype of the result for scalar inputs of these dtypes. Raises as ``infer`` does."""
+        shape = Shape((1,) * 2)
+        return self._infer_one([Meta(shape, DType.of(dtype)) for dtype in dtypes]).dtype
+
+    def _infer_one(self, inputs: Sequence[Meta]) -> Meta:
+        self.check_arity(len(inputs))
+        meta = self.infer(*inputs)
+        return meta if isinstance(meta, Meta) else meta[0]
+
+    def check_arity(self, count: int) -> None:
+        """Raise ``ShapeMismatchError`` unless the operation takes ``count`` tensors."""
+        if self.arity is not None and count != self.arity:
+            raise ShapeMismatchError(
+                f"{type(self).__name__} requires {self.arity} input{'s' if self.arity != 1 else ''}, got {count}"
+            )
+
+    @classmethod
+    def surface(cls) -> dict[str, Callable[..., Operation]]:
+        """The tensor methods this record gives: name and how its call arguments become an operation."""
+        return dict.fromkeys(cls.methods, cls.bind)
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def to_numpy(array: mx.array) -> np.ndarray[Any, Any]:
+    """An MLX array as NumPy; bfloat16, which NumPy lacks, as float32."""
+    return np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)

@@ -1,0 +1,236 @@
+"""Records of two tensors, element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import mlx.core as mx
+import numpy as np
+
+from ...dtype import DType
+from ...error import DTypeMismatchError, ShapeMismatchBinaryOpError
+from ...shape import broadcast_shapes
+from ..operation import Gradients, Meta, Operation, Sample
+
+PAIRS = (
+    Sample(((), ())),
+    Sample(((0,), (0,))),
+    Sample(((5, 123), (5, 123))),
+    Sample(((5, 1, 3), (4, 3))),
+    Sample(((2, 3), ())),
+)
+POSITIVE_PAIRS = tuple(Sample(sample.shapes, low=0.5, high=3.0) for sample in PAIRS)
+
+
+def reduce_to(gradient: mx.array, like: mx.array) -> mx.array:
+    """Sum a gradient over the dimensions that broadcasting added to ``like``."""
+    if gradient.shape == like.shape:
+        return gradient
+    extra = gradient.ndim - like.ndim
+    axes = [i for i in range(gradient.ndim) if i < extra or like.shape[i - extra] != gradient.shape[i]]
+    return gradient.sum(axis=axes).reshape(like.shape)
+
+
+class Binary(Operation, abstract=True):
+    """Family: two tensors of one dtype, whose shapes broadcast.
+
+    Offered as a named method that wants equal shapes, as ``broadcast_<name>``, and as an operator.
+    """
+
+    arity = 2
+    samples = PAIRS
+    function: ClassVar[Callable[..., mx.array]]
+    operator: ClassVar[str] = ""
+    # Whether the named method also takes a number, as candle's TensorOrScalar; operators always do.
+    takes_number: ClassVar[bool] = False
+
+    @classmethod
+    def bind_strict(cls, lhs: Meta, rhs: Meta) -> Operation:
+        """candle's named method: equal shapes only. Raises ``ShapeMismatchBinaryOpError``."""
+        if lhs.shape != rhs.shape:
+            takes = f"equal shapes; broadcast_{cls.key} broadcasts"
+            raise ShapeMismatchBinaryOpError(cls.key, lhs.shape, rhs.shape, takes)
+        return cls()
+
+    @classmethod
+    def bind(cls, lhs: Meta, rhs: Meta) -> Operation:
+        return cls()
+
+    @classmethod
+    def surface(cls) -> dict[str, Callable[..., Operation]]:
+        return {cls.methods[0]: cls.bind_strict, f"broadcast_{cls.methods[0]}": cls.bind}
+
+    def infer(self, lhs: Meta, rhs: Meta) -> Meta:
+        if lhs.dtype is not rhs.dtype:
+            raise DTypeMismatchError(self.key, lhs.dtype, rhs.dtype)
+        if lhs.shape == rhs.shape:
+            return lhs
+        return Meta(broadcast_shapes(lhs.shape, rhs.shape, self.key), lhs.dtype)
+
+    def lower(self, lhs: mx.array, rhs: mx.array) -> mx.array:
+        return type(self).function(lhs, rhs)
+
+
+class Add(Binary):
+    """Sum of two tensors."""
+
+    candle = "Tensor::add(&self, rhs: &Tensor) -> Result<Tensor>"
+    methods = ("add",)
+    operator = "add"
+    function = mx.add
+    numpy = np.add
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        return tuple(reduce_to(cotangent, x) if need else None for x, need in zip(inputs, needs))
+
+
+class Sub(Binary):
+    """Difference of two tensors."""
+
+    candle = "Tensor::sub(&self, rhs: &Tensor) -> Result<Tensor>"
+    methods = ("sub",)
+    operator = "sub"
+    function = mx.subtract
+    numpy = np.subtract
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        lhs = reduce_to(cotangent, inputs[0]) if needs[0] else None
+        return lhs, reduce_to(-cotangent, inputs[1]) if needs[1] else None
+
+
+class Mul(Binary):
+    """Product of two tensors, element by element."""
+
+    candle = "Tensor::mul(&self, rhs: &Tensor) -> Result<Tensor>"
+    methods = ("mul",)
+    operator = "mul"
+    function = mx.multiply
+    numpy = np.multiply
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        lhs, rhs = inputs
+        left = reduce_to(cotangent * rhs, lhs) if needs[0] else None
+        return left, reduce_to(cotangent * lhs, rhs) if needs[1] else None
+
+
+class Div(Binary):
+    """Quotient of two tensors; integers truncate toward zero."""
+
+    candle = "Tensor::div(&self, rhs: &Tensor) -> Result<Tensor>"
+    methods = ("div",)
+    operator = "truediv"
+    samples = POSITIVE_PAIRS
+    numpy = np.divide
+
+    @staticmethod
+    def function(lhs: mx.array, rhs: mx.array) -> mx.array:
+        if mx.issubdtype(lhs.dtype, mx.floating):
+            return mx.divide(lhs, rhs)
+        floor = mx.floor_divide(lhs, rhs)
+        rounded_down = (lhs - floor * rhs != 0) & ((lhs < 0) != (rhs < 0))
+        return floor + rounded_down.astype(floor.dtype)
+
+
+class Maximum(Binary):
+    """Larger of two elements; a tie gives each side half of the gradient, as in candle."""
+
+    candle = "Tensor::maximum<T: TensorOrScalar>(&self, rhs: T) -> Result<Tensor>"
+    methods = ("maximum",)
+    takes_number = True
+    function = mx.maximum
+    numpy = np.maximum
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        return _split_at_ties(cotangent, inputs, inputs[0] > inputs[1], inputs[0] < inputs[1])
+
+
+class Minimum(Binary):
+    """Smaller of two elements; a tie gives each side half of the gradient, as in candle."""
+
+    candle = "Tensor::minimum<T: TensorOrScalar>(&self, rhs: T) -> Result<Tensor>"
+    methods = ("minimum",)
+    takes_number = True
+    function = mx.minimum
+    numpy = np.minimum
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        return _split_at_ties(cotangent, inputs, inputs[0] < inputs[1], inputs[0] > inputs[1])
+
+
+def _split_at_ties(cotangent: mx.array, inputs: Sequence[Any], left: mx.array, right: mx.array) -> Gradients:
+    share = (left.astype(cotangent.dtype) - right.astype(cotangent.dtype) + 1) * 0.5
+    return reduce_to(cotangent * share, inputs[0]), reduce_to(cotangent * (1 - share), inputs[1])
+
+
+class Comparison(Binary, abstract=True):
+    """Family: two tensors of one dtype compared; U8 with 1 for true."""
+
+    differentiable = False
+    takes_number = True
+
+    def infer(self, lhs: Meta, rhs: Meta) -> Meta:
+        return Meta(super().infer(lhs, rhs).shape, DType.U8)
+
+    def lower(self, lhs: mx.array, rhs: mx.array) -> mx.array:
+        return type(self).function(lhs, rhs).astype(mx.uint8)
+
+
+class Eq(Comparison):
+    """1 where the elements are equal."""
+
+    candle = "Tensor::eq<T: TensorOrScalar>(&self, rhs: T) -> Result<Tensor>"
+    methods = ("eq",)
+    operator = "eq"
+    function = mx.equal
+    numpy = np.equal
+
+
+class Ne(Comparison):
+    """1 where the elements differ; NaN differs from itself."""
+
+    candle = "Tensor::ne<T: TensorOrScalar>(&self, rhs: T) -> Result<Tensor>"
+    methods = ("ne",)
+    operator = "ne"
+    function = mx.not_equal
+    numpy = np.not_equal
+
+
+class Lt(Comparison):
+    """1 where the left element is smaller."""
+
+    candle = "Tensor::lt<T: TensorOrScalar>(&self, rhs: T) -> Result<Tensor>"
+    methods = ("lt",)
+    operator = "lt"
+    function = mx.less
+    numpy = np.less
+
+
+class Le(Comparison):
+    """1 where the left element is smaller or equal."""
+
+    candle = "Tensor::le<T: TensorOrScalar>(&self, rhs: T) -> Result<Tensor>"
+    methods = ("le",)
+    operator = "le"
+    function = mx.less_equal
+    numpy = np.less_equal
+
+
+class Gt(Comparison):
+    """1 where the left element is larger."""
+
+    candle = "Tensor::gt<T: TensorOrScalar>(&self, rhs: T) -> Result<Tensor>"
+    methods = ("gt",)
+    operator = "gt"
+    function = mx.greater
+    numpy = np.greater
+
+
+class Ge(Comparison):
+    """1 where the left element is larger or equal."""
+
+    candle = "Tensor::ge<T: TensorOrScalar>(&self, rhs: T) -> Result<Tensor>"
+    methods = ("ge",)
+    operator = "ge"
+    function = mx.greater_equal
+    numpy = np.greater_equal

@@ -1,0 +1,95 @@
+"""Records of matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ...dtype import DType
+from ...error import DTypeMismatchError, ShapeMismatchBinaryOpError, UnsupportedDTypeForOpError
+from ...kernels.linear import linear
+from ...kernels.matmul import matmul
+from ...shape import Shape, broadcast_shapes
+from ..operation import Gradients, Meta, Operation, Sample
+from .binary import reduce_to
+
+
+def expect_float(op: str, dtype: DType) -> None:
+    """Raise unless the dtype is one that products take."""
+    if not dtype.is_float_:
+        raise UnsupportedDTypeForOpError(op, dtype, "bf16, f16, f32 or f64")
+
+
+class Matmul(Operation):
+    """Matrix product ``(…, m, k) · (…, k, n)`` to ``(…, m, n)``; leading dims broadcast.
+
+    Offered as ``matmul``, which wants equal leading dims as candle's does, as ``broadcast_matmul`` and
+    as ``@``.
+    """
+
+    arity = 2
+    candle = "Tensor::matmul(&self, rhs: &Self) -> Result<Self>"
+    methods = ("broadcast_matmul",)
+    samples = (
+        Sample(((5, 13), (13, 3))),
+        Sample(((2, 3, 4), (2, 4, 5))),
+        Sample(((2, 1, 3, 4), (5, 4, 2))),
+        Sample(((3, 0), (0, 2))),
+        Sample(((1, 4), (4, 1))),
+    )
+
+    @staticmethod
+    def numpy(lhs: Any, rhs: Any) -> Any:
+        return np.matmul(lhs, rhs)
+
+    def infer(self, lhs: Meta, rhs: Meta) -> Meta:
+        if lhs.dtype is not rhs.dtype:
+            raise DTypeMismatchError("matmul", lhs.dtype, rhs.dtype)
+        expect_float("matmul", lhs.dtype)
+        if len(lhs.shape) < 2 or len(rhs.shape) < 2 or lhs.shape[-1] != rhs.shape[-2]:
+            raise ShapeMismatchBinaryOpError("matmul", lhs.shape, rhs.shape, "(…, m, k) and (…, k, n)")
+        leading = broadcast_shapes(lhs.shape[:-2], rhs.shape[:-2], "matmul")
+        return Meta(Shape((*leading, lhs.shape[-2], rhs.shape[-1])), lhs.dtype)
+
+    def lower(self, lhs: mx.array, rhs: mx.array) -> mx.array:
+        return matmul(lhs, rhs)
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        lhs, rhs = inputs
+        left = reduce_to(matmul(cotangent, mx.swapaxes(rhs, -1, -2)), lhs) if needs[0] else None
+        if not needs[1]:
+            return left, None
+        if rhs.ndim == 2 and lhs.ndim > 2:
+            # One product over all rows instead of a product per leading index and a sum over them.
+            rows, upstream = lhs.reshape(-1, lhs.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
+            return left, matmul(rows.T, upstream)
+        return left, reduce_to(matmul(mx.swapaxes(lhs, -1, -2), cotangent), rhs)
+
+
+class Linear(Operation):
+    """``x · weightᵀ``: ``(…, in)`` with weight ``(out, in)`` to ``(…, out)``."""
+
+    arity = 2
+    candle = "candle_nn::Linear::forward(&self, x: &Tensor) -> Result<Tensor>"
+    samples = (Sample(((5, 13), (3, 13))), Sample(((2, 3, 4), (7, 4))), Sample(((4,), (3, 4))))
+
+    @staticmethod
+    def numpy(x: Any, weight: Any) -> Any:
+        return x @ weight.T
+
+    def infer(self, x: Meta, weight: Meta) -> Meta:
+        if x.dtype is not weight.dtype:
+            raise DTypeMismatchError("linear", x.dtype, weight.dtype)
+        expect_float("linear", x.dtype)
+        if len(weight.shape) != 2 or not x.shape or x.shape[-1] != weight.shape[1]:
+            raise ShapeMismatchBinaryOpError("linear", x.shape, weight.shape, "(…, in) and weight (out, in)")
+        return Meta(Shape((*x.shape[:-1], weight.shape[0])), x.dtype)
+
+    def lower(self, x: mx.array, weight: mx.array) -> mx.array:
+        return linear(x, weight)
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        return linear.vjp(cotangent, inputs, output, needs)

@@ -1,0 +1,216 @@
+"""The decoder that Llama, SmolLM2, Mistral, Qwen2 and Qwen3 are: which one is up to the configuration.
+
+Touvron et al. 2023, https://arxiv.org/abs/2302.13971; grouped heads: Ainslie et al. 2023,
+https://arxiv.org/abs/2305.13245.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..error import ModelError
+from ..nn import ops
+from ..nn.embedding import Embedding, embedding
+from ..nn.kv_cache import ConcatKvCache
+from ..nn.linear import Linear, linear_b, linear_no_bias
+from ..nn.module import Module
+from ..nn.norm import rms_norm
+from ..nn.var_builder import VarBuilder
+from ..tensor.eager import Tensor
+from .config import ModelConfig
+from .projection import Projection, TargetModule
+from .rotary import RotaryEmbedding
+
+TM = TargetModule
+
+
+class Attention(Module):
+    """Self-attention with grouped heads: ``(b, t, hidden)`` to the same."""
+
+    def __init__(self, config: ModelConfig, layer: int, rotary: RotaryEmbedding, vb: VarBuilder) -> None:
+        self._heads, self._kv_heads, self._size = (
+            config.num_attention_heads,
+            config.num_kv_heads(),
+            config.head_dim(),
+        )
+        self._rotary, self._window = rotary, config.window(layer)
+        hidden, inner, shared = config.hidden_size, self._heads * self._size, self._kv_heads * self._size
+
+        def projection(target: TargetModule, size_in: int, size_out: int, bias: bool) -> Projection:
+            return Projection(linear_b(size_in, size_out, bias, vb.pp(target.value)), layer, target)
+
+        self.q_proj = projection(TM.QProj, hidden, inner, config.qkv_bias)
+        self.k_proj = projection(TM.KProj, hidden, shared, config.qkv_bias)
+        self.v_proj = projection(TM.VProj, hidden, shared, config.qkv_bias)
+        self.o_proj = projection(TM.OProj, inner, hidden, config.output_bias)
+        self._q_norm = rms_norm(self._size, config.rms_norm_eps, vb.pp("q_norm")) if config.qk_norm else None
+        self._k_norm = rms_norm(self._size, config.rms_norm_eps, vb.pp("k_norm")) if config.qk_norm else None
+
+    def projections(self) -> list[Projection]:
+        """The four projections."""
+        return [self.q_proj, self.k_proj, self.v_proj, self.o_proj]
+
+    def norm_weights(self, path: str) -> dict[str, Tensor]:
+        """The weights of the norms of q and k by name, where there are any."""
+        norms = {"q_norm": self._q_norm, "k_norm": self._k_norm}
+        return {f"{path}.{name}.weight": norm.weight() for name, norm in norms.items() if norm is not None}
+
+    def head_dim(self) -> int:
+        """The size of a head."""
+        return self._size
+
+    def forward(self, xs: Any, cache: ConcatKvCache | None = None) -> Any:  # type: ignore[override]
+        """What each position gathers from itself and those before it; with a cache, from earlier calls too."""
+        b, t, _ = xs.dims3()
+        start = cache.current_seq_len() if cache is not None else 0
+
+        def heads(projected: Any, count: int) -> Any:
+            return projected.reshape((b, t, count, self._size)).transpose(1, 2)
+
+        q, k, v = heads(self.q_proj(xs), self._heads), heads(self.k_proj(xs), self._kv_heads), self.v_proj(xs)
+        v = heads(v, self._kv_heads)
+        if self._q_norm is not None and self._k_norm is not None:
+            q, k = self._q_norm(q), self._k_norm(k)
+        q, k = self._rotary.apply(q, start), self._rotary.apply(k, start)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        mask = self._window_mask(xs, t, start)
+        out = ops.sdpa(q, k, v, mask, mask is None and t > 1, 1.0 / math.sqrt(self._size))
+        return self.o_proj(out.transpose(1, 2).reshape((b, t, self._heads * self._size)))
+
+    def _window_mask(self, xs: Any, t: int, start: int) -> Any:
+        """An additive mask where the sliding window hides something, else ``None``."""
+        if self._window is None or start + t <= self._window:
+            return None
+        behind = (start + np.arange(t))[:, None] - np.arange(start + t)[None, :]
+        seen = (behind >= 0) & (behind < self._window)
+        # Not -inf: halves of 0 · -inf would be NaN in the gradient.
+        values = mx.where(mx.array(seen), 0.0, float(np.finfo(np.float16).min)).astype(xs.dtype.mlx_)
+        return xs._lift(Tensor.from_mlx(values, xs.device))
+
+
+class MLP(Module):
+    """down(silu(gate(x)) · up(x)): ``(b, t, hidden)`` to the same."""
+
+    def __init__(self, config: ModelConfig, layer: int, vb: VarBuilder) -> None:
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = Projection(linear_b(hidden, inner, bias, vb.pp("gate_proj")), layer, TM.GateProj)
+        self.up_proj = Projection(linear_b(hidden, inner, bias, vb.pp("up_proj")), layer, TM.UpProj)
+        self.down_proj = Projection(linear_b(inner, hidden, bias, vb.pp("down_proj")), layer, TM.DownProj)
+
+    def projections(self) -> list[Projection]:
+        """The three projections."""
+        return [self.gate_proj, self.up_proj, self.down_proj]
+
+    def forward(self, xs: Any) -> Any:
+        """The gated product."""
+        return self.down_proj(ops.silu_mul(self.gate_proj(xs), self.up_proj(xs)))
+
+
+class DecoderLayer(Module):
+    """Attention and MLP, each behind an RMS norm and around a residual."""
+
+    def __init__(self, config: ModelConfig, layer: int, rotary: RotaryEmbedding, vb: VarBuilder) -> None:
+        eps, hidden = config.rms_norm_eps, config.hidden_size
+        self.self_attn = Attention(config, layer, rotary, vb.pp("self_attn"))
+        self.mlp = MLP(config, layer, vb.pp("mlp"))
+        self.input_layernorm = rms_norm(hidden, eps, vb.pp("input_layernorm"))
+        self.post_attention_layernorm = rms_norm(hidden, eps, vb.pp("post_attention_layernorm"))
+
+    def forward(self, xs: Any, cache: ConcatKvCache | None = None) -> Any:  # type: ignore[override]
+        """``(b, t, hidden)`` to the same."""
+        xs = xs.add(self.self_attn.forward(self.input_layernorm(xs), cache))
+        return xs.add(self.mlp(self.post_attention_layernorm(xs)))
+
+
+class Decoder(Module):
+    """A causal language model. Weights have the names transformers gives them."""
+
+    def __init__(self, config: ModelConfig, vb: VarBuilder) -> None:
+        config.validate()
+        self.config = config
+        inner = vb.pp("model")
+        self.rotary = RotaryEmbedding(config, vb.dtype(), vb.device())
+        self.embed_tokens: Embedding = embedding(
+            config.vocab_size, config.hidden_size, inner.pp("embed_tokens")
+        )
+        self.layers = [
+            DecoderLayer(config, i, self.rotary, inner.pp("layers").pp(i))
+            for i in range(config.num_hidden_layers)
+        ]
+        self.norm = rms_norm(config.hidden_size, config.rms_norm_eps, inner.pp("norm"))
+        self.lm_head = (
+            Linear(self.embed_tokens.embeddings())
+            if config.tie_word_embeddings
+            else linear_no_bias(config.hidden_size, config.vocab_size, vb.pp("lm_head"))
+        )
+        self.device, self.dtype = vb.device(), vb.dtype()
+
+    def projections(self) -> list[Projection]:
+        """Every projection, first layer first: where adapters act."""
+        return [
+            p for layer in self.layers for p in (*layer.self_attn.projections(), *layer.mlp.projections())
+        ]
+
+    def new_caches(self) -> list[ConcatKvCache]:
+        """An empty key-value cache for each layer."""
+        return [ConcatKvCache(2) for _ in self.layers]
+
+    def hidden(self, ids: Any, caches: list[ConcatKvCache] | None = None) -> Any:
+        """The normed hidden states ``(b, t, hidden)`` of ids ``(b, t)``."""
+        xs = self.embed_tokens(ids)
+        for i, layer in enumerate(self.layers):
+            xs = layer.forward(xs, None if caches is None else caches[i])
+        return self.norm(xs)
+
+    def forward(self, xs: Any, caches: list[ConcatKvCache] | None = None) -> Any:  # type: ignore[override]
+        """The logits ``(b, t, vocabulary)`` of ids ``(b, t)``, each position seeing those before it."""
+        return self.lm_head(self.hidden(xs, caches))
+
+    def head_weight(self) -> Tensor:
+        """The vocabulary head's weight, ``(vocabulary, hidden)``; with tied embeddings their table."""
+        return self.lm_head.weight()
+
+    def vocab_size(self) -> int:
+        """How many tokens there are."""
+        return self.config.vocab_size
+
+    def num_layers(self) -> int:
+        """How many blocks there are."""
+        return len(self.layers)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every tensor by its Hugging Face name; a tied head is not listed twice."""
+        named = {"model.embed_tokens.weight": self.embed_tokens.embeddings()}
+        for projection in self.projections():
+            named[f"{projection.path}.weight"] = projection.linear.weight()
+            bias = projection.linear.bias()
+            if bias is not None:
+                named[f"{projection.path}.bias"] = bias
+        for i, layer in enumerate(self.layers):
+            path = f"model.layers.{i}"
+            named[f"{path}.input_layernorm.weight"] = layer.input_layernorm.weight()
+            named[f"{path}.post_attention_layernorm.weight"] = layer.post_attention_layernorm.weight()
+            named.update(layer.self_attn.norm_weights(f"{path}.self_attn"))
+        named["model.norm.weight"] = self.norm.weight()
+        if not self.config.tie_word_embeddings:
+            named["lm_head.weight"] = self.lm_head.weight()
+        return named
+
+    def num_parameters(self) -> int:
+        """How many numbers the model has."""
+        return sum(tensor.elem_count() for tensor in self.weights().values())
+
+
+def check_all_used(vb: VarBuilder) -> None:
+    """Raise ``ModelError.InvalidFormat`` if the weights hold tensors that the network has no place for."""
+    extra = [
+        name for name in vb.unused() if not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight"
+    ]
+    if extra:
+        shown = ", ".join(extra[:5]) + (f" and {len(extra) - 5} more" if len(extra) > 5 else "")
+        raise ModelError.InvalidFormat(reason=f"weights that config.json has no place for: {shown}")

@@ -1,0 +1,72 @@
+"""From a path to a model with its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..device import Device, DeviceLike
+from ..dtype import DType, DTypeLike
+from ..error import CannotFindTensorError, ModelError, UnexpectedShapeError
+from ..nn.var_builder import VarBuilder
+from .config import ModelConfig
+from .decoder import Decoder, check_all_used
+from .fetch import resolve
+from .tokenizer import Tokenizer
+from .weights.gguf import load_gguf
+from .weights.safetensors import load_directory
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, its tokenizer, and where both came from."""
+
+    model: Decoder
+    tokenizer: Tokenizer
+    path: Path
+    name: str
+
+
+def build(
+    config: ModelConfig, weights: dict[str, mx.array], dtype: DTypeLike, device: DeviceLike = None
+) -> Decoder:
+    """A network from ready weights.
+
+    Raises ``ModelError.InvalidFormat`` for a missing or surplus tensor, with the nearest names, and
+    ``ModelError.ShapeMismatch`` with both shapes.
+    """
+    vb = VarBuilder.from_tensors(weights, dtype, device)
+    try:
+        model = Decoder(config, vb)
+    except CannotFindTensorError as error:
+        raise ModelError.InvalidFormat(reason=f"{error}; the weights do not fit config.json") from error
+    except UnexpectedShapeError as error:
+        raise ModelError.ShapeMismatch(name=error.name, expected=error.expected, actual=error.got) from error
+    check_all_used(vb)
+    return model
+
+
+def load_model(
+    model: str | PathLike[str],
+    dtype: DTypeLike = DType.F32,
+    device: DeviceLike = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> LoadedModel:
+    """Load a model from a Hugging Face folder, a GGUF file, a hub id, or ``smollm2``, which is fetched once.
+
+    ``progress(done, total)`` counts the bytes of a download. Raises kinds of ``ModelError``.
+    """
+    path = resolve(model, progress)
+    target = DType.of(dtype)
+    if path.is_dir():
+        config, tokenizer = ModelConfig.from_directory(path), Tokenizer.from_directory(path)
+        weights = load_directory(path)
+    else:
+        config, weights, metadata = load_gguf(path, target.mlx_)
+        tokenizer = Tokenizer.from_gguf(metadata)
+    network = build(config, weights, target, device or Device.default())
+    return LoadedModel(network, tokenizer, path, str(model))

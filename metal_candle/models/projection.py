@@ -1,0 +1,73 @@
+"""The linear maps of a decoder, each of which an adapter may act in."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Protocol
+
+from ..nn.linear import Linear
+from ..nn.module import Module, T
+
+
+class TargetModule(Enum):
+    """The projections of a block. metal-candle: ``metal_candle::training::TargetModule``."""
+
+    QProj = "q_proj"
+    KProj = "k_proj"
+    VProj = "v_proj"
+    OProj = "o_proj"
+    GateProj = "gate_proj"
+    UpProj = "up_proj"
+    DownProj = "down_proj"
+
+    def name(self) -> str:  # type: ignore[override]
+        """Its name in a checkpoint: "q_proj"."""
+        return str(self.value)
+
+    @staticmethod
+    def from_name(s: str) -> TargetModule | None:
+        """The member of that name, or ``None``."""
+        return next((member for member in TargetModule if member.value == s), None)
+
+    @property
+    def parent(self) -> str:
+        """The part of the block it stands in: "self_attn" or "mlp"."""
+        return "mlp" if self.value in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+
+
+class Adapter(Protocol):
+    """What may act in a projection."""
+
+    def apply(self, base: Any, x: Any) -> Any:
+        """The projection's result, given what the frozen layer makes of ``x``."""
+
+
+class Projection(Module):
+    """A frozen linear layer together with the adapter that acts in it, if any."""
+
+    def __init__(self, linear: Linear, layer: int, target: TargetModule) -> None:
+        self.linear, self.layer, self.target = linear, layer, target
+        self.adapter: Adapter | None = None
+
+    @property
+    def path(self) -> str:
+        """Its Hugging Face path: "model.layers.0.self_attn.q_proj"."""
+        return f"model.layers.{self.layer}.{self.target.parent}.{self.target.value}"
+
+    @property
+    def in_features(self) -> int:
+        """The size it takes."""
+        return int(self.linear.weight().dim(1))
+
+    @property
+    def out_features(self) -> int:
+        """The size it gives."""
+        return int(self.linear.weight().dim(0))
+
+    def forward(self, xs: T) -> T:
+        """``(…, in)`` to ``(…, out)``."""
+        base = self.linear.forward(xs)
+        if self.adapter is None:
+            return base
+        adapted: T = self.adapter.apply(base, xs)
+        return adapted

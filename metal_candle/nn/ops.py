@@ -1,0 +1,96 @@
+"""Functions on tensors. candle: ``candle_nn::ops``. All are differentiable."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from ..error import ShapeMismatchError
+from ..graph.operations.fused import Rope, Sdpa, Swiglu, WeightedRMSNorm
+from ..graph.operations.random import Dropout, random_key
+from ..graph.node import record
+from ..shape import DimLike
+from ..tensor.base import TensorBase
+
+T = TypeVar("T", bound=Any)
+
+
+def softmax(xs: T, dim: DimLike) -> T:
+    """Softmax along a dim."""
+    result: T = xs.softmax(dim)
+    return result
+
+
+def softmax_last_dim(xs: T) -> T:
+    """Softmax along the last dim."""
+    return softmax(xs, -1)
+
+
+def log_softmax(xs: T, dim: DimLike) -> T:
+    """Logarithm of the softmax along a dim."""
+    result: T = xs.log_softmax(dim)
+    return result
+
+
+def silu(xs: T) -> T:
+    """x · sigmoid(x)."""
+    result: T = xs.silu()
+    return result
+
+
+def sigmoid(xs: T) -> T:
+    """1 / (1 + exp(-x))."""
+    result: T = xs.sigmoid()
+    return result
+
+
+def swiglu(xs: T) -> T:
+    """The last dim in two halves: silu(first) · second."""
+    gate, up = xs.chunk(2, -1)
+    return silu_mul(gate, up)
+
+
+def silu_mul(gate: T, up: T) -> T:
+    """silu(gate) · up in one operation, of equal shapes."""
+    result: T = gate._record(Swiglu(), up)
+    return result
+
+
+def rms_norm(xs: T, alpha: TensorBase, eps: float) -> T:
+    """``x / sqrt(mean(x²) + eps) · alpha`` over the last dim."""
+    result: T = xs._record(WeightedRMSNorm(eps), xs._lift(alpha))
+    return result
+
+
+def dropout(xs: T, p: float) -> T:
+    """Elements set to 0 with probability p, the others scaled by 1 / (1 - p)."""
+    result: T = xs._wrap(record(Dropout(p), (xs._node, random_key(xs.device))))
+    return result
+
+
+def rope(xs: T, cos: TensorBase, sin: TensorBase) -> T:
+    """Rotary embedding of ``(b, h, t, d)``, halves paired; cos and sin ``(t, d/2)``."""
+    result: T = xs._record(Rope(), xs._lift(cos), xs._lift(sin))
+    return result
+
+
+def sdpa(
+    q: T,
+    k: T,
+    v: T,
+    mask: TensorBase | None = None,
+    do_causal: bool = False,
+    scale: float = 1.0,
+    softcapping: float = 1.0,
+) -> T:
+    """softmax(scale · q · kᵀ + mask) · v for ``(b, h, s, d)``; k and v may have fewer heads.
+
+    ``do_causal`` hides later keys, aligned bottom-right. Raises ``ShapeMismatchError`` where both a mask and
+    ``do_causal`` are given, and for a ``softcapping`` other than 1.0 (off).
+    """
+    if mask is not None and do_causal:
+        raise ShapeMismatchError("sdpa: got a mask and do_causal; takes one of them")
+    if softcapping != 1.0:
+        raise ShapeMismatchError(f"sdpa: got softcapping {softcapping}; takes 1.0, which is off")
+    masks = () if mask is None else (q._lift(mask),)
+    result: T = q._record(Sdpa(scale, do_causal), k, v, *masks)
+    return result

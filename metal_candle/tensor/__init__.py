@@ -1,0 +1,9 @@
+"""Tensors: candle's methods, written once, on lazy and eager tensors."""
+
+from .compile import Compiled, compile
+from .eager import Tensor
+from .grad_store import GradStore
+from .lazy import LazyTensor, eval_all
+from .var import Var
+
+__all__ = ["Compiled", "GradStore", "LazyTensor", "Tensor", "Var", "compile", "eval_all"]

@@ -1,0 +1,211 @@
+"""What lazy and eager tensors share: properties, values as Python and NumPy objects, recording."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import mlx.core as mx
+import numpy as np
+
+from ..device import Device
+from ..dtype import DType
+from ..error import Error, UnexpectedNumberOfDimsError
+from ..graph.evaluate import evaluate
+from ..graph.node import GraphNode, leaf, record
+from ..graph.operation import Operation, to_numpy
+from ..shape import DimLike, Shape, expect_rank, resolve_dim
+
+T = TypeVar("T", bound="TensorBase")
+
+
+class TensorBase:
+    """A tensor as a place in a graph. Subclasses say what happens after an operation was recorded."""
+
+    __slots__ = ()
+    _node: GraphNode
+
+    # --- recording ----------------------------------------------------------------------------
+
+    def _wrap(self: T, node: GraphNode) -> T:
+        """A tensor of this kind for a node that was just recorded."""
+        raise AssertionError("a tensor class defines _wrap")
+
+    def _operand(self, other: TensorBase) -> GraphNode:
+        """The node of an operand, if tensors of this kind take it."""
+        return other._node
+
+    def _lift(self: T, other: TensorBase) -> T:
+        """``other``, a weight say, as a tensor of this kind."""
+        raise AssertionError("a tensor class defines _lift")
+
+    def _number(self, value: Any) -> GraphNode:
+        """A Python number as an operand: it takes this tensor's dtype."""
+        if not isinstance(value, (bool, int, float, np.number)):
+            raise Error(f"operand: got {type(value).__name__}; takes a tensor or a number")
+        if self.dtype.is_int() and isinstance(value, float) and not value.is_integer():
+            raise Error(f"operand: got {value} beside a tensor of {self.dtype}; takes an integer, or to_dtype first")
+        node = self._node
+        return leaf(mx.array(value, node.dtype.mlx_), node.device)
+
+    def _record(self: T, operation: Operation, *others: TensorBase) -> T:
+        return self._wrap(record(operation, (self._node, *[self._operand(other) for other in others])))
+
+    # --- properties ---------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> Shape:
+        """The sizes of its dims."""
+        return self._node.meta[0]  # type: ignore[return-value]
+
+    @property
+    def dtype(self) -> DType:
+        """Its element type."""
+        return self._node.meta[1]  # type: ignore[return-value]
+
+    @property
+    def device(self) -> Device:
+        """Where it is computed."""
+        return self._node.device
+
+    @property
+    def rank(self) -> int:
+        """Its number of dims."""
+        return len(self.shape)
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Row-major strides in elements."""
+        return self.shape.stride_contiguous()
+
+    @property
+    def nelement(self) -> int:
+        """Its number of elements."""
+        return self.shape.elem_count()
+
+    def elem_count(self) -> int:
+        """Its number of elements."""
+        return self.shape.elem_count()
+
+    def dims(self) -> list[int]:
+        """The sizes as a list."""
+        return list(self.shape)
+
+    def dim(self, dim: DimLike) -> int:
+        """The size of one dim. Raises ``DimOutOfRangeError``."""
+        return self.shape[resolve_dim(dim, self.shape, "dim")]
+
+    def dims0(self) -> tuple[()]:
+        """``()`` for a scalar. Raises ``UnexpectedNumberOfDimsError`` otherwise."""
+        expect_rank(self.shape, 0, "dims0")
+        return ()
+
+    def dims1(self) -> int:
+        """The size of a 1-D tensor. Raises ``UnexpectedNumberOfDimsError`` otherwise."""
+        expect_rank(self.shape, 1, "dims1")
+        return self.shape[0]
+
+    def dims2(self) -> tuple[int, int]:
+        """The sizes of a 2-D tensor. Raises ``UnexpectedNumberOfDimsError`` otherwise."""
+        expect_rank(self.shape, 2, "dims2")
+        return self.shape[0], self.shape[1]
+
+    def dims3(self) -> tuple[int, int, int]:
+        """The sizes of a 3-D tensor. Raises ``UnexpectedNumberOfDimsError`` otherwise."""
+        expect_rank(self.shape, 3, "dims3")
+        return self.shape[0], self.shape[1], self.shape[2]
+
+    def dims4(self) -> tuple[int, int, int, int]:
+        """The sizes of a 4-D tensor. Raises ``UnexpectedNumberOfDimsError`` otherwise."""
+        expect_rank(self.shape, 4, "dims4")
+        return self.shape[0], self.shape[1], self.shape[2], self.shape[3]
+
+    def track_op(self) -> bool:
+        """Whether a gradient can pass through here: it is a variable or depends on one."""
+        return self._node.tracked
+
+    def is_variable(self) -> bool:
+        """Whether it is a variable."""
+        return self._node.variable is not None
+
+    # --- values -------------------------------------------------------------------------------
+
+    def mlx(self) -> mx.array:
+        """The value as an MLX array, without a copy."""
+        if self._node.value is None:
+            evaluate([self._node])
+        value: mx.array = self._node.value  # type: ignore[assignment]
+        return value
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """The value as a NumPy array; BF16, which NumPy lacks, as float32."""
+        return to_numpy(self.mlx())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        array = self.numpy()
+        return array if dtype is None else array.astype(dtype)
+
+    def tolist(self) -> Any:
+        """The value as nested lists."""
+        return self.mlx().tolist()
+
+    def to_scalar(self) -> Any:
+        """The number of a rank-0 tensor. Raises ``UnexpectedNumberOfDimsError`` for any other."""
+        expect_rank(self.shape, 0, "to_scalar")
+        return self.mlx().item()
+
+    def to_vec0(self) -> Any:
+        """The number of a rank-0 tensor."""
+        return self.to_scalar()
+
+    def to_vec1(self) -> list[Any]:
+        """The list of a 1-D tensor. Raises ``UnexpectedNumberOfDimsError`` for any other."""
+        return self._to_vec(1)
+
+    def to_vec2(self) -> list[list[Any]]:
+        """The rows of a 2-D tensor. Raises ``UnexpectedNumberOfDimsError`` for any other."""
+        return self._to_vec(2)
+
+    def to_vec3(self) -> list[list[list[Any]]]:
+        """The nested lists of a 3-D tensor. Raises ``UnexpectedNumberOfDimsError`` for any other."""
+        return self._to_vec(3)
+
+    def _to_vec(self, rank: int) -> list[Any]:
+        expect_rank(self.shape, rank, f"to_vec{rank}")
+        values: list[Any] = self.tolist()
+        return values
+
+    def _one(self) -> Any:
+        if self.elem_count() != 1:
+            raise UnexpectedNumberOfDimsError("a Python number", "0, or one element", self.shape)
+        return self.mlx().reshape(()).item()
+
+    def __float__(self) -> float:
+        return float(self._one())
+
+    def __int__(self) -> int:
+        return int(self._one())
+
+    def __bool__(self) -> bool:
+        return bool(self._one())
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise UnexpectedNumberOfDimsError("len", "1 or more", self.shape)
+        return self.shape[0]
+
+    def __iter__(self: T) -> Iterator[T]:
+        for i in range(len(self)):
+            yield self[i]  # type: ignore[index]
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __str__(self) -> str:
+        where = "" if self.device.is_cpu() else f", {self.device}"
+        return f"{self.numpy()}\nTensor[{list(self.shape)}, {self.dtype}{where}]"
+
+
+def nodes_of(tensors: Sequence[TensorBase]) -> list[GraphNode]:
+    """The node of each tensor."""
+    return [tensor._node for tensor in tensors]

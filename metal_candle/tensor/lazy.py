@@ -1,0 +1,83 @@
+"""``LazyTensor``: a tensor that records, and computes when its value is asked for."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TypeVar
+
+from .. import features
+from ..graph.evaluate import evaluate
+from ..graph.node import GraphNode, topological_order
+from .base import TensorBase
+from .construct import Constructors
+from .eager import Tensor
+from .grad_store import GradStore, backward
+
+L = TypeVar("L", bound="LazyTensor")
+
+
+class LazyTensor(Constructors):
+    """A recorded tensor: shape and dtype are known, nothing is computed before ``eval()``.
+
+    metal-candle: ``metal_candle::graph::LazyTensor``.
+    """
+
+    __slots__ = ("__weakref__", "_node")
+
+    def __init__(self, node: GraphNode) -> None:
+        self._node = node
+        node.handle = weakref.ref(self)
+
+    @classmethod
+    def _from_node(cls: type[L], node: GraphNode) -> L:
+        features.require("graph")
+        return cls(node)
+
+    def _wrap(self: L, node: GraphNode) -> L:
+        return type(self)(node)
+
+    def _lift(self: L, other: TensorBase) -> L:
+        return type(self)(other._node)
+
+    @classmethod
+    def from_tensor(cls: type[L], tensor: TensorBase) -> L:
+        """The start of a recording from a tensor; from a ``Var`` the link for gradients is kept."""
+        features.require("graph")
+        return cls(tensor._node)
+
+    add_tensor_to_graph = from_tensor
+
+    def eval(self) -> Tensor:
+        """The computed value, as an eager tensor. The handle stays usable, a second call is free."""
+        evaluate([self._node])
+        return Tensor._from_node(self._node)
+
+    def backward(self) -> GradStore:
+        """Gradients of every variable this depends on; of a tensor with several elements, of its sum."""
+        return backward(self)
+
+    def is_evaluated(self) -> bool:
+        """Whether the value is there already."""
+        return self._node.value is not None
+
+    def node_id(self) -> int:
+        """A number that names its node."""
+        return self._node.id
+
+    def graph_size(self) -> int:
+        """Number of nodes it depends on, itself included; shared ones count once."""
+        return len(topological_order([self._node]))
+
+    def __repr__(self) -> str:
+        state = "evaluated" if self.is_evaluated() else "lazy"
+        return (
+            f"LazyTensor(node {self.node_id()}: {self._node.operation.name()}, {list(self.shape)}, {self.dtype}, "
+            f"{self.device}, {state}, graph of {self.graph_size()})"
+        )
+
+
+def eval_all(tensors: Sequence[LazyTensor]) -> list[Tensor]:
+    """Evaluate several tensors in one go; what they share is computed once."""
+    evaluate([tensor._node for tensor in tensors])
+    return [Tensor._from_node(tensor._node) for tensor in tensors]
