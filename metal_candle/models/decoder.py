@@ -22,7 +22,7 @@ from ..nn.norm import rms_norm
 from ..nn.var_builder import VarBuilder
 from ..tensor.eager import Tensor
 from .config import ModelConfig
-from .projection import Projection, TargetModule
+from .projection import AdapterSource, Projection, TargetModule
 from .rotary import RotaryEmbedding
 
 TM = TargetModule
@@ -155,6 +155,27 @@ class Decoder(Module):
         return [
             p for layer in self.layers for p in (*layer.self_attn.projections(), *layer.mlp.projections())
         ]
+
+    def apply_adapter(self, adapter: AdapterSource) -> None:
+        """Let an adapter act in every projection it targets, in place of any before it.
+
+        Raises ``ModelError.InvalidConfig``, and changes nothing, if it spans another number of blocks.
+        """
+        if adapter.num_layers() != len(self.layers):
+            raise ModelError.InvalidConfig(
+                reason=f"the adapter spans {adapter.num_layers()} layers, the model has {len(self.layers)}"
+            )
+        for projection in self.projections():
+            projection.adapter = adapter.get_layer(projection.layer, projection.target)
+
+    def remove_adapter(self) -> None:
+        """Leave every projection as it is without an adapter."""
+        for projection in self.projections():
+            projection.adapter = None
+
+    def has_adapter(self) -> bool:
+        """Whether an adapter acts in any projection."""
+        return any(projection.adapter is not None for projection in self.projections())
 
     def new_caches(self) -> list[ConcatKvCache]:
         """An empty key-value cache for each layer."""

@@ -42,6 +42,16 @@ class Adapter(Protocol):
         """The projection's result, given what the frozen layer makes of ``x``."""
 
 
+class AdapterSource(Protocol):
+    """What holds an adapter for each place of a model."""
+
+    def num_layers(self) -> int:
+        """How many blocks it spans."""
+
+    def get_layer(self, layer_idx: int, module: TargetModule) -> Adapter | None:
+        """The adapter of a place, or ``None``."""
+
+
 class Projection(Module):
     """A frozen linear layer together with the adapter that acts in it, if any."""
 

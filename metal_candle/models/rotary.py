@@ -39,6 +39,8 @@ class RotaryEmbedding:
         self._dtype, self._device = dtype, device
         self._cos = self._sin = np.zeros((0, 0))
         self._length = 0
+        # Every layer of a forward pass asks for the same rows.
+        self._last: tuple[int, int, tuple[Tensor, Tensor]] | None = None
 
     def _grow(self, length: int) -> None:
         self._length = max(length, 2 * self._length, 256)
@@ -47,6 +49,8 @@ class RotaryEmbedding:
 
     def tables(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine for positions ``start`` to ``start + length - 1``, ``(length, head_dim / 2)``."""
+        if self._last is not None and self._last[:2] == (start, length):
+            return self._last[2]
         if start + length > self._length:
             self._grow(start + length)
         rows = slice(start, start + length)
@@ -54,7 +58,9 @@ class RotaryEmbedding:
         cos, sin = (
             mx.array(table[rows].astype(np.float32)).astype(dtype) for table in (self._cos, self._sin)
         )
-        return Tensor.from_mlx(cos, self._device), Tensor.from_mlx(sin, self._device)
+        tables = Tensor.from_mlx(cos, self._device), Tensor.from_mlx(sin, self._device)
+        self._last = start, length, tables
+        return tables
 
     def apply(self, x: Any, start: int = 0) -> Any:
         """``(b, h, t, head_dim)`` rotated for positions ``start`` on."""

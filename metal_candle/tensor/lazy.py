@@ -76,6 +76,9 @@ class LazyTensor(Constructors):
             f"{self.device}, {state}, graph of {self.graph_size()})"
         )
 
+    # Printing must not evaluate.
+    __str__ = __repr__
+
 
 def eval_all(tensors: Sequence[LazyTensor]) -> list[Tensor]:
     """Evaluate several tensors in one go; what they share is computed once."""

@@ -1,5 +1,5 @@
 """The records, a file per family. Importing this package fills the registry."""
 
-from . import binary, fused, index, linalg, movement, random, reduce, structure, unary
+from . import binary, fused, index, linalg, movement, random, reduce, structure, unary, update
 
-__all__ = ["binary", "fused", "index", "linalg", "movement", "random", "reduce", "structure", "unary"]
+__all__ = ["binary", "fused", "index", "linalg", "movement", "random", "reduce", "structure", "unary", "update"]

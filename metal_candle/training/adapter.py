@@ -1,0 +1,187 @@
+"""LoRA over the target modules of a model. metal-candle: ``metal_candle::training::LoRAAdapter``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, Literal
+
+from ..device import DeviceLike
+from ..error import CheckpointError
+from ..models.decoder import Decoder
+from ..models.projection import TargetModule
+from ..tensor.eager import Tensor
+from ..tensor.var import Var
+from .formats import peft
+from .lora import LoRAConfig, LoRALayer
+
+ALL_LINEAR = tuple(TargetModule)
+
+
+@dataclass(frozen=True)
+class LoRAAdapterConfig:
+    """Rank, alpha and dropout, and the projections that are adapted: metal-candle's q and v by default."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    target_modules: Sequence[TargetModule] = (TargetModule.QProj, TargetModule.VProj)
+    init: Literal["normal", "uniform"] = "uniform"
+
+    def to_lora_config(self) -> LoRAConfig:
+        """The configuration of each layer."""
+        return LoRAConfig(self.rank, self.alpha, self.dropout, self.init)
+
+    def is_target(self, module: TargetModule) -> bool:
+        """Whether a projection is adapted."""
+        return module in self.target_modules
+
+
+class LoRAAdapter:
+    """A ``LoRALayer`` for each layer and target module."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        num_layers: int,
+        config: LoRAAdapterConfig | None = None,
+        device: DeviceLike = None,
+    ) -> None:
+        """An adapter for layers whose attention is ``hidden_size`` wide throughout; see also ``for_model``."""
+        sizes = {target: (hidden_size, hidden_size) for target in TargetModule}
+        sizes[TargetModule.GateProj] = sizes[TargetModule.UpProj] = (hidden_size, intermediate_size)
+        sizes[TargetModule.DownProj] = (intermediate_size, hidden_size)
+        self._config = config or LoRAAdapterConfig()
+        self._num_layers = num_layers
+        self._layers = {
+            (i, target): LoRALayer(*sizes[target], self._config.to_lora_config(), device)
+            for i in range(num_layers)
+            for target in TargetModule
+            if self._config.is_target(target)
+        }
+
+    @classmethod
+    def for_model(cls, model: Decoder, config: LoRAAdapterConfig | None = None) -> LoRAAdapter:
+        """An adapter with the sizes of a model's own projections, grouped heads included."""
+        adapter = cls(1, 1, 0, config)
+        adapter._num_layers = model.num_layers()
+        lora = adapter._config.to_lora_config()
+        lora.validate()
+        adapter._layers = {
+            (p.layer, p.target): LoRALayer(p.in_features, p.out_features, lora, model.device)
+            for p in model.projections()
+            if adapter._config.is_target(p.target)
+        }
+        return adapter
+
+    def config(self) -> LoRAAdapterConfig:
+        """Rank, alpha, dropout, targets."""
+        return self._config
+
+    def num_layers(self) -> int:
+        """How many blocks it spans."""
+        return self._num_layers
+
+    def layers(self) -> Iterator[tuple[str, LoRALayer]]:
+        """``("layers.0.q_proj", layer)`` …, first block first."""
+        for (i, target), layer in self._layers.items():
+            yield f"layers.{i}.{target.value}", layer
+
+    def get_layer(self, layer_idx: int, module: TargetModule) -> LoRALayer | None:
+        """The layer at a place, or ``None``."""
+        return self._layers.get((layer_idx, module))
+
+    def forward(self, layer_idx: int, module: TargetModule, x: Any) -> Any:
+        """The delta at a place, or ``None`` where that module is not adapted."""
+        layer = self.get_layer(layer_idx, module)
+        return None if layer is None else layer.forward(x)
+
+    def trainable_variables(self) -> list[Var]:
+        """Every A and B, first block first."""
+        return [var for layer in self._layers.values() for var in layer.trainable_variables()]
+
+    def num_trainable_parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(layer.num_parameters() for layer in self._layers.values())
+
+    def num_frozen_parameters(self, total: int) -> int:
+        """``total`` less the trained ones, not below 0."""
+        return max(total - self.num_trainable_parameters(), 0)
+
+    def set_training(self, training: bool) -> None:
+        """Dropout acts in training mode only."""
+        for layer in self._layers.values():
+            layer.set_training(training)
+
+    def merge_weights(self, base: Tensor, layer_idx: int, module: TargetModule) -> Tensor:
+        """``base + scaling · (A · B)ᵀ`` for a frozen weight ``(out, in)``; unadapted modules keep theirs."""
+        layer = self.get_layer(layer_idx, module)
+        if layer is None:
+            return base
+        return base.detach() + layer.delta_weight().to_dtype(base.dtype)
+
+    # --- files --------------------------------------------------------------------------------
+
+    def save(self, directory: str | PathLike[str], base_model: str | None = None) -> None:
+        """Write the folder that PEFT loads. Raises ``CheckpointError.SaveFailed``; an old one then stays."""
+        factors = {
+            _path(i, target): (layer.lora_a().mlx(), layer.lora_b().mlx())
+            for (i, target), layer in self._layers.items()
+        }
+        peft.save(
+            directory,
+            factors,
+            rank=self._config.rank,
+            alpha=self._config.alpha,
+            dropout=self._config.dropout,
+            target_modules=[target.value for target in self._config.target_modules],
+            base_model=base_model,
+        )
+
+    @classmethod
+    def load(cls, directory: str | PathLike[str], model: Decoder) -> LoRAAdapter:
+        """Read an adapter folder that PEFT or this package wrote, for ``model``.
+
+        Modules may have ranks and scales of their own. Raises ``CheckpointError`` for a damaged folder and
+        for an adapter of another model, naming the first module that does not fit.
+        """
+        stored = peft.load(directory)
+        places = {p.path: p for p in model.projections()}
+        names = [target for target in TargetModule if target.value in {path.rpartition(".")[2] for path in stored.factors}]
+        config = LoRAAdapterConfig(stored.rank, stored.alpha, stored.dropout, tuple(names))
+        adapter = cls(1, 1, 0, config)
+        adapter._num_layers = model.num_layers()
+        for path, factors in stored.factors.items():
+            place = places.get(path)
+            if place is None:
+                raise CheckpointError.InvalidFormat(
+                    reason=f"{directory}: the adapter is for another model: this one has no {path}"
+                )
+            found, wanted = (factors.a.shape[0], factors.b.shape[1]), (place.in_features, place.out_features)
+            if found != wanted:
+                raise CheckpointError.InvalidFormat(
+                    reason=f"{directory}: the adapter is for another model: {path} maps {found[0]} to {found[1]} "
+                    f"there, {wanted[0]} to {wanted[1]} here"
+                )
+            # alpha over rank is the scale in force, also where the file says so by another rule.
+            own = LoRAConfig(factors.rank, factors.scale * factors.rank, stored.dropout, "uniform")
+            layer = LoRALayer(*wanted, own, model.device)
+            layer.lora_a().set(Tensor.from_mlx(factors.a, model.device).to_dtype("f32"))
+            layer.lora_b().set(Tensor.from_mlx(factors.b, model.device).to_dtype("f32"))
+            adapter._layers[(place.layer, place.target)] = layer
+        return adapter
+
+
+def _path(layer: int, target: TargetModule) -> str:
+    return f"model.layers.{layer}.{target.parent}.{target.value}"
+
+
+def merged_weights(model: Decoder, adapter: LoRAAdapter) -> dict[str, Tensor]:
+    """The adapted weights by Hugging Face name, each with its delta added."""
+    return {
+        f"{p.path}.weight": adapter.merge_weights(p.linear.weight(), p.layer, p.target)
+        for p in model.projections()
+        if adapter.get_layer(p.layer, p.target) is not None
+    }

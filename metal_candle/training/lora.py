@@ -1,0 +1,160 @@
+"""Low-rank adaptation of a linear layer.
+
+Hu et al. 2021, https://arxiv.org/abs/2106.09685. metal-candle: ``metal_candle::training::LoRALayer``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..device import Device, DeviceLike
+from ..dtype import DType
+from ..error import TrainingError
+from ..graph.operations.fused import AddLoRA, LoRA
+from ..nn import ops
+from ..nn.module import Module
+from ..tensor.eager import Tensor
+from ..tensor.lazy import LazyTensor
+from ..tensor.var import Var
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Rank, alpha and dropout of an adaptation; ``scaling()`` is alpha / rank.
+
+    ``init`` is how A starts: "normal" with standard deviation 1/sqrt(rank), metal-candle's; "uniform" in
+    ±1/sqrt(in), as PEFT and mlx-lm start, so that their learning rates carry over. B starts at zero.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    init: Literal["normal", "uniform"] = "normal"
+
+    def scaling(self) -> float:
+        """What the delta is multiplied by: alpha / rank."""
+        return self.alpha / self.rank
+
+    def validate(self) -> None:
+        """Raise ``TrainingError.InvalidLoRAConfig`` for numbers outside their ranges."""
+        if self.rank < 1:
+            raise TrainingError.InvalidLoRAConfig(reason=f"rank is {self.rank}; takes at least 1")
+        if not 0 < self.alpha < math.inf:
+            raise TrainingError.InvalidLoRAConfig(reason=f"alpha is {self.alpha}; takes more than 0")
+        if not 0 <= self.dropout < 1:
+            raise TrainingError.InvalidLoRAConfig(reason=f"dropout is {self.dropout}; takes 0 <= dropout < 1")
+        if self.init not in ("normal", "uniform"):
+            raise TrainingError.InvalidLoRAConfig(reason=f"init is {self.init!r}; takes 'normal' or 'uniform'")
+
+
+class LoRALayer(Module):
+    """scaling · (drop(x · A) · B): A ``(in, rank)``, B ``(rank, out)``, both F32 variables.
+
+    It gives the delta alone; the frozen layer's output is added by the caller, or by ``apply``. Starts in
+    training mode. Raises ``TrainingError.InvalidLoRAConfig``, also for a rank above ``min(in, out)``.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, config: LoRAConfig | None = None, device: DeviceLike = None
+    ) -> None:
+        self._config = config or LoRAConfig()
+        self._config.validate()
+        rank = self._config.rank
+        if rank > min(in_features, out_features):
+            raise TrainingError.InvalidLoRAConfig(
+                reason=f"rank is {rank} for a layer of {in_features} to {out_features}; takes at most the smaller"
+            )
+        self._in, self._out = in_features, out_features
+        where = device or Device.default()
+        if self._config.init == "normal":
+            self._a = Var.randn(0.0, 1 / math.sqrt(rank), (in_features, rank), where, DType.F32)
+        else:
+            bound = 1 / math.sqrt(in_features)
+            self._a = Var.rand(-bound, bound, (in_features, rank), where, DType.F32)
+        self._b = Var.zeros((rank, out_features), DType.F32, where)
+        self._training = True
+
+    def forward(self, xs: Any) -> Any:
+        """The delta ``(…, out)`` of ``(…, in)``: lazy for a lazy input, eager for an eager one."""
+        a, b = xs._lift(self._a), xs._lift(self._b)
+        if self._drops():
+            return self._hidden(xs).broadcast_matmul(b)
+        return xs._record(LoRA(self._config.scaling()), a, b)
+
+    def forward_lazy(self, xs: LazyTensor) -> LazyTensor:
+        """``forward`` on a lazy tensor. Raises ``TypeError`` for an eager one."""
+        if not isinstance(xs, LazyTensor):
+            raise TypeError(f"forward_lazy: got a {type(xs).__name__}; takes a LazyTensor, LazyTensor.from_tensor lifts")
+        lifted: LazyTensor = self.forward(xs)
+        return lifted
+
+    def apply(self, base: Any, xs: Any) -> Any:
+        """``base`` plus the delta of ``xs``, in one operation; computed in F32 for half inputs' factors."""
+        a, b = xs._lift(self._a), xs._lift(self._b)
+        if xs.dtype is not DType.F32:
+            a, b = a.to_dtype(xs.dtype), b.to_dtype(xs.dtype)
+        if self._drops():
+            return base + self._hidden(xs).broadcast_matmul(b)
+        return base._record(AddLoRA(self._config.scaling()), xs, a, b)
+
+    def _drops(self) -> bool:
+        return self._training and self._config.dropout > 0
+
+    def _hidden(self, xs: Any) -> Any:
+        """drop(x · A), scaled: at rank the scale costs nothing."""
+        a = xs._lift(self._a).to_dtype(xs.dtype)
+        return ops.dropout(xs.broadcast_matmul(a), self._config.dropout).mul_scalar(self._config.scaling())
+
+    def delta_weight(self) -> Tensor:
+        """scaling · (A · B)ᵀ, ``(out, in)``: what merging adds to the frozen weight."""
+        return self._a.detach().matmul(self._b.detach()).t().mul_scalar(self._config.scaling())
+
+    def num_parameters(self) -> int:
+        """rank · (in + out)."""
+        return self._config.rank * (self._in + self._out)
+
+    def set_training(self, training: bool) -> None:
+        """Dropout acts in training mode only."""
+        self._training = training
+
+    def eval(self) -> None:
+        """Leave training mode."""
+        self._training = False
+
+    def is_training(self) -> bool:
+        """Whether it is in training mode."""
+        return self._training
+
+    def lora_a(self) -> Var:
+        """A, ``(in, rank)``."""
+        return self._a
+
+    def lora_b(self) -> Var:
+        """B, ``(rank, out)``."""
+        return self._b
+
+    def lora_a_tensor(self) -> Tensor:
+        """A as a tensor that shares the variable."""
+        return self._a.as_tensor()
+
+    def lora_b_tensor(self) -> Tensor:
+        """B as a tensor that shares the variable."""
+        return self._b.as_tensor()
+
+    def trainable_variables(self) -> list[Var]:
+        """``[A, B]``."""
+        return [self._a, self._b]
+
+    def config(self) -> LoRAConfig:
+        """Rank, alpha, dropout."""
+        return self._config
+
+    def in_features(self) -> int:
+        """The size it takes."""
+        return self._in
+
+    def out_features(self) -> int:
+        """The size it gives."""
+        return self._out

@@ -1,0 +1,61 @@
+"""The loss of a batch, computed only where there is something to predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..device import DeviceLike
+from ..graph.node import record
+from ..graph.operations.fused import HeadCrossEntropy
+from ..graph.operations.structure import Pick
+from ..models.decoder import Decoder
+from ..tensor.eager import Tensor
+from .data.batching import Batch
+
+# Rows are padded to a multiple, so that the number of shapes a compiled step sees stays small.
+ROWS = 32
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The trained positions of a batch: where they are, what is to be predicted there, how much it counts.
+
+    ``ids`` ``(b, t)``; ``rows``, ``targets`` and ``weights`` ``(n,)``, ``rows`` counting through ``b · t``.
+    Padding rows have weight 0.
+    """
+
+    ids: Tensor
+    rows: Tensor
+    targets: Tensor
+    weights: Tensor
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All four, in the order of the fields."""
+        return self.ids, self.rows, self.targets, self.weights
+
+
+def targets_of(batch: Batch, total: int, device: DeviceLike = None) -> Targets:
+    """The batch's targets, each weighing ``1 / total``, so that the losses sum to a mean over ``total``."""
+    rows = np.flatnonzero(batch.mask)
+    count = -(-max(len(rows), 1) // ROWS) * ROWS
+    padded, targets, weights = np.zeros(count, np.int32), np.zeros(count, np.int32), np.zeros(count, np.float32)
+    padded[: len(rows)] = rows
+    targets[: len(rows)] = batch.targets.reshape(-1)[rows]
+    weights[: len(rows)] = 1.0 / total
+    return Targets(*(Tensor.from_numpy(array, device) for array in (batch.inputs, padded, targets, weights)))
+
+
+def batch_loss(model: Decoder, ids: Any, rows: Any, targets: Any, weights: Any) -> Any:
+    """The weighted sum of the rows' losses: a scalar in F32."""
+    hidden = model.hidden(ids)
+    picked = hidden.reshape((-1, hidden.shape[-1])).index_select(rows, 0)
+    return head_loss(picked, model.head_weight(), targets).mul(weights).sum_all()
+
+
+def head_loss(hidden: Any, weight: Tensor, targets: Any) -> Any:
+    """``-log_softmax(hidden · weightᵀ)[target]`` of each row, without the logits of all rows at once."""
+    nodes = (hidden._node, hidden._lift(weight)._node, targets._node)
+    return hidden._wrap(record(Pick(0), (record(HeadCrossEntropy(), nodes),)))

@@ -1,0 +1,135 @@
+"""Learning rates by step. metal-candle: ``metal_candle::training::LRScheduler``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..error import TrainingError
+
+
+def _require(good: bool, reason: str) -> None:
+    if not good:
+        raise TrainingError.InvalidConfig(reason=f"learning rate: {reason}")
+
+
+@dataclass(frozen=True)
+class LRScheduler:
+    """Base of the schedules. ``get_lr(step)`` counts from 0; ``validate()`` raises ``InvalidConfig``."""
+
+    Constant: ClassVar[type[Constant]]
+    Linear: ClassVar[type[Linear]]
+    Cosine: ClassVar[type[Cosine]]
+    WarmupCosine: ClassVar[type[WarmupCosine]]
+
+    def get_lr(self, step: int) -> float:
+        """The rate of a step."""
+        raise AssertionError("a schedule defines get_lr")
+
+    def validate(self) -> None:
+        """Raise ``TrainingError.InvalidConfig`` for numbers that make no schedule."""
+
+    @staticmethod
+    def constant(lr: float) -> Constant:
+        """One rate."""
+        return Constant(lr)
+
+    @staticmethod
+    def linear(warmup_steps: int, max_lr: float) -> Linear:
+        """A linear warm-up, then one rate."""
+        return Linear(warmup_steps, max_lr)
+
+    @staticmethod
+    def cosine(total_steps: int, max_lr: float, min_lr: float) -> Cosine:
+        """Half a cosine from ``max_lr`` to ``min_lr``."""
+        return Cosine(total_steps, max_lr, min_lr)
+
+    @staticmethod
+    def warmup_cosine(warmup_steps: int, total_steps: int, max_lr: float, min_lr: float) -> WarmupCosine:
+        """A linear warm-up, then half a cosine."""
+        return WarmupCosine(warmup_steps, total_steps, max_lr, min_lr)
+
+
+@dataclass(frozen=True)
+class Constant(LRScheduler):
+    """One rate."""
+
+    lr: float
+
+    def get_lr(self, step: int) -> float:
+        """``lr``."""
+        return self.lr
+
+    def validate(self) -> None:
+        """The rate must be positive."""
+        _require(self.lr > 0, f"lr is {self.lr}; takes more than 0")
+
+
+@dataclass(frozen=True)
+class Linear(LRScheduler):
+    """``max_lr · step / warmup_steps`` while ``step < warmup_steps``, then ``max_lr``."""
+
+    warmup_steps: int
+    max_lr: float
+
+    def get_lr(self, step: int) -> float:
+        """The rate of a step."""
+        return self.max_lr * step / self.warmup_steps if step < self.warmup_steps else self.max_lr
+
+    def validate(self) -> None:
+        """Both must be positive."""
+        _require(self.warmup_steps > 0, f"warmup_steps is {self.warmup_steps}; takes more than 0")
+        _require(self.max_lr > 0, f"max_lr is {self.max_lr}; takes more than 0")
+
+
+@dataclass(frozen=True)
+class Cosine(LRScheduler):
+    """``min + (max - min) / 2 · (1 + cos(pi · min(step / total, 1)))``. Loshchilov and Hutter 2017."""
+
+    total_steps: int
+    max_lr: float
+    min_lr: float
+
+    def get_lr(self, step: int) -> float:
+        """The rate of a step."""
+        done = min(step / self.total_steps, 1.0)
+        return self.min_lr + (self.max_lr - self.min_lr) / 2 * (1 + math.cos(math.pi * done))
+
+    def validate(self) -> None:
+        """``0 <= min_lr < max_lr`` and at least one step."""
+        _require(self.total_steps > 0, f"total_steps is {self.total_steps}; takes more than 0")
+        _require(self.max_lr > 0, f"max_lr is {self.max_lr}; takes more than 0")
+        _require(0 <= self.min_lr < self.max_lr, f"min_lr is {self.min_lr}; takes 0 <= min_lr < max_lr {self.max_lr}")
+
+
+@dataclass(frozen=True)
+class WarmupCosine(LRScheduler):
+    """Linear from 0 to ``max_lr``, then a cosine over the ``total_steps - warmup_steps`` that follow."""
+
+    warmup_steps: int
+    total_steps: int
+    max_lr: float
+    min_lr: float
+
+    def get_lr(self, step: int) -> float:
+        """The rate of a step."""
+        if step < self.warmup_steps:
+            return self.max_lr * step / self.warmup_steps
+        rest = Cosine(self.total_steps - self.warmup_steps, self.max_lr, self.min_lr)
+        return rest.get_lr(step - self.warmup_steps)
+
+    def validate(self) -> None:
+        """As the cosine's, with a warm-up shorter than the whole."""
+        _require(self.warmup_steps > 0, f"warmup_steps is {self.warmup_steps}; takes more than 0")
+        _require(
+            self.total_steps > self.warmup_steps,
+            f"total_steps is {self.total_steps}; takes more than warmup_steps {self.warmup_steps}",
+        )
+        Cosine(self.total_steps - self.warmup_steps, self.max_lr, self.min_lr).validate()
+
+
+LRScheduler.Constant = Constant
+LRScheduler.Linear = Linear
+LRScheduler.Cosine = Cosine
+LRScheduler.WarmupCosine = WarmupCosine
