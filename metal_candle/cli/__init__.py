@@ -1,0 +1,10 @@
+"""The command line: ``metal-candle finetune | generate | merge | inspect | doctor``."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one line and exit code 1, never in a traceback."""
+    from .app import run
+
+    run()

@@ -135,12 +135,9 @@ class Decoder(Module):
         self.config = config
         inner = vb.pp("model")
         self.rotary = RotaryEmbedding(config, vb.dtype(), vb.device())
-        self.embed_tokens: Embedding = embedding(
-            config.vocab_size, config.hidden_size, inner.pp("embed_tokens")
-        )
+        self.embed_tokens: Embedding = embedding(config.vocab_size, config.hidden_size, inner.pp("embed_tokens"))
         self.layers = [
-            DecoderLayer(config, i, self.rotary, inner.pp("layers").pp(i))
-            for i in range(config.num_hidden_layers)
+            DecoderLayer(config, i, self.rotary, inner.pp("layers").pp(i)) for i in range(config.num_hidden_layers)
         ]
         self.norm = rms_norm(config.hidden_size, config.rms_norm_eps, inner.pp("norm"))
         self.lm_head = (
@@ -152,9 +149,7 @@ class Decoder(Module):
 
     def projections(self) -> list[Projection]:
         """Every projection, first layer first: where adapters act."""
-        return [
-            p for layer in self.layers for p in (*layer.self_attn.projections(), *layer.mlp.projections())
-        ]
+        return [p for layer in self.layers for p in (*layer.self_attn.projections(), *layer.mlp.projections())]
 
     def apply_adapter(self, adapter: AdapterSource) -> None:
         """Let an adapter act in every projection it targets, in place of any before it.
@@ -229,9 +224,7 @@ class Decoder(Module):
 
 def check_all_used(vb: VarBuilder) -> None:
     """Raise ``ModelError.InvalidFormat`` if the weights hold tensors that the network has no place for."""
-    extra = [
-        name for name in vb.unused() if not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight"
-    ]
+    extra = [name for name in vb.unused() if not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight"]
     if extra:
         shown = ", ".join(extra[:5]) + (f" and {len(extra) - 5} more" if len(extra) > 5 else "")
         raise ModelError.InvalidFormat(reason=f"weights that config.json has no place for: {shown}")

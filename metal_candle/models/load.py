@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -15,9 +14,11 @@ from ..error import CannotFindTensorError, ModelError, UnexpectedShapeError
 from ..nn.var_builder import VarBuilder
 from .config import ModelConfig
 from .decoder import Decoder, check_all_used
+from .download import Progress
 from .fetch import resolve
 from .tokenizer import Tokenizer
 from .weights.gguf import load_gguf
+from .weights.gguf_container import read_gguf_header
 from .weights.safetensors import load_directory
 
 
@@ -31,9 +32,7 @@ class LoadedModel:
     name: str
 
 
-def build(
-    config: ModelConfig, weights: dict[str, mx.array], dtype: DTypeLike, device: DeviceLike = None
-) -> Decoder:
+def build(config: ModelConfig, weights: dict[str, mx.array], dtype: DTypeLike, device: DeviceLike = None) -> Decoder:
     """A network from ready weights.
 
     Raises ``ModelError.InvalidFormat`` for a missing or surplus tensor, with the nearest names, and
@@ -50,11 +49,17 @@ def build(
     return model
 
 
+def load_tokenizer(model: str | PathLike[str], progress: Progress | None = None) -> Tokenizer:
+    """The tokenizer of a model alone; see ``load_model``."""
+    path = resolve(model, progress)
+    return Tokenizer.from_directory(path) if path.is_dir() else Tokenizer.from_gguf(read_gguf_header(path).metadata)
+
+
 def load_model(
     model: str | PathLike[str],
     dtype: DTypeLike = DType.F32,
     device: DeviceLike = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a model from a Hugging Face folder, a GGUF file, a hub id, or ``smollm2``, which is fetched once.
 

@@ -13,7 +13,7 @@ from ..tensor.var import Var
 
 @dataclass(frozen=True)
 class Init:
-    """Base of the starts: ``Init.Const(v)``, ``Init.Randn(mean, stdev)``, ``Init.Uniform(lo, up)``, ``Init.Kaiming()``."""
+    """Base of the starts, which are its attributes: ``Init.Const(v)``, ``Init.Randn(mean, stdev)`` …"""
 
     def var(self, shape: ShapeLike, dtype: DTypeLike, device: DeviceLike) -> Var:
         """A variable that starts so."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from ..error import ShapeMismatchError
+from ..graph.node import record
 from ..graph.operations.fused import Rope, Sdpa, Swiglu, WeightedRMSNorm
 from ..graph.operations.random import Dropout, random_key
-from ..graph.node import record
 from ..shape import DimLike
 from ..tensor.base import TensorBase
 

@@ -37,7 +37,9 @@ class ParamsAdamW:
         }
         for name, good in checks.items():
             if not good:
-                takes = {"lr": "at least 0", "eps": "more than 0", "weight_decay": "at least 0"}.get(name, "0 <= it < 1")
+                takes = {"lr": "at least 0", "eps": "more than 0", "weight_decay": "at least 0"}.get(
+                    name, "0 <= it < 1"
+                )
                 raise TrainingError.InvalidConfig(reason=f"AdamW: {name} is {getattr(self, name)}; takes {takes}")
 
 
@@ -87,9 +89,7 @@ class AdamW:
         """One update of every variable that has a gradient; the others stay as they are."""
         count = self._count + 1.0
         self._count.set(count)
-        update = AdamWUpdate(
-            self._params.beta1, self._params.beta2, self._params.eps, self._params.weight_decay
-        )
+        update = AdamWUpdate(self._params.beta1, self._params.beta2, self._params.eps, self._params.weight_decay)
         for var, first, second in zip(self._vars, self._first, self._second):
             gradient = grads.get(var)
             if gradient is None:

@@ -50,7 +50,7 @@ class LoRAAdapter:
         device: DeviceLike = None,
     ) -> None:
         """An adapter for layers whose attention is ``hidden_size`` wide throughout; see also ``for_model``."""
-        sizes = {target: (hidden_size, hidden_size) for target in TargetModule}
+        sizes = dict.fromkeys(TargetModule, (hidden_size, hidden_size))
         sizes[TargetModule.GateProj] = sizes[TargetModule.UpProj] = (hidden_size, intermediate_size)
         sizes[TargetModule.DownProj] = (intermediate_size, hidden_size)
         self._config = config or LoRAAdapterConfig()
@@ -149,7 +149,9 @@ class LoRAAdapter:
         """
         stored = peft.load(directory)
         places = {p.path: p for p in model.projections()}
-        names = [target for target in TargetModule if target.value in {path.rpartition(".")[2] for path in stored.factors}]
+        names = [
+            target for target in TargetModule if target.value in {path.rpartition(".")[2] for path in stored.factors}
+        ]
         config = LoRAAdapterConfig(stored.rank, stored.alpha, stored.dropout, tuple(names))
         adapter = cls(1, 1, 0, config)
         adapter._num_layers = model.num_layers()

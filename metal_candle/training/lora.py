@@ -86,7 +86,9 @@ class LoRALayer(Module):
     def forward_lazy(self, xs: LazyTensor) -> LazyTensor:
         """``forward`` on a lazy tensor. Raises ``TypeError`` for an eager one."""
         if not isinstance(xs, LazyTensor):
-            raise TypeError(f"forward_lazy: got a {type(xs).__name__}; takes a LazyTensor, LazyTensor.from_tensor lifts")
+            raise TypeError(
+                f"forward_lazy: got a {type(xs).__name__}; takes a LazyTensor, LazyTensor.from_tensor lifts"
+            )
         lifted: LazyTensor = self.forward(xs)
         return lifted
 

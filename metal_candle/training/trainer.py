@@ -119,7 +119,7 @@ class AdapterTrainer:
         for group in self._groups(train):
             if self.step >= total:
                 break
-            yield self._train_step(group)
+            yield self.train_step(group)
             if valid and self.config.eval_every and self.step % self.config.eval_every == 0:
                 measured = self.step
                 yield self.evaluate(valid)
@@ -146,7 +146,8 @@ class AdapterTrainer:
             )
         )
 
-    def _train_step(self, group: list[Batch]) -> StepMetrics:
+    def train_step(self, group: list[Batch]) -> StepMetrics:
+        """One update from the batches of ``group``, whose tokens weigh alike. Raises as ``run``."""
         start = time.perf_counter()
         rate = self.config.lr_scheduler.get_lr(self.step + 1)
         self.optimizer.set_learning_rate(rate)

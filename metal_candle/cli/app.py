@@ -1,0 +1,40 @@
+"""The program: its commands, its errors and exit codes."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ..error import Error
+from . import doctor, finetune, generate, inspect, merge
+
+app = typer.Typer(
+    name="metal-candle",
+    help="Fine-tune language models with LoRA on MLX, and use what comes out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command()(finetune.finetune)
+app.command()(generate.generate)
+app.command()(merge.merge)
+app.add_typer(inspect.app, name="inspect")
+app.command()(doctor.doctor)
+
+
+def run() -> None:
+    """Exit codes: 0 done, 1 an error in what was given or found, 2 wrong usage, 130 interrupted."""
+    try:
+        app()
+    except Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"error: {what}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,289 @@
+"""``metal-candle finetune``: a model, a data set and LoRA to an adapter."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ..error import CheckpointError, TrainingError
+from .options import (
+    check_adapter_folder,
+    load_with_progress,
+    parse_dtype,
+    parse_targets,
+    read_config,
+    tokenizer_with_progress,
+)
+
+Config = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(callback=read_config, is_eager=True, help="YAML file with the names of these flags."),
+]
+
+
+def finetune(
+    config: Config = None,
+    model: Annotated[str, typer.Option(help="Folder, .gguf file, hub id, or smollm2.")] = "smollm2",
+    data: Annotated[
+        str, typer.Option(help="JSON Lines file, folder with train.jsonl and valid.jsonl, or field-guide.")
+    ] = "field-guide",
+    output: Annotated[Path, typer.Option(help="Folder for the adapter, its metrics and the plot.")] = Path("adapter"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter in the output folder.")] = False,
+    resume: Annotated[
+        Optional[Path], typer.Option(help="Adapter folder whose weights to go on from.")  # noqa: UP045
+    ] = None,
+    rank: Annotated[int, typer.Option(help="LoRA rank.")] = 8,
+    alpha: Annotated[float, typer.Option(help="LoRA alpha; the delta is scaled by alpha / rank.")] = 16.0,
+    dropout: Annotated[float, typer.Option(help="LoRA dropout.")] = 0.0,
+    targets: Annotated[str, typer.Option(help="Projections to adapt: all, or names like q_proj,v_proj.")] = "all",
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 1,
+    steps: Annotated[Optional[int], typer.Option(help="Most updates.")] = None,  # noqa: UP045
+    batch_size: Annotated[int, typer.Option(help="Rows in a batch.")] = 4,
+    accumulation: Annotated[int, typer.Option(help="Batches in an update.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Rate after the warm-up.")] = 1e-3,
+    warmup: Annotated[float, typer.Option(help="Share of the updates that warm up; a cosine follows.")] = 0.1,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 0.01,
+    max_grad_norm: Annotated[float, typer.Option(help="Clip the gradients' global norm; 0 switches it off.")] = 1.0,
+    max_length: Annotated[int, typer.Option(help="Most tokens of a row.")] = 1024,
+    too_long: Annotated[str, typer.Option(help="A longer row: error, truncate or skip.")] = "error",
+    mask_prompt: Annotated[bool, typer.Option(help="Train on the completion or the assistant's turns only.")] = True,
+    valid_fraction: Annotated[float, typer.Option(help="Share of rows to hold out where no valid.jsonl is.")] = 0.1,
+    eval_every: Annotated[int, typer.Option(help="Updates between held-out losses; 0: start and end only.")] = 25,
+    save_every: Annotated[int, typer.Option(help="Updates between saves; 0: at the end only.")] = 25,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and split.")] = 0,
+    sample: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Prompt answered before and after; by default the first held-out one. '' for none."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Dtype of the frozen weights: f32, bf16 or f16.")] = "f32",
+) -> None:
+    """Fine-tune a model with LoRA. Without arguments: SmolLM2-135M-Instruct on the data set that comes along.
+
+    Example: metal-candle finetune --data my.jsonl --output my-adapter --epochs 2
+    """
+    from ..device import Device
+    from ..nn.optim import ParamsAdamW
+    from ..training.adapter import LoRAAdapter, LoRAAdapterConfig
+    from ..training.config import TrainingConfig
+    from ..training.data import batch_count, find_data, read_rows, split, tokenize
+    from ..training.schedule import LRScheduler
+    from ..training.trainer import AdapterTrainer
+
+    started = time.perf_counter()
+    weights_dtype, modules = parse_dtype(dtype), parse_targets(targets)
+    lora = LoRAAdapterConfig(rank, alpha, dropout, modules)
+    lora.to_lora_config().validate()
+    if not 0 <= warmup < 1:
+        raise TrainingError.InvalidConfig(reason=f"warmup is {warmup}; takes 0 <= warmup < 1")
+    if not 0 <= valid_fraction < 1:
+        raise TrainingError.InvalidConfig(reason=f"valid_fraction is {valid_fraction}; takes 0 <= it < 1")
+    prepare_output(output, overwrite, resume)
+    if resume is not None:
+        check_adapter_folder(resume)
+
+    files = find_data(data)
+    rows, held_rows = read_rows(files.train), read_rows(files.valid) if files.valid else []
+    tokenizer = tokenizer_with_progress(model)
+    options: dict[str, Any] = {"max_length": max_length, "mask_prompt": mask_prompt, "too_long": too_long}
+    train, valid = tokenize(rows, tokenizer, **options), tokenize(held_rows, tokenizer, **options) if held_rows else []
+    if not valid and valid_fraction > 0 and len(train) > 1:
+        train, valid = split(train, valid_fraction, seed)
+
+    loaded = load_with_progress(model, weights_dtype)
+    Device.default().set_seed(seed)
+    adapter = LoRAAdapter.load(resume, loaded.model) if resume else LoRAAdapter.for_model(loaded.model, lora)
+    updates = -(-batch_count(train, batch_size) // max(accumulation, 1)) * epochs if batch_size > 0 else 1
+    updates = updates if steps is None else min(updates, steps)
+    warm = max(1, round(warmup * updates))
+    schedule = (
+        LRScheduler.warmup_cosine(warm, updates + 1, learning_rate, 0.1 * learning_rate)
+        if updates > warm
+        else LRScheduler.constant(learning_rate)
+    )
+    training = TrainingConfig(
+        num_epochs=epochs,
+        lr_scheduler=schedule,
+        optimizer_config=ParamsAdamW(lr=learning_rate, weight_decay=weight_decay),
+        max_grad_norm=max_grad_norm or None,
+        batch_size=batch_size,
+        accumulation_steps=accumulation,
+        max_steps=steps,
+        max_length=max_length,
+        eval_every=eval_every,
+        seed=seed,
+    )
+    trainer = AdapterTrainer(loaded.model, adapter, training, tokenizer.pad_token_id or 0)
+    announce(loaded, adapter, train, valid, trainer)
+    question = sample if sample is not None else first_question(held_rows or rows)
+    before = answer(loaded, question) if question else ""
+
+    outcome = run(trainer, train, valid, output, model, save_every)
+    again = resume_command(output) if outcome.interrupted or outcome.error else ""
+    report(outcome, output, question, before, answer(loaded, question) if question and not again else "", started)
+    if outcome.error:
+        raise TrainingError.Failed(reason=f"{outcome.error}; it is saved in {output}")
+    if again:
+        print(f"stopped after {trainer.step} steps and saved; go on with: {again}", file=sys.stderr)
+        raise typer.Exit(130)
+
+
+class Outcome:
+    """How a run ended: its records, and what stopped it early."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.interrupted = False
+        self.error = ""
+
+
+def prepare_output(output: Path, overwrite: bool, resume: Path | None) -> None:
+    """Make the output folder; never over an adapter by accident. Raises ``CheckpointError.SaveFailed``."""
+    same = resume is not None and resume.resolve() == output.resolve()
+    if (output / "adapter_config.json").exists() and not (overwrite or same):
+        raise CheckpointError.SaveFailed(
+            reason=f"{output} holds an adapter; --overwrite replaces it, --resume {output} goes on from it, "
+            "--output names another folder"
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError.SaveFailed(reason=f"{output}: {error.strerror}") from error
+
+
+def announce(loaded: Any, adapter: Any, train: Any, valid: Any, trainer: Any) -> None:
+    """Say what is about to be trained, and what would make it faster."""
+    from .. import blas
+
+    total, trained = loaded.model.num_parameters(), adapter.num_trainable_parameters()
+    config = adapter.config()
+    print(f"model    {loaded.name}: {total / 1e6:.1f} M parameters, {loaded.model.device}, {loaded.model.dtype}")
+    print(
+        f"adapter  rank {config.rank}, alpha {config.alpha:g}, "
+        f"{len(config.target_modules)} projections in {adapter.num_layers()} layers: "
+        f"{trained / 1e6:.2f} M parameters ({100 * trained / total:.1f} %)"
+    )
+    tokens = sum(len(example.tokens) for example in train)
+    print(
+        f"data     {len(train)} rows, {tokens} tokens; {len(valid)} held out; {trainer.total_steps(train)} updates",
+        flush=True,
+    )
+    if loaded.model.device.is_cpu() and blas.status().advice:
+        print(f"faster with: {blas.status().advice}", flush=True)
+
+
+def first_question(rows: Any) -> str:
+    """The first user turn or prompt of the rows, to be answered before and after."""
+    from ..training.data import Completion, Conversation
+
+    for row in rows:
+        if isinstance(row.content, Conversation):
+            return next((m.content for m in row.content.messages if m.role == "user"), "")
+        if isinstance(row.content, Completion):
+            return str(row.content.prompt)
+    return ""
+
+
+def answer(loaded: Any, question: str) -> str:
+    """The model's greedy answer, of at most 60 tokens."""
+    from ..inference.chat import TextGenerator
+    from ..inference.generator import GeneratorConfig
+
+    prompt: Any = [{"role": "user", "content": question}] if loaded.tokenizer.chat_template else question
+    return "".join(TextGenerator(loaded, GeneratorConfig(max_tokens=60)).stream(prompt)).strip()
+
+
+@contextmanager
+def stop_request() -> Iterator[list[bool]]:
+    """A list that is filled at the first Ctrl-C, so that a step is never torn; the second one interrupts."""
+    asked: list[bool] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(True)
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def run(trainer: Any, train: Any, valid: Any, output: Path, base: str, save_every: int) -> Outcome:
+    """Train, show it, and keep adapter and metrics on disk."""
+    from dataclasses import asdict
+
+    from ..training.metrics import MetricsLog
+    from ..training.trainer import EvalMetrics
+    from .progress import RunDisplay, peak_memory
+
+    outcome = Outcome()
+    with (
+        stop_request() as asked,
+        MetricsLog(output / "metrics.jsonl") as log,
+        RunDisplay(trainer.total_steps(train)) as display,
+    ):
+        try:
+            for event in trainer.run(train, valid):
+                record = asdict(event)
+                if isinstance(event, EvalMetrics):
+                    record["held_out_loss"] = record.pop("loss")
+                record["peak_memory_bytes"] = peak_memory()
+                outcome.records.append(record)
+                log.write(record)
+                display.show(event)
+                due = save_every and event.step and event.step % save_every == 0
+                if due and not isinstance(event, EvalMetrics):
+                    trainer.adapter.save(output, base)
+                if asked:
+                    outcome.interrupted = True
+                    break
+        except TrainingError.Failed as error:
+            outcome.error = str(getattr(error, "reason", error))
+        trainer.adapter.save(output, base)
+    return outcome
+
+
+def resume_command(output: Path) -> str:
+    """The command line that goes on from what was saved."""
+    arguments = sys.argv[1:]
+    for flag in ("--resume", "--output"):
+        while flag in arguments:
+            at = arguments.index(flag)
+            del arguments[at : at + 2]
+    kept = [
+        argument
+        for argument in arguments
+        if not argument.startswith(("--resume=", "--output=")) and argument != "--overwrite"
+    ]
+    import shlex
+
+    return shlex.join(["metal-candle", *kept, "--output", str(output), "--resume", str(output)])
+
+
+def report(outcome: Outcome, output: Path, question: str, before: str, after: str, started: float) -> None:
+    """The loss as a curve and a picture, the answers before and after, where everything is."""
+    from ..training.metrics import loss_series, plot_loss, render_curve
+    from .progress import clock, peak_memory
+
+    _, losses = loss_series(outcome.records, "loss")
+    _, held_out = loss_series(outcome.records, "held_out_loss")
+    if losses:
+        plot_loss(outcome.records, output / "loss.png")
+        print(f"\ntraining loss\n{render_curve(losses)}")
+    if held_out:
+        print(f"held-out loss  {held_out[0]:.4f} before, {held_out[-1]:.4f} after")
+    if after:
+        print(f"\n> {question}\n\nbefore:\n{before}\n\nafter:\n{after}\n")
+    seconds = time.perf_counter() - started
+    print(f"adapter in {output}/ after {clock(seconds)}, peak memory {peak_memory() / 2**30:.2f} GB")
+    if not outcome.interrupted and not outcome.error:
+        print(f'try it:  metal-candle generate --adapter {output} "{question or "Hello"}"', flush=True)

@@ -1,0 +1,112 @@
+"""``metal-candle generate``: text from a model, with or without an adapter, as it comes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ..error import CheckpointError, InferenceError
+
+
+def base_model_of(adapter: Path) -> str:
+    """The model an adapter folder names. Raises ``CheckpointError`` where it names none."""
+    from ..training.formats import peft
+
+    stored = peft.load(adapter)
+    if not stored.base_model:
+        raise CheckpointError.InvalidFormat(reason=f"{adapter} names no base model; give it with --model")
+    return stored.base_model
+
+
+def generate(
+    prompt: Annotated[
+        Optional[str], typer.Argument(help="What to say to the model; read from standard input if absent.")  # noqa: UP045
+    ] = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Folder, .gguf file, hub id, or smollm2; by default the adapter's base model."),
+    ] = None,
+    adapter: Annotated[Optional[Path], typer.Option(help="Adapter folder that finetune or PEFT wrote.")] = None,  # noqa: UP045
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.0,
+    top_k: Annotated[Optional[int], typer.Option(help="Draw from the k likeliest tokens only.")] = None,  # noqa: UP045
+    top_p: Annotated[
+        Optional[float], typer.Option(help="Draw from the fewest tokens that reach this probability.")  # noqa: UP045
+    ] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Makes drawing repeatable.")] = None,  # noqa: UP045
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    system: Annotated[Optional[str], typer.Option(help="System message of the chat.")] = None,  # noqa: UP045
+    chat: Annotated[bool, typer.Option("--chat", help="Talk in turns; an empty line ends.")] = False,
+    dtype: Annotated[str, typer.Option(help="f32, bf16 or f16.")] = "f32",
+) -> None:
+    """Generate text, shown as it comes.
+
+    Example: metal-candle generate --adapter adapter "How does a stapler work?"
+    """
+    from ..training.adapter import LoRAAdapter
+    from .options import check_adapter_folder, load_with_progress, parse_dtype
+
+    target = parse_dtype(dtype)
+    config = generator_config(max_tokens, temperature, top_k, top_p, seed)
+    if adapter is not None:
+        check_adapter_folder(adapter)
+    name = model or (base_model_of(adapter) if adapter is not None else "smollm2")
+    if chat and not sys.stdin.isatty() and prompt is None:
+        raise InferenceError.InvalidConfig(reason="--chat talks on a terminal; here standard input is none")
+    if prompt is None and not chat:
+        prompt = "" if sys.stdin.isatty() else sys.stdin.read().strip()
+        if not prompt:
+            raise InferenceError.InvalidConfig(
+                reason="there is no prompt; give one as an argument or on standard input"
+            )
+    loaded = load_with_progress(name, target)
+    if adapter is not None:
+        deltas = LoRAAdapter.load(adapter, loaded.model)
+        deltas.set_training(False)
+        loaded.model.apply_adapter(deltas)
+    if raw:
+        print_stream(loaded, prompt or "", config)
+        return
+    messages = [{"role": "system", "content": system}] if system else []
+    while True:
+        if prompt is None:
+            try:
+                prompt = input("> ").strip()
+            except EOFError:
+                break
+            if not prompt:
+                break
+        messages.append({"role": "user", "content": prompt})
+        answer = print_stream(loaded, messages, config)
+        messages.append({"role": "assistant", "content": answer})
+        prompt = None
+        if not chat:
+            break
+
+
+def generator_config(
+    max_tokens: int, temperature: float, top_k: int | None, top_p: float | None, seed: int | None
+) -> Any:
+    """The generator's configuration for these flags. Raises ``InferenceError`` for values out of range."""
+    from ..inference.generator import GeneratorConfig
+    from ..inference.sampling import SamplingStrategy
+
+    if temperature < 0:
+        raise InferenceError.InvalidSampling(reason=f"temperature is {temperature}; takes at least 0")
+    sampling = SamplingStrategy.Temperature(temperature=temperature) if temperature else SamplingStrategy.Greedy
+    return GeneratorConfig(max_tokens=max_tokens, sampling=sampling, top_k=top_k, top_p=top_p, seed=seed)
+
+
+def print_stream(loaded: Any, prompt: Any, config: Any) -> str:
+    """Print an answer piece by piece and return it whole."""
+    from ..inference.chat import TextGenerator
+
+    pieces = []
+    for piece in TextGenerator(loaded, config).stream(prompt):
+        print(piece, end="", flush=True)
+        pieces.append(piece)
+    print(flush=True)
+    return "".join(pieces)

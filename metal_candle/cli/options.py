@@ -1,0 +1,111 @@
+"""What commands share: loading a model with a progress bar, YAML configuration, parsing names."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from ..dtype import DType
+from ..error import ModelError, TrainingError
+from ..models.load import LoadedModel, load_model, load_tokenizer
+from ..models.projection import TargetModule
+from ..models.tokenizer import Tokenizer
+
+
+def read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Use a YAML file's values as the defaults of the command's flags, which still win.
+
+    Raises ``typer.BadParameter`` for a file that is missing, is no mapping, or names no flag.
+    """
+    import yaml
+
+    if path is None:
+        return None
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise typer.BadParameter(f"{path}: got {type(values).__name__}; takes lines like `rank: 8`")
+    known = {parameter.name or "": parameter for parameter in context.command.params}
+    defaults = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in known or name == "config":
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
+            raise typer.BadParameter(f"{path}: unknown key {key!r}{hint}")
+        defaults[name] = value
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+def parse_dtype(name: str) -> DType:
+    """A float dtype for weights. Raises ``TrainingError.InvalidConfig``."""
+    names = {"f32": DType.F32, "float32": DType.F32, "bf16": DType.BF16, "bfloat16": DType.BF16}
+    names |= {"f16": DType.F16, "float16": DType.F16}
+    if name not in names:
+        raise TrainingError.InvalidConfig(reason=f"dtype is {name!r}; takes f32, bf16 or f16")
+    return names[name]
+
+
+def parse_targets(names: str) -> tuple[TargetModule, ...]:
+    """``all`` or projection names, comma separated. Raises ``TrainingError.InvalidLoRAConfig``."""
+    if names == "all":
+        return tuple(TargetModule)
+    found = []
+    for name in (part.strip() for part in names.split(",")):
+        target = TargetModule.from_name(name)
+        if target is None:
+            takes = ", ".join(["all", *(member.value for member in TargetModule)])
+            raise TrainingError.InvalidLoRAConfig(reason=f"target module {name!r} does not exist; takes {takes}")
+        if target not in found:
+            found.append(target)
+    return tuple(found)
+
+
+def load_with_progress(model: str, dtype: DType) -> LoadedModel:
+    """Load a model; a download shows its progress on a terminal and one line elsewhere."""
+    with download_progress(model) as progress:
+        return load_model(model, dtype, progress=progress)
+
+
+def tokenizer_with_progress(model: str) -> Tokenizer:
+    """Load a model's tokenizer alone; a download shows its progress."""
+    with download_progress(model) as progress:
+        return load_tokenizer(model, progress)
+
+
+@contextmanager
+def download_progress(model: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback ``(done, total)`` in bytes that shows a bar on a terminal and one line elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if not sys.stderr.isatty():
+        announced: list[int] = []
+
+        def announce(done: int, total: int) -> None:
+            if not announced:
+                announced.append(total)
+                print(f"fetching {model}: {total / 1e6:.0f} MB", file=sys.stderr, flush=True)
+
+        yield announce
+        return
+    columns = (TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(model, total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+def check_adapter_folder(path: Path) -> None:
+    """Raise ``ModelError.FileNotFound`` unless the folder looks like an adapter."""
+    if not (path / "adapter_config.json").is_file():
+        raise ModelError.FileNotFound(path=f"{path} is no adapter folder: it has no adapter_config.json")
