@@ -1,0 +1,114 @@
+"""Held-out split and batches of similar length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...error import TrainingError
+from .tokenizing import Example
+
+WINDOW = 16
+"""Batches that are sorted by length together: more saves padding, fewer mixes better."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded on the right to one length: ``inputs[b, t]`` predicts ``targets[b, t]`` where
+    ``mask[b, t]``; padding is never trained on. Shapes (batch, time), int32, int32 and bool."""
+
+    inputs: npt.NDArray[np.int32]
+    targets: npt.NDArray[np.int32]
+    mask: npt.NDArray[np.bool_]
+
+    @property
+    def trained_tokens(self) -> int:
+        """How many positions are trained on."""
+        return int(self.mask.sum())
+
+
+def split(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Hold out ``fraction`` of the examples, at least one: (train, held out), the same for the same seed.
+
+    Both keep the order of the file. A fraction of 0 holds out nothing.
+    Raises ``TrainingError.InvalidConfig`` for a fraction outside 0 <= fraction < 1, or one that leaves
+    nothing to train on.
+    """
+    if not 0 <= fraction < 1:
+        reason = f"the held-out fraction is {fraction}; takes 0 <= fraction < 1"
+        raise TrainingError.InvalidConfig(reason=reason)
+    held = max(1, round(len(examples) * fraction)) if fraction else 0
+    if held >= len(examples):
+        reason = (
+            f"holding out {fraction} of {len(examples)} rows leaves none to train on; add rows or hold out 0"
+        )
+        raise TrainingError.InvalidConfig(reason=reason)
+    chosen = set(np.random.default_rng(seed).permutation(len(examples))[:held].tolist())
+    train = [example for i, example in enumerate(examples) if i not in chosen]
+    return train, [example for i, example in enumerate(examples) if i in chosen]
+
+
+def batch_count(examples: Sequence[Example], batch_size: int) -> int:
+    """How many batches one epoch has."""
+    return math.ceil(len(examples) / batch_size)
+
+
+def batches(
+    examples: Sequence[Example],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    pad_id: int,
+    max_length: int,
+    pad_to: int = 16,
+) -> Iterator[Batch]:
+    """One epoch: every example once, in an order that depends on ``seed`` and ``epoch`` alone.
+
+    The examples are shuffled, sorted by length within windows of ``WINDOW`` batches, and the batches
+    shuffled. The time dimension is rounded up to a multiple of ``pad_to``, so that few shapes occur, but not
+    beyond ``max_length``. The last batch formed holds what is left and may be smaller.
+
+    Raises ``TrainingError.InvalidConfig`` for a batch size or multiple below 1.
+    """
+    for name, value in (("batch_size", batch_size), ("pad_to", pad_to)):
+        if value < 1:
+            raise TrainingError.InvalidConfig(reason=f"{name} is {value}; takes at least 1")
+    return _batches(examples, batch_size, np.random.default_rng((seed, epoch)), pad_id, max_length, pad_to)
+
+
+def _batches(
+    examples: Sequence[Example],
+    batch_size: int,
+    random: np.random.Generator,
+    pad_id: int,
+    max_length: int,
+    pad_to: int,
+) -> Iterator[Batch]:
+    order = random.permutation(len(examples)).tolist()
+    groups: list[list[int]] = []
+    for begin in range(0, len(order), batch_size * WINDOW):
+        # a stable sort: equal lengths stay shuffled
+        window = sorted(order[begin : begin + batch_size * WINDOW], key=lambda i: len(examples[i].tokens))
+        groups += (window[i : i + batch_size] for i in range(0, len(window), batch_size))
+    for group in random.permutation(len(groups)).tolist():
+        yield collate([examples[i] for i in groups[group]], pad_id, max_length, pad_to)
+
+
+def collate(examples: Sequence[Example], pad_id: int, max_length: int, pad_to: int = 16) -> Batch:
+    """Shift and pad examples of at least two tokens into one batch; see ``batches``."""
+    longest = max(len(example.tokens) for example in examples) - 1
+    time = max(longest, min(math.ceil(longest / pad_to) * pad_to, max_length))
+    inputs = np.full((len(examples), time), pad_id, dtype=np.int32)
+    targets = np.full((len(examples), time), pad_id, dtype=np.int32)
+    mask = np.zeros((len(examples), time), dtype=np.bool_)
+    for b, example in enumerate(examples):
+        length = len(example.tokens) - 1
+        inputs[b, :length] = example.tokens[:-1]
+        targets[b, :length] = example.tokens[1:]
+        mask[b, :length] = example.targets[1:]
+    return Batch(inputs, targets, mask)
