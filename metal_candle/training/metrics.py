@@ -135,9 +135,7 @@ def plot_loss(records: Iterable[Record], path: str | PathLike[str], title: str =
         axes.plot(steps, smoothed(values), color="#1f5fa8", linewidth=2, label="training, smoothed")
     steps, values = loss_series(records, HELD_OUT)
     if values:
-        axes.plot(
-            steps, values, color="#d1591f", linewidth=2, marker="o", markersize=5, zorder=3, label="held out"
-        )
+        axes.plot(steps, values, color="#d1591f", linewidth=2, marker="o", markersize=5, zorder=3, label="held out")
         axes.annotate(
             f"{values[-1]:.3f}",
             (steps[-1], values[-1]),
@@ -202,11 +200,7 @@ def _resampled(values: Sequence[float], columns: int) -> list[float | None]:
         position = x * (count - 1) / (columns - 1) if columns > 1 else 0.0
         left = min(int(position), count - 1)
         right = min(left + 1, count - 1)
-        value = (
-            values[left] + (values[right] - values[left]) * (position - left)
-            if position > left
-            else values[left]
-        )
+        value = values[left] + (values[right] - values[left]) * (position - left) if position > left else values[left]
         result.append(value if math.isfinite(value) else None)
     return result
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from metal_candle.models import chat_template
+
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
-
-from metal_candle.models import chat_template
 
 CHATML = (
     "{% for message in messages %}"
@@ -53,9 +53,7 @@ class ChatTokenizer:
         encoding = self.inner.encode(text, add_special_tokens=add_special_tokens)
         return encoding.ids, encoding.offsets
 
-    def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
-    ) -> str:
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False) -> str:
         assert self.chat_template is not None
         return chat_template.render(self.chat_template, messages, add_generation_prompt=add_generation_prompt)
 

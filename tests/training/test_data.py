@@ -7,12 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
-from chat_tokenizer import LAST_TURN_DIFFERS, PLAIN_TURNS, ChatTokenizer
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from metal_candle.error import DataError, ModelError, TrainingError
 from metal_candle.training.data import (
     Completion,
@@ -34,6 +28,12 @@ from metal_candle.training.data import (
     tokenize,
 )
 from metal_candle.training.data.batching import WINDOW
+
+import numpy as np
+import pytest
+from chat_tokenizer import LAST_TURN_DIFFERS, PLAIN_TURNS, ChatTokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 HERE = Path("train.jsonl")
 
@@ -250,9 +250,7 @@ def test_text_is_trained_on_from_its_second_token_to_the_end_of_sequence(tmp_pat
 
 def test_text_begins_as_the_tokenizer_begins_a_text(tmp_path: Path) -> None:
     tokenizer = ChatTokenizer(None, adds_bos=True)
-    text, completion = examples_of(
-        write(tmp_path, {"text": "ab"}, {"prompt": "a", "completion": "b"}), tokenizer
-    )
+    text, completion = examples_of(write(tmp_path, {"text": "ab"}, {"prompt": "a", "completion": "b"}), tokenizer)
     assert text.tokens == completion.tokens == [0, *tokenizer.inner.encode("ab").ids[1:], 2]
     assert text.targets == [False, True, True, True]
     assert completion.targets == [False, False, True, True]
@@ -281,9 +279,7 @@ def test_templates_that_cannot_be_used(tmp_path: Path) -> None:
 @settings(max_examples=50, deadline=None)
 def test_trained_tokens_are_the_answers_whatever_they_say(turns: list[tuple[str, str]]) -> None:
     tokenizer = ChatTokenizer()
-    messages = [
-        turn for user, answer in turns for turn in (("user", f"q{user}"), ("assistant", f"r{answer}"))
-    ]
+    messages = [turn for user, answer in turns for turn in (("user", f"q{user}"), ("assistant", f"r{answer}"))]
     content = Conversation(tuple(Message(*turn) for turn in messages))
     [example] = tokenize([Row(HERE, 1, content)], tokenizer, max_length=10_000)
     assert trained(example, tokenizer) == [f"r{answer}<|im_end|>" for _, answer in turns]
@@ -316,9 +312,7 @@ def test_rows_longer_than_the_limit(tmp_path: Path) -> None:
 
 def example_of_length(length: int, marker: int) -> Example:
     """``length`` tokens that tell which example they are; every second one is trained on."""
-    return Example(
-        [marker * 1000 + i for i in range(length)], [i % 2 == 1 for i in range(length)], HERE, marker
-    )
+    return Example([marker * 1000 + i for i in range(length)], [i % 2 == 1 for i in range(length)], HERE, marker)
 
 
 def test_split_is_deterministic_disjoint_and_complete() -> None:
@@ -379,9 +373,7 @@ def test_batches_depend_on_seed_and_epoch_and_are_of_similar_length() -> None:
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)
     assert order(0, 0) != order(1, 0)
-    widths = [
-        batch.inputs.shape[1] for batch in batches(examples, 8, seed=0, epoch=0, pad_id=2, max_length=200)
-    ]
+    widths = [batch.inputs.shape[1] for batch in batches(examples, 8, seed=0, epoch=0, pad_id=2, max_length=200)]
     assert widths != sorted(widths)
     # sorted in one window, rows of a batch differ by about 200/16 tokens, plus up to 15 of rounding
     assert sum(width * 8 for width in widths) < 1.25 * lengths.sum()

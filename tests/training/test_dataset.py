@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from metal_candle.training.data import Conversation, Row, find_data, packaged_dataset, read_rows, tokenize
+
 import pytest
 from chat_tokenizer import ChatTokenizer
-
-from metal_candle.training.data import Conversation, Row, find_data, packaged_dataset, read_rows, tokenize
 
 FILES = ("train", "valid")
 

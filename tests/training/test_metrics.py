@@ -7,8 +7,6 @@ import math
 import struct
 from pathlib import Path
 
-import pytest
-
 from metal_candle.error import CheckpointError
 from metal_candle.training.metrics import (
     MetricsLog,
@@ -18,6 +16,8 @@ from metal_candle.training.metrics import (
     render_curve,
     smoothed,
 )
+
+import pytest
 
 
 def test_each_record_is_on_disk_at_once(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from metal_candle.error import CheckpointError, UnexpectedShapeError
+from metal_candle.models.weights import safetensors
+from metal_candle.training.formats import peft
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from safetensors import safe_open
-
-from metal_candle.error import CheckpointError, UnexpectedShapeError
-from metal_candle.models.weights import safetensors
-from metal_candle.training.formats import peft
 
 RANK = 4
 PATHS = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in range(2) for name in "qv"]
@@ -109,9 +109,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 
 def test_half_precision_factors_stay_so(tmp_path: Path) -> None:
-    halves = {
-        path: (a.astype(mx.bfloat16), b.astype(mx.bfloat16)) for path, (a, b) in random_factors().items()
-    }
+    halves = {path: (a.astype(mx.bfloat16), b.astype(mx.bfloat16)) for path, (a, b) in random_factors().items()}
     save(tmp_path, factors=halves)
     read = peft.load(tmp_path).factors[PATHS[0]]
     assert read.a.dtype == mx.bfloat16
@@ -152,9 +150,7 @@ def test_a_failed_write_leaves_the_old_adapter_whole(tmp_path: Path, monkeypatch
 def test_factors_that_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError.InvalidFormat, match="at least one module"):
         save(tmp_path, factors={})
-    with pytest.raises(
-        UnexpectedShapeError, match=r"q_proj\.lora_A: expected shape \(24, 8\), got \(24, 4\)"
-    ):
+    with pytest.raises(UnexpectedShapeError, match=r"q_proj\.lora_A: expected shape \(24, 8\), got \(24, 4\)"):
         save(tmp_path, rank=8)
     assert contents(tmp_path) == {}
 
@@ -187,9 +183,7 @@ def test_rank_and_alpha_patterns_match_the_end_of_a_path(tmp_path: Path) -> None
         ),
     )
     patterns = {"layers.0.self_attn.q_proj": 2, "proj": 9, "yers.0.self_attn.v_proj": 9}
-    change_config(
-        tmp_path, rank_pattern=patterns, alpha_pattern={r"model\.layers\.\d\..*q_proj": 16, "v_proj": 1}
-    )
+    change_config(tmp_path, rank_pattern=patterns, alpha_pattern={r"model\.layers\.\d\..*q_proj": 16, "v_proj": 1})
     factors = peft.load(tmp_path).factors
     assert [factors[path].rank for path in PATHS] == [2, RANK, RANK, RANK]
     assert [factors[path].alpha for path in PATHS] == [16, 1, 16, 1]
@@ -265,9 +259,7 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
     assert "no such adapter folder" in says()
     folder.mkdir()
     (folder / "adapters.safetensors").touch()
-    assert (
-        "no adapter_config.json and no adapter_model.safetensors; adapters.safetensors is mlx-lm's" in says()
-    )
+    assert "no adapter_config.json and no adapter_model.safetensors; adapters.safetensors is mlx-lm's" in says()
     save(folder)
     whole = (folder / peft.WEIGHTS).read_bytes()
     (folder / peft.WEIGHTS).write_bytes(whole[:-1])

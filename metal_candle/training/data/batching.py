@@ -43,9 +43,7 @@ def split(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list
         raise TrainingError.InvalidConfig(reason=reason)
     held = max(1, round(len(examples) * fraction)) if fraction else 0
     if held >= len(examples):
-        reason = (
-            f"holding out {fraction} of {len(examples)} rows leaves none to train on; add rows or hold out 0"
-        )
+        reason = f"holding out {fraction} of {len(examples)} rows leaves none to train on; add rows or hold out 0"
         raise TrainingError.InvalidConfig(reason=reason)
     chosen = set(np.random.default_rng(seed).permutation(len(examples))[:held].tolist())
     train = [example for i, example in enumerate(examples) if i not in chosen]

@@ -76,8 +76,7 @@ def summarize(examples: Sequence[Example]) -> Summary:
         percentiles=tuple((percent, int(length)) for percent, length in zip(PERCENTILES, percentiles)),
         longest=int(lengths.max()),
         histogram=tuple(
-            (begin, begin + width - 1, int(((lengths >= begin) & (lengths < begin + width)).sum()))
-            for begin in begins
+            (begin, begin + width - 1, int(((lengths >= begin) & (lengths < begin + width)).sum())) for begin in begins
         ),
     )
 

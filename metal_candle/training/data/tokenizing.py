@@ -38,15 +38,11 @@ class Tokenizer(Protocol):
     @property
     def chat_template(self) -> str | None: ...
 
-    def encode_with_offsets(
-        self, text: str, add_special_tokens: bool = False
-    ) -> tuple[list[int], list[Span]]:
+    def encode_with_offsets(self, text: str, add_special_tokens: bool = False) -> tuple[list[int], list[Span]]:
         """The ids of ``text`` and each id's characters; a token that was added has none."""
         ...
 
-    def apply_chat_template(
-        self, messages: list[dict[str, str]], add_generation_prompt: bool = False
-    ) -> str: ...
+    def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str: ...
 
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str: ...
 
@@ -104,15 +100,11 @@ def tokenize(
                 raise DataError.InvalidLine(path=row.path, line=row.line, reason=reason)
             tokens, targets = tokens[:max_length], targets[:max_length]
         if not any(targets):
-            reason = (
-                f"nothing to train on: the row has {len(tokens)} tokens{', cut to the limit' if cut else ''}"
-            )
+            reason = f"nothing to train on: the row has {len(tokens)} tokens{', cut to the limit' if cut else ''}"
             raise DataError.InvalidLine(path=row.path, line=row.line, reason=reason)
         examples.append(Example(tokens, targets, row.path, row.line))
     if rows and not examples:
-        reason = (
-            f"all {len(rows)} rows are longer than {max_length} tokens and were skipped; raise --max-length"
-        )
+        reason = f"all {len(rows)} rows are longer than {max_length} tokens and were skipped; raise --max-length"
         raise DataError.InvalidFile(path=rows[0].path, reason=reason)
     return examples
 
@@ -147,9 +139,7 @@ def _tokens(row: Row, tokenizer: Tokenizer, mask_prompt: bool) -> tuple[list[int
 def _render(conversation: Conversation, row: Row, tokenizer: Tokenizer) -> tuple[str, list[Span]]:
     """The conversation as text, and where its assistant turns stand in it."""
     if tokenizer.chat_template is None:
-        reason = (
-            'the tokenizer has no chat template, so "messages" cannot be rendered; use "text" or "prompt"'
-        )
+        reason = 'the tokenizer has no chat template, so "messages" cannot be rendered; use "text" or "prompt"'
         raise DataError.InvalidLine(path=row.path, line=row.line, reason=reason)
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation.messages]
     if messages[0]["role"] == "assistant":

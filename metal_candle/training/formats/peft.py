@@ -111,9 +111,7 @@ def save(
     there are no factors, ``UnexpectedShapeError`` for a factor that does not fit the rank.
     """
     if not factors:
-        raise CheckpointError.InvalidFormat(
-            reason=f"{directory}: an adapter needs at least one module's factors"
-        )
+        raise CheckpointError.InvalidFormat(reason=f"{directory}: an adapter needs at least one module's factors")
     tensors = {}
     for path, (a, b) in factors.items():
         for name, array, axis in (("A", a, 1), ("B", b, 0)):
@@ -126,9 +124,7 @@ def save(
     try:
         # The outer block renames last: a failure in the inner one leaves both old files.
         with write_atomically(folder / CONFIG) as config_beside:
-            config_beside.write_text(
-                json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            config_beside.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             with write_atomically(folder / WEIGHTS) as weights_beside:
                 safetensors.save(weights_beside, tensors, {"format": "pt"})
     except CheckpointError.SaveFailed as error:  # it names a file beside the one that was asked for
@@ -188,9 +184,7 @@ def load(directory: str | PathLike[str]) -> PeftAdapter:
         alpha=config.alpha,
         scale=config.scale(config.rank, config.alpha),
         dropout=config.dropout,
-        target_modules=tuple(
-            sorted({path.rpartition(".")[2] for path in factors} if targets is None else targets)
-        ),
+        target_modules=tuple(sorted({path.rpartition(".")[2] for path in factors} if targets is None else targets)),
         base_model=config.base_model,
         factors=factors,
     )
@@ -219,9 +213,7 @@ class _Config:
             raise self._invalid(f"peft_type is {kind!r}; takes 'LORA'")
         for name in _UNSUPPORTED:
             if self.fields.get(name):
-                raise self._invalid(
-                    f"{name} is {self.fields[name]!r}, which is not supported; takes plain LoRA"
-                )
+                raise self._invalid(f"{name} is {self.fields[name]!r}, which is not supported; takes plain LoRA")
         if (bias := self.fields.get("bias", "none")) != "none":
             raise self._invalid(f"bias is {bias!r}, which is not supported; takes 'none'")
         initial = self.fields.get("init_lora_weights")
@@ -275,9 +267,7 @@ class _Config:
 
     def _rank(self, value: Any, name: str) -> int:
         if type(value) is not int or value < 1:
-            raise self._invalid(
-                f"{name} is {'missing' if value is None else repr(value)}; takes an integer above 0"
-            )
+            raise self._invalid(f"{name} is {'missing' if value is None else repr(value)}; takes an integer above 0")
         return value
 
     def _number(self, value: Any, name: str) -> float:
@@ -303,9 +293,7 @@ def _read_pairs(path: Path) -> dict[str, Pair]:
     for key, tensor in tensors.items():
         match = _FACTOR.fullmatch(key)
         if match is None:
-            reason = (
-                f"{path}: tensor {key} is not a LoRA factor of a linear layer; takes {PREFIX}….lora_A.weight"
-            )
+            reason = f"{path}: tensor {key} is not a LoRA factor of a linear layer; takes {PREFIX}….lora_A.weight"
             raise CheckpointError.InvalidFormat(reason=f"{reason} and ….lora_B.weight")
         found.setdefault(match["path"], {})[match["factor"]] = tensor
     if not found:
@@ -323,8 +311,6 @@ def _factors(file: Path, path: str, pair: Pair, config: _Config) -> PeftFactors:
     rank, alpha = config.rank_of(path), config.alpha_of(path)
     for name, array, axis, form in (("A", a, 0, f"({rank}, in)"), ("B", b, 1, f"(out, {rank})")):
         if array.ndim != 2 or array.shape[axis] != rank:
-            reason = (
-                f"{path}.lora_{name}.weight is {tuple(array.shape)}, {CONFIG} asks for rank {rank}: {form}"
-            )
+            reason = f"{path}.lora_{name}.weight is {tuple(array.shape)}, {CONFIG} asks for rank {rank}: {form}"
             raise CheckpointError.InvalidFormat(reason=f"{file}: {reason}")
     return PeftFactors(mx.contiguous(a.T), mx.contiguous(b.T), alpha, config.scale(rank, alpha))
