@@ -1,0 +1,73 @@
+"""Low-rank adaptation: the product through two thin matrices, added to a frozen layer's result.
+
+Hu et al. 2021, https://arxiv.org/abs/2106.09685. The scale is applied at rank, the gradient keeps only ``x``.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from .kernel import Gradients, Kernel, Outputs, Variant
+from .linear import as_rows
+from .matmul import addmm, matmul
+
+
+def _lora_reference(x: mx.array, a: mx.array, b: mx.array, scale: float) -> mx.array:
+    """``scale · (x · a) · b``: x ``(…, in)``, a ``(in, rank)``, b ``(rank, out)`` to ``(…, out)``."""
+    return scale * (x @ a) @ b
+
+
+def _add_reference(base: mx.array, x: mx.array, a: mx.array, b: mx.array, scale: float) -> mx.array:
+    """``base + scale · (x · a) · b``: base ``(…, out)``, the others as ``lora`` takes them."""
+    return base + scale * (x @ a) @ b
+
+
+def _lora_forward(x: mx.array, a: mx.array, b: mx.array, scale: float) -> Outputs:
+    result = matmul(matmul(as_rows(x), a) * scale, b)
+    return (result.reshape(*x.shape[:-1], b.shape[1]),)
+
+
+def _lora_vjp(
+    cotangent: mx.array,
+    inputs: tuple[mx.array, ...],
+    outputs: Outputs,
+    needs: tuple[bool, ...],
+    scale: float,
+) -> Gradients:
+    x, a, b = inputs
+    rows, upstream = as_rows(x), as_rows(cotangent)
+    gradients: list[mx.array | None] = [None, None, None]
+    if needs[0] or needs[1]:
+        at_rank = matmul(upstream, b.T) * scale
+        if needs[0]:
+            gradients[0] = matmul(at_rank, a.T).reshape(x.shape)
+        if needs[1]:
+            gradients[1] = matmul(rows.T, at_rank)
+    if needs[2]:
+        gradients[2] = matmul((matmul(rows, a) * scale).T, upstream)
+    return tuple(gradients)
+
+
+def _add_forward(base: mx.array, x: mx.array, a: mx.array, b: mx.array, scale: float) -> Outputs:
+    result = addmm(as_rows(base), matmul(as_rows(x), a), b, alpha=scale)
+    return (result.reshape(base.shape),)
+
+
+def _add_vjp(
+    cotangent: mx.array,
+    inputs: tuple[mx.array, ...],
+    outputs: Outputs,
+    needs: tuple[bool, ...],
+    scale: float,
+) -> Gradients:
+    of_lora = _lora_vjp(cotangent, inputs[1:], outputs, needs[1:], scale)
+    return (cotangent if needs[0] else None, *of_lora)
+
+
+_LORA = Variant("at rank", _lora_forward, _lora_vjp)
+_ADD = Variant("at rank, addmm", _add_forward, _add_vjp)
+
+lora = Kernel("lora", _lora_reference, lambda *arguments: (_LORA, "plain products, scale at rank"), arity=3)
+add_lora = Kernel(
+    "add_lora", _add_reference, lambda *arguments: (_ADD, "plain products, scale at rank"), arity=4
+)
