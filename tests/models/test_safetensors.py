@@ -1,0 +1,184 @@
+"""Safetensors: damaged files are named, writing is whole or nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from metal_candle.error import CheckpointError, ModelError
+from metal_candle.models.weights.safetensors import (
+    DTYPES,
+    INDEX,
+    load_directory,
+    load_file,
+    read_header,
+    save,
+)
+
+import mlx.core as mx
+import pytest
+import safetensors.numpy
+
+
+def raw(path: Path, entries: dict[str, Any], data: bytes) -> Path:
+    header = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+    return path
+
+
+def entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (5, 7)])
+def test_round_trip(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+    array = (mx.random.uniform(0, 100, shape)).astype(DTYPES[dtype])
+    save(tmp_path / "a.safetensors", {"x": array, "transposed": array.T}, {"key": "value"})
+    header = read_header(tmp_path / "a.safetensors")
+    assert header.metadata == {"key": "value"}
+    assert (header.tensors["x"].dtype, header.tensors["x"].shape) == (dtype, shape)
+    loaded = load_file(tmp_path / "a.safetensors")
+    assert loaded["x"].dtype == DTYPES[dtype]
+    assert mx.array_equal(loaded["x"], array)
+    assert mx.array_equal(loaded["transposed"], array.T)
+
+
+def test_the_reference_implementation_reads_what_is_written(tmp_path: Path) -> None:
+    arrays = {"b": mx.arange(6).reshape(2, 3).astype(mx.float32), "a": mx.array([1, 2], dtype=mx.uint8)}
+    save(tmp_path / "a.safetensors", arrays)
+    loaded = safetensors.numpy.load_file(tmp_path / "a.safetensors")
+    assert {name: array.tolist() for name, array in loaded.items()} == {
+        name: array.tolist() for name, array in arrays.items()
+    }
+    with safetensors.safe_open(tmp_path / "a.safetensors", "numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_folder_of_one_file_and_of_shards(tiny_model_dir: Callable[..., Path]) -> None:
+    whole, sharded = load_directory(tiny_model_dir()), load_directory(tiny_model_dir(shards=3))
+    assert whole.keys() == sharded.keys()
+    assert all(mx.array_equal(whole[name], sharded[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds 0 bytes, not even a header"),
+        (b"\x01\x02", "holds 2 bytes"),
+        (struct.pack("<Q", 1 << 60), "claims a header of 1152921504606846976 bytes"),
+        (struct.pack("<Q", 50) + b"{}", "truncated inside its header at 10 bytes"),
+        (struct.pack("<Q", 2) + b"\xff\xff", "the header is not text"),
+        (struct.pack("<Q", 3) + b"{a}", "header: broken JSON"),
+        (struct.pack("<Q", 2) + b"[]", "takes an object"),
+    ],
+)
+def test_damaged_containers_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ModelError.InvalidFormat, match=message) as raised:
+        load_directory(tmp_path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "size", "message"),
+    [
+        ({"a": entry("F32", [2], 0, 8)}, 4, "truncated: .* fetch the file again"),
+        ({"a": entry("F32", [2], 0, 8)}, 9, "1 bytes follow the last tensor"),
+        ({"a": entry("F32", [3], 0, 8)}, 8, r"tensor a: F32 \(3,\) is 12 bytes, not 8"),
+        ({"a": entry("F64", [1], 0, 8)}, 8, "tensor a is F64; takes F32, F16"),
+        ({"a": entry("F8_E4M3", [8], 0, 8)}, 8, "tensor a is F8_E4M3"),
+        ({"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 2, 6)}, 6, "tensor b overlaps"),
+        ({"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 8, 12)}, 12, "tensor b leaves a gap"),
+        ({"a": entry("F32", [-1], 0, 4)}, 4, r"tensor a: shape \[-1\]"),
+        ({"a": {"dtype": "F32"}}, 0, "tensor a: the entry lacks"),
+        ({"a": 3}, 0, "tensor a: the entry lacks"),
+        ({"__metadata__": 3}, 0, "__metadata__ is not an object"),
+    ],
+)
+def test_headers_that_lie_are_refused(tmp_path: Path, entries: dict[str, Any], size: int, message: str) -> None:
+    with pytest.raises(ModelError.InvalidFormat, match=message):
+        load_file(raw(tmp_path / "a.safetensors", entries, bytes(size)))
+
+
+def test_every_truncation_is_found(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> None:
+    whole = (tiny_model_dir() / "model.safetensors").read_bytes()
+    for size in range(0, len(whole), 997):
+        (tmp_path / "model.safetensors").write_bytes(whole[:size])
+        with pytest.raises(ModelError.InvalidFormat):
+            load_directory(tmp_path)
+
+
+def test_missing_files_are_named(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> None:
+    with pytest.raises(ModelError.FileNotFound, match=r"model\.safetensors"):
+        load_directory(tmp_path)
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(ModelError.FileNotFound, match=r"pytorch_model\.bin is there"):
+        load_directory(tmp_path)
+    with pytest.raises(ModelError.FileNotFound, match="absent"):
+        read_header(tmp_path / "absent.safetensors")
+    folder = tiny_model_dir(shards=2)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ModelError.FileNotFound, match=r"00002-of-00002.*named in"):
+        load_directory(folder)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "broken JSON"),
+        ("{}", "has no weight_map"),
+        ('{"weight_map": {"a": "../../secret"}}', "takes file names in the same folder"),
+        ('{"weight_map": {"a": 1}}', "takes file names"),
+    ],
+)
+def test_damaged_index_is_refused(tmp_path: Path, index: str, message: str) -> None:
+    (tmp_path / INDEX).write_text(index)
+    with pytest.raises(ModelError.InvalidFormat, match=message):
+        load_directory(tmp_path)
+
+
+def test_index_that_names_a_tensor_its_shard_lacks(tiny_model_dir: Callable[..., Path]) -> None:
+    folder = tiny_model_dir(shards=2)
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["ghost"] = "model-00001-of-00002.safetensors"
+    (folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(ModelError.InvalidFormat, match="puts tensor ghost into model-00001"):
+        load_directory(folder)
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save(path, {"x": mx.array([1.0])})
+    old = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(CheckpointError.SaveFailed, match=r"a\.safetensors: No space left on device"):
+            save(path, {"x": mx.array([2.0])})
+    with pytest.raises(ModelError.InvalidFormat, match=r"tensor x is mlx\.core\.complex64"):
+        save(path, {"x": mx.array([1j])})
+    assert path.read_bytes() == old
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError.SaveFailed, match="file is a file, not a folder"):
+        save(tmp_path / "file" / "a.safetensors", {"x": mx.array([1.0])})
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(CheckpointError.SaveFailed, match="Is a directory"):
+        save(tmp_path / "folder", {"x": mx.array([1.0])})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]
