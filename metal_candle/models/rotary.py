@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -37,32 +39,42 @@ class RotaryEmbedding:
     def __init__(self, config: ModelConfig, dtype: DType, device: Device) -> None:
         self._frequencies = inverse_frequencies(config)
         self._dtype, self._device = dtype, device
-        self._cos = self._sin = np.zeros((0, 0))
+        self._cos = self._sin = np.zeros((0, 0), np.float32)
         self._length = 0
-        # Every layer of a forward pass asks for the same rows.
-        self._last: tuple[int, int, tuple[Tensor, Tensor]] | None = None
+        self._last: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
+        self._given: tuple[Any, Any] | None = None
 
     def _grow(self, length: int) -> None:
         self._length = max(length, 2 * self._length, 256)
         angles = np.arange(self._length, dtype=np.float64)[:, None] * self._frequencies
-        self._cos, self._sin = np.cos(angles), np.sin(angles)
+        self._cos, self._sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
-    def tables(self, start: int, length: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine for positions ``start`` to ``start + length - 1``, ``(length, head_dim / 2)``."""
-        if self._last is not None and self._last[:2] == (start, length):
-            return self._last[2]
+    def rows(self, start: int, length: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Cosine and sine for positions ``start`` to ``start + length - 1``, ``(length, head_dim / 2)``, float32."""
         if start + length > self._length:
             self._grow(start + length)
         rows = slice(start, start + length)
-        dtype = self._dtype.mlx_
-        cos, sin = (
-            mx.array(table[rows].astype(np.float32)).astype(dtype) for table in (self._cos, self._sin)
-        )
-        tables = Tensor.from_mlx(cos, self._device), Tensor.from_mlx(sin, self._device)
-        self._last = start, length, tables
-        return tables
+        return self._cos[rows], self._sin[rows]
+
+    def tables(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """``rows`` as tensors; those of the last call are kept, as every layer asks for the same."""
+        if self._last is None or self._last[0] != (start, length):
+            arrays = [mx.array(rows).astype(self._dtype.mlx_) for rows in self.rows(start, length)]
+            mx.eval(arrays)  # or another thread, which has other streams, could not use what is kept
+            cos, sin = (Tensor.from_mlx(array, self._device) for array in arrays)
+            self._last = ((start, length), (cos, sin))
+        return self._last[1]
+
+    @contextmanager
+    def given(self, cos: Any, sin: Any) -> Iterator[None]:
+        """Inside the block ``apply`` uses these tables: placeholders, where a step is recorded for replay."""
+        self._given = (cos, sin)
+        try:
+            yield
+        finally:
+            self._given = None
 
     def apply(self, x: Any, start: int = 0) -> Any:
         """``(b, h, t, head_dim)`` rotated for positions ``start`` on."""
-        cos, sin = self.tables(start, x.dim(2))
+        cos, sin = self._given or self.tables(start, x.dim(2))
         return ops.rope(x, cos, sin)
