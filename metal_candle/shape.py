@@ -112,7 +112,7 @@ def broadcast_shapes(lhs: Sequence[int], rhs: Sequence[int], op: str) -> Shape:
 
 def fill_hole(shape: ShapeLike, elements: int, op: str) -> Shape:
     """``shape`` with its one hole (``-1`` or ``()``) filled so that it has ``elements`` elements."""
-    sizes = [shape] if isinstance(shape, int) else [-1 if size == () else size for size in shape]
+    sizes: list[int] = [shape] if isinstance(shape, int) else [-1 if size == () else size for size in shape]  # type: ignore[comparison-overlap]
     if sizes.count(-1) > 1:
         raise ShapeMismatchError(f"{op}: got {tuple(sizes)}; takes at most one hole")
     if -1 in sizes:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import mlx.core as mx
 
 from ..error import BackwardNotSupportedError
 from .node import GraphNode, Variable, leaf, record, topological_order
-from .operation import Meta, Operation
-from .operations.structure import Pick, Vjp
+from .operation import Meta
+from .operations.binary import Add
+from .operations.structure import Pick, ToDevice, Vjp
+
+_add = Add()
 
 
 def gradients(output: GraphNode, seed: GraphNode | None = None) -> dict[Variable, GraphNode]:
@@ -22,14 +24,12 @@ def gradients(output: GraphNode, seed: GraphNode | None = None) -> dict[Variable
     if not output.tracked:
         return {}
     if seed is None:
-        meta = cast(Meta, output.meta)
-        seed = leaf(mx.ones(meta.shape, meta.dtype.mlx_), output.device)
+        seed = leaf(mx.ones(output.shape, output.dtype.mlx_), output.device)
     cotangents: dict[GraphNode, GraphNode] = {output: seed}
     # The cotangents of an operation's several results, by the result's index.
     parts: dict[GraphNode, dict[int, GraphNode]] = {}
     found: dict[Variable, GraphNode] = {}
-    order = topological_order([output], stop=lambda node: not node.tracked)
-    for node in reversed(order):
+    for node in reversed(topological_order([output], stop=_untracked)):
         if not node.tracked:
             continue
         if isinstance(node.meta, Meta):
@@ -38,48 +38,55 @@ def gradients(output: GraphNode, seed: GraphNode | None = None) -> dict[Variable
                 continue
             if node.variable is not None:
                 earlier = found.get(node.variable)
-                found[node.variable] = cotangent if earlier is None else record(Operation.Add, (earlier, cotangent))
-                continue
-            if isinstance(node.operation, Pick):
+                found[node.variable] = cotangent if earlier is None else record(_add, (earlier, cotangent))
+            elif isinstance(node.operation, Pick):
                 into = parts.setdefault(node.inputs[0], {})
                 index = node.operation.index
-                into[index] = record(Operation.Add, (into[index], cotangent)) if index in into else cotangent
-                continue
-            given, present = [cotangent], (True,)
+                into[index] = record(_add, (into[index], cotangent)) if index in into else cotangent
+            else:
+                _distribute(node, (cotangent,), (True,), cotangents)
         else:
             slots = parts.pop(node, {})
-            if not slots:
-                continue
-            given = [slots[i] for i in sorted(slots)]
-            present = tuple(i in slots for i in range(len(node.meta)))
-        _distribute(node, given, present, cotangents)
+            if slots:
+                given = [slots[i] for i in sorted(slots)]
+                _distribute(node, given, tuple(i in slots for i in range(len(node.meta))), cotangents)
     return found
 
 
+def _untracked(node: GraphNode) -> bool:
+    return not node.tracked or node.variable is not None
+
+
 def _distribute(
-    node: GraphNode, given: Sequence[GraphNode], present: tuple[bool, ...], cotangents: dict[GraphNode, GraphNode]
+    node: GraphNode,
+    given: Sequence[GraphNode],
+    present: tuple[bool, ...],
+    cotangents: dict[GraphNode, GraphNode],
 ) -> None:
+    """Add what ``node`` passes on to the cotangents of its inputs."""
     if not node.inputs:
         raise BackwardNotSupportedError(node.operation.name())
-    needs = tuple(source.tracked for source in node.inputs)
-    vjp = record(Vjp(node.operation, needs, present), (*given, *node.inputs, node))
-    index = 0
-    for source, need in zip(node.inputs, needs):
-        if not need:
-            continue
-        gradient = record(Pick(index), (vjp,))
-        index += 1
+    needs = tuple([source.tracked for source in node.inputs])
+    vjp = record(Vjp(node.operation, needs, present), (*given, *node.inputs, node), node.device)
+    tracked = [source for source in node.inputs if source.tracked]
+    for index, source in enumerate(tracked):
+        gradient = record(Pick(index), (vjp,)) if len(tracked) > 1 else vjp
+        if source.device != node.device:
+            gradient = record(ToDevice(source.device), (gradient,), source.device)
         earlier = cotangents.get(source)
-        cotangents[source] = gradient if earlier is None else record(Operation.Add, (earlier, gradient))
+        cotangents[source] = gradient if earlier is None else record(_add, (earlier, gradient))
 
 
 def explain_missing(output: GraphNode, variable: Variable) -> str:
     """Why ``gradients(output)`` has no entry for ``variable``."""
+    leading: set[GraphNode] = set()
+    cut = None
     for node in topological_order([output]):
-        if any(source.tracked and _leads_to(source, variable) for source in node.inputs) and not node.tracked:
-            return f"the path is cut at {node.operation.name()} {list(node.shape)}: it passes no gradient on"
+        if node.variable is variable or any(source in leading for source in node.inputs):
+            leading.add(node)
+            if not node.tracked and any(source.tracked and source in leading for source in node.inputs):
+                return f"the path is cut at {node.label()}, which passes no gradient on"
+        cut = cut or node.cut
+    if cut is not None:
+        return f"no path leads to it; one is cut at {cut}, which passes no gradient on"
     return "the loss does not depend on this variable"
-
-
-def _leads_to(node: GraphNode, variable: Variable) -> bool:
-    return any(other.variable is variable for other in topological_order([node]))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +16,11 @@ from ..device import Device
 from ..dtype import DType
 from ..error import Error
 from ..shape import Shape
+from .node_data import NodeData
 from .operation import Arrays, Meta, Metas, Operation
 
 _ids = itertools.count()
+_by_id = operator.attrgetter("id")
 
 
 class GraphNode:
@@ -26,7 +29,19 @@ class GraphNode:
     Immutable but for ``value``. There is no global graph: a graph is what is reachable from a node.
     """
 
-    __slots__ = ("__weakref__", "device", "handle", "id", "inputs", "meta", "operation", "tracked", "value", "variable")
+    __slots__ = (
+        "__weakref__",
+        "cut",
+        "device",
+        "handle",
+        "id",
+        "inputs",
+        "meta",
+        "operation",
+        "tracked",
+        "value",
+        "variable",
+    )
 
     def __init__(
         self,
@@ -48,6 +63,9 @@ class GraphNode:
         self.variable = variable
         # The lazy tensor that a user holds of this node: its value is kept when it is computed on the way.
         self.handle: weakref.ref[Any] | None = None
+        # Where a gradient would have ended, if the inputs that showed it have been let go.
+        self.cut: str | None = None
+        # Inputs exist before what uses them: the order of the ids is a topological order.
         self.id = next(_ids)
 
     @property
@@ -78,9 +96,28 @@ class GraphNode:
         """Whether somebody outside the graph holds this node."""
         return self.handle is not None and self.handle() is not None
 
+    def let_go(self) -> None:
+        """Forget the inputs of a node that has its value and that no gradient needs."""
+        for source in self.inputs:
+            self.cut = self.cut or (self.label() if source.tracked else source.cut)
+        self.inputs = ()
+
+    @property
+    def data(self) -> NodeData:
+        """Whether there is a value, and the value, as a tensor."""
+        if self.value is None:
+            return NodeData.Lazy
+        tensor = NodeData.tensor_of(self)
+        return NodeData.Concrete(tensor) if self.operation.arity == 0 else NodeData.Available(tensor)
+
+    def label(self) -> str:
+        """The operation with the result's shape: "matmul [2, 3]"."""
+        what = list(self.shape) if isinstance(self.meta, Meta) else f"of {len(self.meta)} results"
+        return f"{self.operation.name()} {what}"
+
     def __repr__(self) -> str:
-        what = f"{list(self.shape)}, {self.dtype}" if isinstance(self.meta, Meta) else f"{len(self.meta)} results"
-        return f"GraphNode({self.operation.name()}, {what}, {'available' if self.value is not None else 'lazy'})"
+        dtype = f", {self.dtype}" if isinstance(self.meta, Meta) else ""
+        return f"GraphNode({self.label()}{dtype}, {'available' if self.value is not None else 'lazy'})"
 
 
 class Variable:
@@ -106,15 +143,11 @@ class Variable:
     def assign(self, value: mx.array) -> None:
         """Take a computed value."""
         old = self._node
-        self._replace(
-            GraphNode(Operation.Input, (), old.meta, old.device, self._tracked(), value=value, variable=self)
-        )
+        self._replace(GraphNode(Operation.Input, (), old.meta, old.device, self._tracked(), value=value, variable=self))
 
     def assign_node(self, node: GraphNode) -> None:
         """Take a recorded value, as a function that is being traced does."""
-        self._replace(
-            GraphNode(Operation.Detach, (node,), node.meta, node.device, self._tracked(), variable=self)
-        )
+        self._replace(GraphNode(Operation.Detach, (node,), node.meta, node.device, self._tracked(), variable=self))
 
     def _tracked(self) -> bool:
         return self.differentiable and self._node.meta[1].is_float_  # type: ignore[union-attr]
@@ -183,42 +216,55 @@ def placeholder(meta: Meta, device: Device) -> GraphNode:
     return GraphNode(Operation.Input, (), meta, device)
 
 
-def record(operation: Operation, inputs: tuple[GraphNode, ...]) -> GraphNode:
-    """A new node. Raises what the operation's ``infer`` raises, and ``Error`` where devices differ."""
+def record(operation: Operation, inputs: tuple[GraphNode, ...], device: Device | None = None) -> GraphNode:
+    """A new node. Raises what the operation's ``infer`` raises, and ``Error`` where devices differ.
+
+    ``device`` is where it is computed, for what moves a tensor; otherwise where the inputs are.
+    """
     meta = operation.infer(*[node.meta for node in inputs])
-    device, tracked = inputs[0].device, False
+    where, tracked = device or inputs[0].device, False
     for node in inputs:
-        tracked = tracked or node.tracked
-        if node.device != device:
-            raise Error(f"{operation.name()}: operands on {device} and {node.device}; move one with to_device")
-    if tracked and not operation.differentiable:
+        if node.tracked:
+            tracked = True
+        if node.device is not where and device is None and node.device != where:
+            raise Error(f"{operation.name()}: operands on {where} and {node.device}; move one with to_device")
+    if tracked and not (operation.differentiable and _takes_gradient(meta)):
         tracked = False
-    return GraphNode(operation, inputs, meta, device, tracked)
+    return GraphNode(operation, inputs, meta, where, tracked)
 
 
-def topological_order(
-    outputs: Sequence[GraphNode], stop: Callable[[GraphNode], bool] = lambda node: False
-) -> list[GraphNode]:
+def _takes_gradient(meta: Metas) -> bool:
+    """Whether a result can have a gradient: integers end it, as in candle."""
+    return meta.dtype.is_float_ if isinstance(meta, Meta) else any(part.dtype.is_float_ for part in meta)
+
+
+def topological_order(outputs: Sequence[GraphNode], stop: Callable[[GraphNode], bool] | None = None) -> list[GraphNode]:
     """Every node that ``outputs`` depend on, dependencies first, each once; without recursion.
 
     Nodes for which ``stop`` holds are listed, but not looked behind.
     """
-    order: list[GraphNode] = []
-    seen: set[GraphNode] = set()
-    stack: list[tuple[GraphNode, bool]] = [(node, False) for node in reversed(outputs)]
+    seen = set(outputs)
+    stack = list(seen)
     while stack:
-        node, ready = stack.pop()
-        if ready:
-            order.append(node)
+        node = stack.pop()
+        if stop is not None and stop(node):
             continue
-        if node in seen:
-            continue
-        seen.add(node)
-        if stop(node) or not node.inputs:
-            order.append(node)
-            continue
-        stack.append((node, True))
-        for source in reversed(node.inputs):
+        for source in node.inputs:
             if source not in seen:
-                stack.append((source, False))
-    return order
+                seen.add(source)
+                stack.append(source)
+    return sorted(seen, key=_by_id)
+
+
+def unevaluated_order(outputs: Sequence[GraphNode], given: Collection[GraphNode] = ()) -> list[GraphNode]:
+    """``topological_order`` as evaluating needs it: what is behind a value, or behind a ``given`` node, is left out."""
+    seen = set(outputs)
+    stack = list(seen)
+    while stack:
+        node = stack.pop()
+        if node.value is None and node not in given:
+            for source in node.inputs:
+                if source not in seen:
+                    seen.add(source)
+                    stack.append(source)
+    return sorted(seen, key=_by_id)

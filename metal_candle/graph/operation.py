@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Union
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +18,14 @@ import numpy as np
 from ..dtype import DType
 from ..error import BackwardNotSupportedError, ShapeMismatchError
 from ..shape import Shape
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform() -> Callable[[type], type]:
+        """Tells type checkers, from Python 3.11 on, that subclasses are dataclasses; here it does nothing."""
+        return lambda cls: cls
 
 
 class Meta(NamedTuple):
@@ -46,7 +54,15 @@ class Sample:
 REGISTRY: dict[str, type[Operation]] = {}
 
 
-class Operation:
+class Variants(type):
+    """What ``Operation.Name`` finds: the record of that name, once the module that declares it is imported."""
+
+    def __getattr__(cls, name: str) -> Any:
+        raise AttributeError(f"{cls.__name__} has no record and no attribute {name!r}")
+
+
+@dataclass_transform()
+class Operation(metaclass=Variants):
     """Base of all records. A subclass is registered under its snake-case name when it is defined.
 
     Class attributes a record may set:
@@ -79,6 +95,11 @@ class Operation:
         """The operation's name: "mul_scalar"."""
         return self.key
 
+    def describe(self) -> str:
+        """Its name with its parameters: "mul_scalar(value=2.0)"."""
+        parameters = ", ".join(f"{field.name}={_shown(getattr(self, field.name))}" for field in fields(self))  # type: ignore[arg-type]
+        return f"{self.name()}({parameters})" if parameters else self.name()
+
     @classmethod
     def bind(cls, *operands: Any) -> Operation:
         """The operation for these operands (each a ``Meta``) and the call's other arguments, which it checks."""
@@ -91,6 +112,10 @@ class Operation:
     def lower(self, *inputs: Any) -> Arrays:
         """The result as MLX arrays."""
         raise AssertionError(f"{self.key} declares no lower")
+
+    # ``lower`` where a gradient is taken in the same plan: the result, then what ``vjp`` likes to find again. It is
+    # given all of this as ``output``; of a result that was computed earlier, the result alone.
+    lower_and_save: ClassVar[Callable[..., tuple[mx.array, ...]] | None] = None
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
         """Gradients of the inputs that ``needs`` marks, ``None`` for the others.
@@ -141,6 +166,10 @@ class Operation:
     def surface(cls) -> dict[str, Callable[..., Operation]]:
         """The tensor methods this record gives: name and how its call arguments become an operation."""
         return dict.fromkeys(cls.methods, cls.bind)
+
+
+def _shown(value: Any) -> str:
+    return value.describe() if isinstance(value, Operation) else str(value)
 
 
 def _snake_case(name: str) -> str:

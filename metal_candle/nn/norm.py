@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..graph.operations.fused import WeightedRMSNorm
+from ..graph.operations.norm import WeightedRMSNorm
 from ..tensor.eager import Tensor
 from .init import ONE
 from .module import Module, T

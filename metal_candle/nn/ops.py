@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 from ..error import ShapeMismatchError
 from ..graph.node import record
-from ..graph.operations.fused import Rope, Sdpa, Swiglu, WeightedRMSNorm
+from ..graph.operations.fused import Rope, Sdpa, Swiglu
+from ..graph.operations.norm import WeightedRMSNorm
 from ..graph.operations.random import Dropout, random_key
 from ..shape import DimLike
 from ..tensor.base import TensorBase

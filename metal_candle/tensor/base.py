@@ -24,6 +24,8 @@ class TensorBase:
 
     __slots__ = ()
     _node: GraphNode
+    # NumPy's numbers leave `number * tensor` to the tensor.
+    __array_ufunc__ = None
 
     # --- recording ----------------------------------------------------------------------------
 
@@ -39,14 +41,22 @@ class TensorBase:
         """``other``, a weight say, as a tensor of this kind."""
         raise AssertionError("a tensor class defines _lift")
 
+    @staticmethod
+    def _is_number(value: Any) -> bool:
+        return isinstance(value, (int, float, np.number, np.bool_))
+
     def _number(self, value: Any) -> GraphNode:
-        """A Python number as an operand: it takes this tensor's dtype."""
-        if not isinstance(value, (bool, int, float, np.number)):
+        """A Python number as an operand: it takes this tensor's dtype. Raises ``Error`` if it does not fit there."""
+        if not self._is_number(value):
             raise Error(f"operand: got {type(value).__name__}; takes a tensor or a number")
-        if self.dtype.is_int() and isinstance(value, float) and not value.is_integer():
-            raise Error(f"operand: got {value} beside a tensor of {self.dtype}; takes an integer, or to_dtype first")
-        node = self._node
-        return leaf(mx.array(value, node.dtype.mlx_), node.device)
+        node, number = self._node, value.item() if isinstance(value, np.generic) else value
+        if node.dtype.is_int():
+            info = mx.iinfo(node.dtype.mlx_)
+            if not info.min <= number <= info.max or number != int(number):
+                takes = f"an integer from {info.min} to {info.max}, or to_dtype first"
+                raise Error(f"operand: got {number} beside a tensor of {node.dtype}; takes {takes}")
+            number = int(number)
+        return leaf(mx.array(number, node.dtype.mlx_), node.device)
 
     def _record(self: T, operation: Operation, *others: TensorBase) -> T:
         return self._wrap(record(operation, (self._node, *[self._operand(other) for other in others])))

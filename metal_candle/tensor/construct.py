@@ -31,7 +31,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> mx.array:
         array = data
     elif isinstance(data, (np.ndarray, np.generic)):
         with on_device(Device.Cpu):  # float64 exists there only
-            array = mx.array(data, DType.of(data.dtype).mlx_)
+            array = mx.array(np.asarray(data), DType.of(data.dtype).mlx_)
     elif hasattr(data, "mlx"):
         array = data.mlx()
     else:
@@ -63,6 +63,8 @@ class Constructors(written.WrittenMethods):
         dtype = DType.of(array.dtype)
         if dtype is DType.F64 and not where.is_cpu():
             raise UnsupportedDTypeForOpError("new", "f64", f"f64 on Device.Cpu only, got {where}")
+        # MLX is lazy too, and only the thread that recorded an array can compute it.
+        mx.eval(array)
         return cls._from_node(leaf(array, where))
 
     @classmethod

@@ -27,7 +27,8 @@ class LazyTensor(Constructors):
 
     def __init__(self, node: GraphNode) -> None:
         self._node = node
-        node.handle = weakref.ref(self)
+        if node.value is None and not node.is_held():
+            node.handle = weakref.ref(self)
 
     @classmethod
     def _from_node(cls: type[L], node: GraphNode) -> L:
@@ -38,7 +39,7 @@ class LazyTensor(Constructors):
         return type(self)(node)
 
     def _lift(self: L, other: TensorBase) -> L:
-        return type(self)(other._node)
+        return other if isinstance(other, type(self)) else type(self)(other._node)
 
     @classmethod
     def from_tensor(cls: type[L], tensor: TensorBase) -> L:

@@ -9,7 +9,6 @@ from ..dtype import DTypeLike
 from ..error import CannotSetVarError
 from ..graph.node import GraphNode, Variable, current_trace
 from .base import TensorBase
-from .construct import as_array
 from .eager import Tensor
 
 V = TypeVar("V", bound="Var")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from ..error import ShapeMismatchBinaryOpError, ShapeMismatchError
+from ..device import Device
+from ..error import Error, ShapeMismatchBinaryOpError, ShapeMismatchError
 from ..graph.node import record
 from ..graph.operation import Operation
 from ..graph.operations.linalg import Matmul
 from ..graph.operations.movement import Cat, Transpose
+from ..graph.operations.structure import ToDevice
 from ..shape import DimLike, Shape, ShapeLike, resolve_dim, resolve_insertion
 from .base import TensorBase
 from .index import index
 from .methods import TensorMethods
 
 T = TypeVar("T", bound="WrittenMethods")
+_matmul = Matmul()
 
 
 class WrittenMethods(TensorMethods):
@@ -29,13 +32,16 @@ class WrittenMethods(TensorMethods):
 
         candle: ``Tensor::matmul(&self, rhs: &Self) -> Result<Self>``
         """
-        if self.shape[:-2] != rhs.shape[:-2]:
+        if not isinstance(rhs, TensorBase):
+            raise Error(f"matmul: got {type(rhs).__name__} for an operand; takes a tensor")
+        left, right = self.shape, rhs.shape
+        if not len(left) == len(right) == 2 and left[:-2] != right[:-2]:
             takes = "equal leading dims; broadcast_matmul broadcasts"
-            raise ShapeMismatchBinaryOpError("matmul", self.shape, rhs.shape, takes)
-        return self._record(Matmul(), rhs)
+            raise ShapeMismatchBinaryOpError("matmul", left, right, takes)
+        return self._record(_matmul, rhs)
 
     def __matmul__(self: T, rhs: Any) -> T:
-        return self._record(Matmul(), rhs) if isinstance(rhs, TensorBase) else NotImplemented
+        return self._record(_matmul, rhs) if isinstance(rhs, TensorBase) else NotImplemented
 
     def t(self: T) -> T:
         """The last two dims swapped. Raises ``UnexpectedNumberOfDimsError`` below rank 2."""
@@ -90,6 +96,17 @@ class WrittenMethods(TensorMethods):
     def softmax_stable(self: T) -> T:
         """Softmax over the last dim; metal-candle's ``TensorExt::softmax_stable``."""
         return self.softmax(-1)
+
+    def softmax_fused(self: T) -> T:
+        """Softmax over the last dim; metal-candle's ``CustomMetalOps::softmax_fused``."""
+        return self.softmax(-1)
+
+    def to_device(self: T, device: Device) -> T:
+        """The same values on another device. Raises ``UnsupportedDTypeForOpError`` for F64 off the CPU.
+
+        candle: ``Tensor::to_device(&self, device: &Device) -> Result<Tensor>``
+        """
+        return self if device == self.device else self._wrap(record(ToDevice(device), (self._node,), device))
 
     def __neg__(self: T) -> T:
         return self.neg()

@@ -1,5 +1,17 @@
 """The records, a file per family. Importing this package fills the registry."""
 
-from . import binary, fused, index, linalg, movement, random, reduce, structure, unary, update
+from . import binary, fused, index, linalg, movement, norm, random, reduce, structure, unary, update
 
-__all__ = ["binary", "fused", "index", "linalg", "movement", "random", "reduce", "structure", "unary", "update"]
+__all__ = [
+    "binary",
+    "fused",
+    "index",
+    "linalg",
+    "movement",
+    "norm",
+    "random",
+    "reduce",
+    "structure",
+    "unary",
+    "update",
+]

@@ -39,7 +39,7 @@ class Binary(Operation, abstract=True):
     """
 
     arity = 2
-    samples = PAIRS
+    samples: ClassVar[tuple[Sample, ...]] = PAIRS
     function: ClassVar[Callable[..., mx.array]]
     operator: ClassVar[str] = ""
     # Whether the named method also takes a number, as candle's TensorOrScalar; operators always do.

@@ -9,145 +9,15 @@ import mlx.core as mx
 import numpy as np
 
 from ...dtype import DType
-from ...error import (
-    DTypeMismatchError,
-    ShapeMismatchBinaryOpError,
-    ShapeMismatchError,
-    UnsupportedDTypeForOpError,
-)
+from ...error import ShapeMismatchBinaryOpError, ShapeMismatchError, UnsupportedDTypeForOpError
 from ...kernels.attention import attention
 from ...kernels.cross_entropy import head_cross_entropy
 from ...kernels.fused_lora import add_lora, lora
-from ...kernels.rms_norm import rms_norm
 from ...kernels.rope import rope
-from ...kernels.softmax import softmax
 from ...kernels.swiglu import swiglu
-from ...shape import DimLike, Shape, expect_rank, resolve_dim
-from ..operation import Gradients, Meta, Metas, Operation, Sample
-
-
-def _expect(op: str, *metas: Meta) -> None:
-    """Raise unless all are float tensors of one dtype."""
-    for meta in metas:
-        if not meta.dtype.is_float_:
-            raise UnsupportedDTypeForOpError(op, meta.dtype, "bf16, f16, f32 or f64")
-        if meta.dtype is not metas[0].dtype:
-            raise DTypeMismatchError(op, metas[0].dtype, meta.dtype)
-
-
-class Softmax(Operation):
-    """exp(x) / sum(exp(x)) along a dim, shifted by its maximum; sums in float32."""
-
-    candle = "candle_nn::ops::softmax<D: Dim>(xs: &Tensor, dim: D) -> Result<Tensor>"
-    methods = ("softmax",)
-    samples = (Sample(((5, 123),), (1,)), Sample(((2, 3, 4),), (0,)), Sample(((1,),), (0,)))
-    dim: int
-
-    @classmethod
-    def bind(cls, x: Meta, dim: DimLike) -> Operation:
-        return cls(resolve_dim(dim, x.shape, "softmax"))
-
-    def infer(self, x: Meta) -> Meta:
-        _expect("softmax", x)
-        resolve_dim(self.dim, x.shape, "softmax")
-        return x
-
-    def lower(self, x: mx.array) -> mx.array:
-        if self.dim in (-1, x.ndim - 1):
-            return softmax(x)
-        return mx.swapaxes(softmax(mx.swapaxes(x, self.dim, -1)), self.dim, -1)
-
-    @staticmethod
-    def numpy(x: Any, dim: int) -> Any:
-        e = np.exp(x - x.max(axis=dim, keepdims=True))
-        return e / e.sum(axis=dim, keepdims=True)
-
-    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        inner = (cotangent * output).sum(axis=self.dim, keepdims=True)
-        return (output * (cotangent - inner),)
-
-
-class LogSoftmax(Operation):
-    """x - log(sum(exp(x))) along a dim."""
-
-    candle = "candle_nn::ops::log_softmax<D: Dim>(xs: &Tensor, d: D) -> Result<Tensor>"
-    methods = ("log_softmax",)
-    samples = (Sample(((5, 123),), (1,)), Sample(((2, 3, 4),), (0,)))
-    dim: int
-
-    @classmethod
-    def bind(cls, x: Meta, dim: DimLike) -> Operation:
-        return cls(resolve_dim(dim, x.shape, "log_softmax"))
-
-    def infer(self, x: Meta) -> Meta:
-        _expect("log_softmax", x)
-        return x
-
-    def lower(self, x: mx.array) -> mx.array:
-        return x - mx.logsumexp(x, axis=self.dim, keepdims=True)
-
-    @staticmethod
-    def numpy(x: Any, dim: int) -> Any:
-        shifted = x - x.max(axis=dim, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(axis=dim, keepdims=True))
-
-    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return (cotangent - mx.exp(output) * cotangent.sum(axis=self.dim, keepdims=True),)
-
-
-class RMSNorm(Operation):
-    """x / sqrt(mean(x²) + eps) over the last dim, without a weight."""
-
-    key = "rms_norm"
-    candle = "metal_candle::LazyTensor::rms_norm(&self, eps: f32) -> Result<LazyTensor>"
-    methods = ("rms_norm",)
-    samples = (Sample(((5, 123),), (1e-5,)), Sample(((2, 3, 4),), (1e-5,)), Sample(((7,),), (1e-5,)))
-    eps: float
-
-    @classmethod
-    def bind(cls, x: Meta, eps: float) -> Operation:
-        return cls(eps)
-
-    def infer(self, x: Meta) -> Meta:
-        _expect("rms_norm", x)
-        resolve_dim(-1, x.shape, "rms_norm")
-        return x
-
-    def lower(self, x: mx.array) -> mx.array:
-        return rms_norm(x, None, self.eps)
-
-    @staticmethod
-    def numpy(x: Any, eps: float) -> Any:
-        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
-
-    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return rms_norm.vjp(cotangent, (inputs[0], None), output, (True, False), self.eps)[:1]
-
-
-class WeightedRMSNorm(Operation):
-    """x / sqrt(mean(x²) + eps) · weight over the last dim; weight ``(n,)``."""
-
-    key = "weighted_rms_norm"
-    arity = 2
-    candle = "candle_nn::ops::rms_norm(xs: &Tensor, alpha: &Tensor, eps: f32) -> Result<Tensor>"
-    samples = (Sample(((5, 123), (123,)), (1e-5,)), Sample(((2, 3, 4), (4,)), (1e-5,)))
-    eps: float
-
-    def infer(self, x: Meta, weight: Meta) -> Meta:
-        _expect("rms_norm", x, weight)
-        if not x.shape or tuple(weight.shape) != (x.shape[-1],):
-            raise ShapeMismatchBinaryOpError("rms_norm", x.shape, weight.shape, "(…, n) and weight (n,)")
-        return x
-
-    def lower(self, x: mx.array, weight: mx.array) -> mx.array:
-        return rms_norm(x, weight, self.eps)
-
-    @staticmethod
-    def numpy(x: Any, weight: Any, eps: float) -> Any:
-        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
-
-    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return rms_norm.vjp(cotangent, inputs, output, needs, self.eps)
+from ...shape import Shape, expect_rank
+from ..operation import Gradients, Meta, Operation, Sample
+from .linalg import expect_floats
 
 
 class LoRA(Operation):
@@ -168,7 +38,7 @@ class LoRA(Operation):
         return cls(scale)
 
     def infer(self, x: Meta, a: Meta, b: Meta) -> Meta:
-        _expect("lora", x, a, b)
+        expect_floats("lora", x, a, b)
         expect_rank(a.shape, 2, "lora A")
         expect_rank(b.shape, 2, "lora B")
         if not x.shape or x.shape[-1] != a.shape[0]:
@@ -178,7 +48,7 @@ class LoRA(Operation):
         return Meta(Shape((*x.shape[:-1], b.shape[1])), x.dtype)
 
     def lower(self, x: mx.array, a: mx.array, b: mx.array) -> mx.array:
-        return lora(x, a, b, self.scale)
+        return lora.forward(x, a, b, self.scale)[0]
 
     @staticmethod
     def numpy(x: Any, a: Any, b: Any, scale: float) -> Any:
@@ -194,7 +64,10 @@ class AddLoRA(Operation):
     key = "add_lora"
     arity = 4
     methods = ("add_lora",)
-    samples = (Sample(((5, 7), (5, 13), (13, 4), (4, 7)), (0.5,)), Sample(((2, 3, 9), (2, 3, 6), (6, 1), (1, 9)), (2.0,)))
+    samples = (
+        Sample(((5, 7), (5, 13), (13, 4), (4, 7)), (0.5,)),
+        Sample(((2, 3, 9), (2, 3, 6), (6, 1), (1, 9)), (2.0,)),
+    )
     scale: float
 
     @classmethod
@@ -203,13 +76,13 @@ class AddLoRA(Operation):
 
     def infer(self, base: Meta, x: Meta, a: Meta, b: Meta) -> Meta:
         delta = LoRA(self.scale).infer(x, a, b)
-        _expect("add_lora", base, x)
+        expect_floats("add_lora", base, x)
         if base.shape != delta.shape:
             raise ShapeMismatchBinaryOpError("add_lora", base.shape, delta.shape, "a base of the delta's shape")
         return base
 
     def lower(self, base: mx.array, x: mx.array, a: mx.array, b: mx.array) -> mx.array:
-        return add_lora(base, x, a, b, self.scale)
+        return add_lora.forward(base, x, a, b, self.scale)[0]
 
     @staticmethod
     def numpy(base: Any, x: Any, a: Any, b: Any, scale: float) -> Any:
@@ -226,13 +99,16 @@ class Swiglu(Operation):
     samples = (Sample(((5, 123), (5, 123))), Sample(((2, 3, 4), (2, 3, 4))), Sample(((0,), (0,))))
 
     def infer(self, gate: Meta, up: Meta) -> Meta:
-        _expect("swiglu", gate, up)
+        expect_floats("swiglu", gate, up)
         if gate.shape != up.shape:
             raise ShapeMismatchBinaryOpError("swiglu", gate.shape, up.shape, "equal shapes")
         return gate
 
     def lower(self, gate: mx.array, up: mx.array) -> mx.array:
-        return swiglu(gate, up)
+        return swiglu.forward(gate, up)[0]
+
+    def lower_and_save(self, gate: mx.array, up: mx.array) -> tuple[mx.array, ...]:
+        return swiglu.forward(gate, up)
 
     @staticmethod
     def numpy(gate: Any, up: Any) -> Any:
@@ -253,7 +129,7 @@ class Rope(Operation):
     samples = (Sample(((2, 3, 5, 8), (5, 4), (5, 4))),)
 
     def infer(self, x: Meta, cos: Meta, sin: Meta) -> Meta:
-        _expect("rope", x, cos, sin)
+        expect_floats("rope", x, cos, sin)
         expect_rank(x.shape, 4, "rope")
         wanted = (x.shape[2], x.shape[3] // 2)
         if tuple(cos.shape) != wanted or cos.shape != sin.shape or x.shape[3] % 2:
@@ -261,7 +137,7 @@ class Rope(Operation):
         return x
 
     def lower(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-        return rope(x, cos, sin)
+        return rope.forward(x, cos, sin)[0]
 
     @staticmethod
     def numpy(x: Any, cos: Any, sin: Any) -> Any:
@@ -288,7 +164,7 @@ class Sdpa(Operation):
     causal: bool
 
     def infer(self, q: Meta, k: Meta, v: Meta, *mask: Meta) -> Meta:
-        _expect("sdpa", q, k, v, *mask)
+        expect_floats("sdpa", q, k, v, *mask)
         for meta in (q, k, v):
             expect_rank(meta.shape, 4, "sdpa")
         if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[1] % k.shape[1]:
@@ -297,7 +173,13 @@ class Sdpa(Operation):
         return q
 
     def lower(self, q: mx.array, k: mx.array, v: mx.array, *mask: mx.array) -> mx.array:
-        return attention(q, k, v, self.scale, mask[0] if mask else "causal" if self.causal else None)
+        return attention.forward(q, k, v, self.scale, self._mask(mask))[0]
+
+    def lower_and_save(self, q: mx.array, k: mx.array, v: mx.array, *mask: mx.array) -> tuple[mx.array, ...]:
+        return attention.forward(q, k, v, self.scale, self._mask(mask))
+
+    def _mask(self, mask: Sequence[mx.array]) -> mx.array | str | None:
+        return mask[0] if mask else "causal" if self.causal else None
 
     @staticmethod
     def numpy(q: Any, k: Any, v: Any, scale: float, causal: bool) -> Any:
@@ -312,22 +194,21 @@ class Sdpa(Operation):
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
         q, k, v, *mask = inputs
-        chosen = mask[0] if mask else "causal" if self.causal else None
-        return attention.vjp(cotangent, (q, k, v), output, needs, self.scale, chosen)
+        return attention.vjp(cotangent, (q, k, v), output, needs, self.scale, self._mask(mask))
 
 
 class HeadCrossEntropy(Operation):
     """Loss of each row from its hidden state: ``-log_softmax(hidden · weightᵀ)[target]``.
 
-    hidden ``(n, h)``, weight ``(v, h)``, targets ``(n,)`` to the losses ``(n,)`` in F32 and, for the backward
-    pass, the gradient of the hidden state, computed from the same exponentials. The logits of all rows
-    never exist at once. Hsu et al. 2024 (Liger Kernel), https://arxiv.org/abs/2410.10989.
+    hidden ``(n, h)``, weight ``(v, h)``, targets ``(n,)`` to the losses ``(n,)`` in F32. The logits of all
+    rows never exist at once; where a gradient is taken, the hidden state's is computed from the same
+    exponentials. Hsu et al. 2024 (Liger Kernel), https://arxiv.org/abs/2410.10989.
     """
 
     arity = 3
 
-    def infer(self, hidden: Meta, weight: Meta, targets: Meta) -> Metas:
-        _expect("head_cross_entropy", hidden, weight)
+    def infer(self, hidden: Meta, weight: Meta, targets: Meta) -> Meta:
+        expect_floats("head_cross_entropy", hidden, weight)
         expect_rank(hidden.shape, 2, "head_cross_entropy")
         if len(weight.shape) != 2 or weight.shape[1] != hidden.shape[1]:
             takes = "hidden (n, h) and weight (v, h)"
@@ -338,10 +219,13 @@ class HeadCrossEntropy(Operation):
             )
         if targets.dtype.is_float_:
             raise UnsupportedDTypeForOpError("head_cross_entropy", targets.dtype, "integer targets")
-        return Meta(Shape((hidden.shape[0],)), DType.F32), hidden
+        return Meta(Shape((hidden.shape[0],)), DType.F32)
 
-    def lower(self, hidden: mx.array, weight: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    def lower(self, hidden: mx.array, weight: mx.array, targets: mx.array) -> mx.array:
+        return head_cross_entropy.forward(hidden, weight, targets, 0.0, False)[0]
+
+    def lower_and_save(self, hidden: mx.array, weight: mx.array, targets: mx.array) -> tuple[mx.array, ...]:
         return head_cross_entropy.forward(hidden, weight, targets)
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return head_cross_entropy.vjp(cotangent[0], inputs, output, needs)
+        return head_cross_entropy.vjp(cotangent, inputs, output, needs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -26,21 +26,39 @@ def _expect_ids(op: str, ids: Meta) -> None:
         raise UnsupportedDTypeForOpError(op, ids.dtype, "ids of u8, u32, i32 or i64")
 
 
-def _check_range(op: str, ids: mx.array, size: int) -> None:
-    """Raise for an id outside ``0..size-1``: MLX itself would read foreign memory."""
+def _take(op: str, x: mx.array, ids: mx.array, dim: int, take: Callable[[mx.array, mx.array], mx.array]) -> mx.array:
+    """``take(x, ids)`` with ids that MLX may read: outside the dim it would read foreign memory.
+
+    The ids dtype's largest value stands for zeros, as in candle; any other id outside raises
+    ``InvalidIndexError``, or gives zeros inside ``mx.compile``, where there are no values to look at.
+    """
+    size, zeros = x.shape[dim], mx.iinfo(ids.dtype).max
     try:
         values = np.array(ids)
-    except ValueError:  # inside mx.compile there are no values to check
-        return
-    if values.size and not (0 <= values.min() and values.max() < size):
-        wrong = values[(values < 0) | (values >= size)]
-        raise InvalidIndexError(op, int(wrong.flat[0]), size)
+    except ValueError:
+        outside = (ids < 0) | (ids >= size)
+    else:
+        wrong = values[((values < 0) | (values >= size)) & (values != zeros)]
+        if wrong.size:
+            raise InvalidIndexError(op, int(wrong.flat[0]), size)
+        if zeros < size or not (values == zeros).any():
+            return take(x, ids)
+        outside = ids == zeros
+    if size == 0:
+        x = mx.zeros((*x.shape[:dim], 1, *x.shape[dim + 1 :]), x.dtype)
+    taken = take(x, mx.where(outside, mx.array(0, ids.dtype), ids))
+    while outside.ndim < taken.ndim:
+        outside = outside[..., None]
+    if op == "index_select":
+        outside = mx.moveaxis(outside, 0, dim)
+    return mx.where(outside, mx.array(0, taken.dtype), taken)
 
 
 class IndexSelect(Operation):
     """The entries of a dim that a list of ids names, in their order.
 
-    An id outside the dim raises ``InvalidIndexError`` when the node is evaluated.
+    An id outside the dim raises ``InvalidIndexError`` when the node is evaluated; the largest value of the
+    ids' dtype gives zeros.
     """
 
     arity = 2
@@ -52,14 +70,13 @@ class IndexSelect(Operation):
     def bind(cls, x: Meta, indexes: Meta, dim: DimLike) -> Operation:
         return cls(resolve_dim(dim, x.shape, "index_select"))
 
-    def infer(self, x: Meta, ids: Meta) -> Meta:
-        _expect_ids("index_select", ids)
-        expect_rank(ids.shape, 1, "index_select ids")
-        return Meta(Shape((*x.shape[: self.dim], ids.shape[0], *x.shape[self.dim + 1 :])), x.dtype)
+    def infer(self, x: Meta, indexes: Meta) -> Meta:
+        _expect_ids("index_select", indexes)
+        expect_rank(indexes.shape, 1, "index_select: indexes")
+        return Meta(Shape((*x.shape[: self.dim], indexes.shape[0], *x.shape[self.dim + 1 :])), x.dtype)
 
     def lower(self, x: mx.array, ids: mx.array) -> mx.array:
-        _check_range("index_select", ids, x.shape[self.dim])
-        return mx.take(x, ids, axis=self.dim)
+        return _take("index_select", x, ids, self.dim, lambda x, ids: mx.take(x, ids, axis=self.dim))
 
 
 class Embedding(Operation):
@@ -75,8 +92,7 @@ class Embedding(Operation):
         return Meta(Shape((*ids.shape, table.shape[1])), table.dtype)
 
     def lower(self, table: mx.array, ids: mx.array) -> mx.array:
-        _check_range("embedding", ids, table.shape[0])
-        return mx.take(table, ids, axis=0)
+        return _take("embedding", table, ids, 0, lambda table, ids: mx.take(table, ids, axis=0))
 
 
 class Gather(Operation):
@@ -91,22 +107,18 @@ class Gather(Operation):
     def bind(cls, x: Meta, indexes: Meta, dim: DimLike) -> Operation:
         return cls(resolve_dim(dim, x.shape, "gather"))
 
-    def infer(self, x: Meta, ids: Meta) -> Meta:
-        _expect_ids("gather", ids)
-        if len(x.shape) != len(ids.shape) or any(
-            b > a for i, (a, b) in enumerate(zip(x.shape, ids.shape)) if i != self.dim
+    def infer(self, x: Meta, indexes: Meta) -> Meta:
+        _expect_ids("gather", indexes)
+        if len(x.shape) != len(indexes.shape) or any(
+            b > a for i, (a, b) in enumerate(zip(x.shape, indexes.shape)) if i != self.dim
         ):
             takes = f"indexes no larger than the tensor but in dim {self.dim}"
-            raise ShapeMismatchBinaryOpError("gather", x.shape, ids.shape, takes)
-        return Meta(ids.shape, x.dtype)
+            raise ShapeMismatchBinaryOpError("gather", x.shape, indexes.shape, takes)
+        return Meta(indexes.shape, x.dtype)
 
     def lower(self, x: mx.array, ids: mx.array) -> mx.array:
-        _check_range("gather", ids, x.shape[self.dim])
-        index = tuple(
-            slice(None) if i == self.dim or a == b else slice(0, b)
-            for i, (a, b) in enumerate(zip(x.shape, ids.shape))
-        )
-        return mx.take_along_axis(x[index], ids, axis=self.dim)
+        index = tuple(slice(None) if i == self.dim else slice(0, size) for i, size in enumerate(ids.shape))
+        return _take("gather", x[index], ids, self.dim, lambda x, ids: mx.take_along_axis(x, ids, axis=self.dim))
 
 
 class WhereCond(Operation):

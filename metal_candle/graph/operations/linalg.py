@@ -8,7 +8,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...dtype import DType
 from ...error import DTypeMismatchError, ShapeMismatchBinaryOpError, UnsupportedDTypeForOpError
 from ...kernels.linear import linear
 from ...kernels.matmul import matmul
@@ -17,10 +16,13 @@ from ..operation import Gradients, Meta, Operation, Sample
 from .binary import reduce_to
 
 
-def expect_float(op: str, dtype: DType) -> None:
-    """Raise unless the dtype is one that products take."""
-    if not dtype.is_float_:
-        raise UnsupportedDTypeForOpError(op, dtype, "bf16, f16, f32 or f64")
+def expect_floats(op: str, *metas: Meta) -> None:
+    """Raise unless all are float tensors of one dtype."""
+    for meta in metas:
+        if meta.dtype is not metas[0].dtype:
+            raise DTypeMismatchError(op, metas[0].dtype, meta.dtype)
+        if not meta.dtype.is_float_:
+            raise UnsupportedDTypeForOpError(op, meta.dtype, "bf16, f16, f32 or f64")
 
 
 class Matmul(Operation):
@@ -46,11 +48,11 @@ class Matmul(Operation):
         return np.matmul(lhs, rhs)
 
     def infer(self, lhs: Meta, rhs: Meta) -> Meta:
-        if lhs.dtype is not rhs.dtype:
-            raise DTypeMismatchError("matmul", lhs.dtype, rhs.dtype)
-        expect_float("matmul", lhs.dtype)
+        expect_floats("matmul", lhs, rhs)
         if len(lhs.shape) < 2 or len(rhs.shape) < 2 or lhs.shape[-1] != rhs.shape[-2]:
             raise ShapeMismatchBinaryOpError("matmul", lhs.shape, rhs.shape, "(…, m, k) and (…, k, n)")
+        if len(lhs.shape) == len(rhs.shape) == 2:
+            return Meta(Shape((lhs.shape[0], rhs.shape[1])), lhs.dtype)
         leading = broadcast_shapes(lhs.shape[:-2], rhs.shape[:-2], "matmul")
         return Meta(Shape((*leading, lhs.shape[-2], rhs.shape[-1])), lhs.dtype)
 
@@ -81,15 +83,13 @@ class Linear(Operation):
         return x @ weight.T
 
     def infer(self, x: Meta, weight: Meta) -> Meta:
-        if x.dtype is not weight.dtype:
-            raise DTypeMismatchError("linear", x.dtype, weight.dtype)
-        expect_float("linear", x.dtype)
+        expect_floats("linear", x, weight)
         if len(weight.shape) != 2 or not x.shape or x.shape[-1] != weight.shape[1]:
             raise ShapeMismatchBinaryOpError("linear", x.shape, weight.shape, "(…, in) and weight (out, in)")
         return Meta(Shape((*x.shape[:-1], weight.shape[0])), x.dtype)
 
     def lower(self, x: mx.array, weight: mx.array) -> mx.array:
-        return linear(x, weight)
+        return linear.forward(x, weight)[0]
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
         return linear.vjp(cotangent, inputs, output, needs)

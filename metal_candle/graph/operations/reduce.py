@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...dtype import DType
-from ...error import UnsupportedDTypeForOpError
+from ...error import ShapeMismatchError, UnsupportedDTypeForOpError
 from ...shape import DimLike, DimsLike, Shape, resolve_dim, resolve_dims
 from ..operation import Gradients, Meta, Operation, Sample
 
@@ -31,7 +31,7 @@ class Reduction(Operation, abstract=True):
     """
 
     function: ClassVar[Callable[..., mx.array]]
-    samples = (
+    samples: ClassVar[tuple[Sample, ...]] = (
         Sample(((5, 123),), ((1,), False)),
         Sample(((5, 123),), ((0,), True)),
         Sample(((2, 3, 4),), ((0, 2), False)),
@@ -41,15 +41,6 @@ class Reduction(Operation, abstract=True):
     keepdim: bool
 
     @classmethod
-    def bind(cls, x: Meta, dims: DimsLike) -> Operation:
-        return cls(resolve_dims(dims, x.shape, cls.key), False)
-
-    @classmethod
-    def bind_keepdim(cls, x: Meta, dims: DimsLike) -> Operation:
-        """The form that keeps the reduced dims as 1."""
-        return cls(resolve_dims(dims, x.shape, cls.key), True)
-
-    @classmethod
     def bind_all(cls, x: Meta) -> Operation:
         """The form over all dims."""
         return cls(tuple(range(len(x.shape))), False)
@@ -57,7 +48,8 @@ class Reduction(Operation, abstract=True):
     @classmethod
     def surface(cls) -> dict[str, Callable[..., Operation]]:
         name = cls.methods[0]
-        return {name: cls.bind, f"{name}_keepdim": cls.bind_keepdim, f"{name}_all": cls.bind_all}
+        keepdim: Callable[..., Operation] = cls.bind_keepdim
+        return {name: cls.bind, f"{name}_keepdim": keepdim, f"{name}_all": cls.bind_all}
 
     def infer(self, x: Meta) -> Meta:
         return Meta(_reduced(x.shape, self.dims, self.keepdim), x.dtype)
@@ -68,7 +60,20 @@ class Reduction(Operation, abstract=True):
         return type(self).function(x, axis=self.dims, keepdims=self.keepdim).astype(x.dtype)
 
 
-class Sum(Reduction):
+class OverDims(Reduction, abstract=True):
+    """Family: reductions of any number of dims at once."""
+
+    @classmethod
+    def bind(cls, x: Meta, dims: DimsLike) -> Operation:
+        return cls(resolve_dims(dims, x.shape, cls.key), False)
+
+    @classmethod
+    def bind_keepdim(cls, x: Meta, dims: DimsLike) -> Operation:
+        """The form that keeps the reduced dims as 1."""
+        return cls(resolve_dims(dims, x.shape, cls.key), True)
+
+
+class Sum(OverDims):
     """Sum over dims; the dtype is kept, halves are accumulated in float32."""
 
     candle = "Tensor::sum<D: Dims>(&self, sum_dims: D) -> Result<Tensor>"
@@ -83,7 +88,7 @@ class Sum(Reduction):
         return (_expand(cotangent, inputs[0], self.dims, self.keepdim),)
 
 
-class Mean(Reduction):
+class Mean(OverDims):
     """Mean over dims of a float tensor."""
 
     candle = "Tensor::mean<D: Dims>(&self, mean_dims: D) -> Result<Tensor>"
@@ -100,6 +105,13 @@ class Mean(Reduction):
         return np.mean(x, axis=dims, keepdims=keepdim)
 
 
+def _expect_elements(op: str, shape: Shape, dims: tuple[int, ...]) -> None:
+    """Raise if there is nothing to choose an element from."""
+    for dim in dims:
+        if shape[dim] == 0:
+            raise ShapeMismatchError(f"{op}: got shape {tuple(shape)}, whose dim {dim} is empty; takes an element")
+
+
 class Extreme(Reduction, abstract=True):
     """Family: the largest or smallest element of one dim; every tie gets the full gradient."""
 
@@ -111,6 +123,10 @@ class Extreme(Reduction, abstract=True):
     def bind_keepdim(cls, x: Meta, dim: DimLike) -> Operation:
         """The form that keeps the reduced dim as 1."""
         return cls((resolve_dim(dim, x.shape, cls.key),), True)
+
+    def infer(self, x: Meta) -> Meta:
+        _expect_elements(self.key, x.shape, self.dims)
+        return super().infer(x)
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
         x = inputs[0]
@@ -166,6 +182,7 @@ class ArgExtreme(Operation, abstract=True):
         return {name: cls.bind, f"{name}_keepdim": cls.bind_keepdim}
 
     def infer(self, x: Meta) -> Meta:
+        _expect_elements(self.key, x.shape, (self.dim,))
         return Meta(_reduced(x.shape, (self.dim,), self.keepdim), DType.U32)
 
     def lower(self, x: mx.array) -> mx.array:
@@ -211,6 +228,7 @@ class LogSumExp(Operation):
     def infer(self, x: Meta) -> Meta:
         if not x.dtype.is_float_:
             raise UnsupportedDTypeForOpError("log_sum_exp", x.dtype, "a float dtype; to_dtype first")
+        _expect_elements("log_sum_exp", x.shape, self.dims)
         return Meta(_reduced(x.shape, self.dims, False), x.dtype)
 
     def lower(self, x: mx.array) -> mx.array:

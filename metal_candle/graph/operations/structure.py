@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
-from ..operation import Arrays, Gradients, Meta, Metas, Operation
+from ...device import Device
+from ...dtype import DType
+from ...error import UnsupportedDTypeForOpError
+from ..operation import Arrays, Gradients, Meta, Metas, Operation, Sample
 
 
 class Input(Operation):
@@ -31,7 +35,7 @@ class Pick(Operation):
 
 
 class Vjp(Operation):
-    """The gradients of ``operation`` for the inputs that ``needs`` marks, as several results.
+    """The gradients of ``operation`` for the inputs that ``needs`` marks; several results if these are several.
 
     Inputs: the cotangents of the results that have one (``present``), the operation's inputs, its result.
     """
@@ -44,20 +48,21 @@ class Vjp(Operation):
 
     def infer(self, *metas: Any) -> Metas:
         inputs = metas[sum(self.present) : -1]
-        return tuple(meta for meta, need in zip(inputs, self.needs) if need)
+        found = tuple(meta for meta, need in zip(inputs, self.needs) if need)
+        return found if len(found) > 1 else found[0]
 
     def lower(self, *arrays: Any) -> Arrays:
         count = sum(self.present)
         given, inputs, output = iter(arrays[:count]), arrays[count:-1], arrays[-1]
         cotangents = tuple(next(given) if present else None for present in self.present)
-        several = isinstance(output, tuple)
+        several = isinstance(output, tuple) and self.operation.lower_and_save is None
         gradients = self.operation.vjp(cotangents if several else cotangents[0], inputs, output, self.needs)
         found = []
         for i, need in enumerate(self.needs):
             if need:
                 gradient = gradients[i]
                 found.append(mx.zeros_like(inputs[i]) if gradient is None else gradient)
-        return tuple(found)
+        return tuple(found) if len(found) > 1 else found[0]
 
     def name(self) -> str:
         return f"{self.operation.name()}.vjp"
@@ -68,6 +73,8 @@ class Detach(Operation):
 
     candle = "Tensor::detach(&self) -> Tensor"
     methods = ("detach",)
+    samples = (Sample(((),)), Sample(((0, 3),)), Sample(((5, 123),)))
+    numpy = np.asarray
     differentiable = False
 
     def infer(self, x: Meta) -> Meta:
@@ -77,11 +84,31 @@ class Detach(Operation):
         return x
 
 
+class ToDevice(Operation):
+    """The same values on another device; memory that both share is not copied."""
+
+    candle = "Tensor::to_device(&self, device: &Device) -> Result<Tensor>"
+    device: Device
+
+    def infer(self, x: Meta) -> Meta:
+        if x.dtype is DType.F64 and not self.device.is_cpu():
+            raise UnsupportedDTypeForOpError("to_device", x.dtype, f"bf16, f16, f32 or an integer on {self.device}")
+        return x
+
+    def lower(self, x: mx.array) -> mx.array:
+        return x
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        return (cotangent,)
+
+
 class Contiguous(Operation):
     """The same values in row-major order, copied only if they are not so already."""
 
     candle = "Tensor::contiguous(&self) -> Result<Tensor>"
     methods = ("contiguous",)
+    samples = (Sample(((),)), Sample(((0, 3),)), Sample(((5, 123),)))
+    numpy = np.asarray
 
     def infer(self, x: Meta) -> Meta:
         return x

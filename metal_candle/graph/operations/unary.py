@@ -20,7 +20,7 @@ POSITIVE = tuple(Sample(sample.shapes, low=0.1, high=3.0) for sample in ANY_SHAP
 class UnaryFloat(Operation, abstract=True):
     """Family: one float tensor in, the same shape and dtype out."""
 
-    samples = ANY_SHAPE
+    samples: ClassVar[tuple[Sample, ...]] = ANY_SHAPE
     function: ClassVar[Callable[..., mx.array]]
 
     def infer(self, x: Meta) -> Meta:
@@ -44,7 +44,11 @@ class Exp(UnaryFloat):
 
     candle = "Tensor::exp(&self) -> Result<Tensor>"
     methods = ("exp",)
-    function = elementary.exp
+
+    @staticmethod
+    def function(x: mx.array) -> mx.array:
+        return elementary.exp.forward(x)[0]
+
     numpy = np.exp
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
@@ -119,7 +123,10 @@ class Sigmoid(UnaryFloat):
 
     candle = "candle_nn::ops::sigmoid(xs: &Tensor) -> Result<Tensor>"
     methods = ("sigmoid",)
-    function = elementary.sigmoid
+
+    @staticmethod
+    def function(x: mx.array) -> mx.array:
+        return elementary.sigmoid.forward(x)[0]
 
     @staticmethod
     def numpy(x: Any) -> Any:
@@ -137,15 +144,17 @@ class Silu(UnaryFloat):
 
     @staticmethod
     def function(x: mx.array) -> mx.array:
-        return x * elementary.sigmoid(x)
+        return elementary.silu.forward(x)[0]
 
     @staticmethod
     def numpy(x: Any) -> Any:
         return x / (1 + np.exp(-x))
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        gate = elementary.sigmoid(inputs[0])
-        return (cotangent * (gate + output * (1 - gate)),)
+        return elementary.silu.vjp(cotangent, inputs, output, needs)
+
+    def lower_and_save(self, x: mx.array) -> tuple[mx.array, ...]:
+        return elementary.silu.forward(x)
 
 
 class Neg(UnaryAny):
@@ -203,7 +212,7 @@ class Affine(Operation):
     methods = ("affine",)
     samples = tuple(Sample(sample.shapes, (1.5, -0.25)) for sample in ANY_SHAPE)
     mul: float
-    add_: float
+    add: float
 
     @classmethod
     def bind(cls, x: Meta, mul: float, add: float) -> Operation:
@@ -214,7 +223,7 @@ class Affine(Operation):
 
     def lower(self, x: mx.array) -> mx.array:
         scaled = x if self.mul == 1 else x * mx.array(self.mul, x.dtype)
-        return scaled if self.add_ == 0 else scaled + mx.array(self.add_, x.dtype)
+        return scaled if self.add == 0 else scaled + mx.array(self.add, x.dtype)
 
     @staticmethod
     def numpy(x: Any, mul: float, add: float) -> Any:
@@ -288,7 +297,7 @@ class ToDtype(Operation):
     def lower(self, x: mx.array) -> mx.array:
         if self.dtype.is_float_ or not mx.issubdtype(x.dtype, mx.floating):
             return x.astype(self.dtype.mlx_)
-        info = np.iinfo(str(self.dtype.mlx_).rpartition(".")[2])
+        info = mx.iinfo(self.dtype.mlx_)
         # The range's upper end need not be exact in x's dtype: compare with the power of two above it.
         wide = x.astype(mx.float32)
         low, high = mx.array(float(info.min), mx.float32), mx.array(float(info.max) + 1, mx.float32)

@@ -39,6 +39,6 @@ class AdamWUpdate(Operation):
         # 1 - beta^step by expm1: in float32 the difference itself would lose four digits at the first step.
         first, second = (-mx.expm1(step * math.log(beta)) if beta else 1.0 for beta in (self.beta1, self.beta2))
         # The corrections are scalars: on the denominator's side they cost nothing per element.
-        move = m / (mx.sqrt(v) * second ** -0.5 + self.eps) * (rate / first)
+        move = m / (mx.sqrt(v) * second**-0.5 + self.eps) * (rate / first)
         decayed = parameter * (1 - rate * self.weight_decay) if self.weight_decay else parameter
         return (decayed - move).astype(parameter.dtype), m, v

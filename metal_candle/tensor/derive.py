@@ -1,0 +1,165 @@
+"""From records to tensor methods and operators."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from ..error import Error
+from ..graph import operations  # fills the registry
+from ..graph.node import GraphNode, record
+from ..graph.operation import REGISTRY, Operation
+from ..graph.operations.binary import Binary
+from ..graph.operations.unary import Affine
+from .base import TensorBase
+
+__all__ = ["documentation", "method_table", "operations", "operator_table", "parameters"]
+
+Binder = Callable[..., Operation]
+
+
+def method_table() -> dict[str, tuple[str, Callable[..., Any]]]:
+    """Every derived method: its name, the record it comes from, the function."""
+    table = {}
+    for key, record_class in REGISTRY.items():
+        for name, bind in record_class.surface().items():
+            table[name] = (key, _method(key, name, bind))
+    return table
+
+
+def operator_table() -> dict[str, Callable[..., Any]]:
+    """Python's operators, which broadcast and take numbers: ``__add__``, ``__radd__``, ``__lt__`` …"""
+    table = {}
+    for record_class in list(REGISTRY.values()):
+        if not issubclass(record_class, Binary) or not record_class.operator:
+            continue
+        name = record_class.operator
+        table[f"__{name}__"] = _operator(record_class(), _AFFINE.get(name), reflected=False)
+        if name in ("add", "sub", "mul", "truediv"):
+            table[f"__r{name}__"] = _operator(record_class(), _AFFINE.get(f"r{name}"), reflected=True)
+    return table
+
+
+def documentation(key: str) -> str:
+    """The docstring of an operation's methods: its sentence and the Rust signature."""
+    record_class = REGISTRY[key]
+    text = inspect.cleandoc(record_class.__doc__ or "")
+    return f"{text}\n\ncandle: ``{record_class.candle}``" if record_class.candle else text
+
+
+def parameters(key: str, bind: Binder) -> list[inspect.Parameter]:
+    """A method's parameters: the operands behind ``self`` as ``infer`` names them, then ``bind``'s own."""
+    record_class = REGISTRY[key]
+    arity = record_class.arity or 1
+    operands = list(inspect.signature(record_class.infer).parameters.values())[2 : arity + 1]
+    number = " | float" if _takes_number(record_class) else ""
+    plain = [inspect.Parameter(p.name, p.POSITIONAL_OR_KEYWORD, annotation=f"TensorBase{number}") for p in operands]
+    own = [p for p in inspect.signature(bind).parameters.values() if p.kind is not p.VAR_POSITIONAL]
+    return [*plain, *own[arity:]]
+
+
+def _takes_number(record_class: type[Operation]) -> bool:
+    return issubclass(record_class, Binary) and record_class.takes_number
+
+
+def _method(key: str, name: str, bind: Binder) -> Callable[..., Any]:
+    """The method ``name``: tensor operands first, then what ``bind`` takes."""
+    record_class = REGISTRY[key]
+    declared = parameters(key, bind)
+    if not declared and record_class.arity == 1 and record_class.bind.__func__ is Operation.bind.__func__:  # type: ignore[attr-defined]
+        method = _without_parameters(record_class())
+    elif issubclass(record_class, Binary):
+        method = _of_two(record_class, name, bind)
+    else:
+        method = _of_any(name, bind, (record_class.arity or 1) - 1, declared)
+    method.__name__ = name
+    method.__qualname__ = f"TensorMethods.{name}"
+    method.__doc__ = documentation(key)
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    method.__signature__ = inspect.Signature([own, *declared], return_annotation="Self")  # type: ignore[attr-defined]
+    return method
+
+
+def _without_parameters(operation: Operation) -> Callable[..., Any]:
+    def method(self: TensorBase) -> Any:
+        return self._wrap(record(operation, (self._node,)))
+
+    return method
+
+
+def _of_two(record_class: type[Binary], name: str, bind: Binder) -> Callable[..., Any]:
+    operation, strict, numbers = record_class(), bind == record_class.bind_strict, record_class.takes_number
+
+    def method(self: TensorBase, rhs: Any) -> Any:
+        node = self._node
+        if isinstance(rhs, TensorBase):
+            other = self._operand(rhs)
+            if strict and node.meta[0] != other.meta[0]:
+                bind(node.meta, other.meta)
+        elif numbers:
+            other = self._number(rhs)
+        else:
+            raise _no_tensor(name, rhs)
+        return self._wrap(record(operation, (node, other)))
+
+    return method
+
+
+def _of_any(name: str, bind: Binder, operands: int, declared: list[inspect.Parameter]) -> Callable[..., Any]:
+    names = [p.name for p in declared]
+    required = sum(p.default is p.empty for p in declared)
+
+    def method(self: TensorBase, *args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            args = _positional(name, names, args, kwargs)
+        if not required <= len(args) <= len(names):
+            raise TypeError(f"{name}() takes {', '.join(names)}; got {len(args)} of {len(names)} arguments")
+        nodes: tuple[GraphNode, ...] = (self._node,)
+        for operand in args[:operands]:
+            if not isinstance(operand, TensorBase):
+                raise _no_tensor(name, operand)
+            nodes += (self._operand(operand),)
+        operation = bind(*[node.meta for node in nodes], *args[operands:])
+        return self._wrap(record(operation, nodes))
+
+    return method
+
+
+def _no_tensor(name: str, operand: Any) -> Error:
+    return Error(f"{name}: got {type(operand).__name__} for an operand; takes a tensor")
+
+
+def _positional(name: str, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    given = dict(zip(names, args))
+    if len(args) > len(names) or given.keys() & kwargs.keys() or not kwargs.keys() <= set(names):
+        raise TypeError(f"{name}() takes {', '.join(names)}; got {', '.join([*given, *kwargs])}")
+    given.update(kwargs)
+    # A gap, an argument left out before one that is given, leaves too few: the caller says so.
+    return tuple(given[n] for n in names if n in given)
+
+
+# What an operator with a number is on floats, as in candle: one operation of one tensor.
+_AFFINE: dict[str, Callable[[float], Operation]] = {
+    "add": lambda number: Affine(1.0, number),
+    "radd": lambda number: Affine(1.0, number),
+    "sub": lambda number: Affine(1.0, -number),
+    "rsub": lambda number: Affine(-1.0, number),
+    "mul": lambda number: Affine(number, 0.0),
+    "rmul": lambda number: Affine(number, 0.0),
+}
+
+
+def _operator(operation: Operation, affine: Callable[[float], Operation] | None, reflected: bool) -> Callable[..., Any]:
+    def operator(self: TensorBase, other: Any) -> Any:
+        node: GraphNode = self._node
+        if isinstance(other, TensorBase):
+            return self._wrap(record(operation, (node, self._operand(other))))
+        if not self._is_number(other):
+            return NotImplemented
+        if affine is not None and node.meta[1].is_float_:  # type: ignore[union-attr]
+            return self._wrap(record(affine(float(other)), (node,)))
+        number = self._number(other)
+        return self._wrap(record(operation, (number, node) if reflected else (node, number)))
+
+    return operator
