@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..device import DeviceLike
-from ..graph.node import record
 from ..graph.operations.fused import HeadCrossEntropy
-from ..graph.operations.structure import Pick
 from ..models.decoder import Decoder
 from ..tensor.eager import Tensor
 from .data.batching import Batch
@@ -57,5 +55,4 @@ def batch_loss(model: Decoder, ids: Any, rows: Any, targets: Any, weights: Any) 
 
 def head_loss(hidden: Any, weight: Tensor, targets: Any) -> Any:
     """``-log_softmax(hidden · weightᵀ)[target]`` of each row, without the logits of all rows at once."""
-    nodes = (hidden._node, hidden._lift(weight)._node, targets._node)
-    return hidden._wrap(record(Pick(0), (record(HeadCrossEntropy(), nodes),)))
+    return hidden._record(HeadCrossEntropy(), hidden._lift(weight), targets)

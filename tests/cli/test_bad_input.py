@@ -1,0 +1,204 @@
+"""Every mistake a user can make ends in one line that says what, where and what to do, and loses nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from program import FAILED, ok, run, trained
+
+import pytest
+
+Folder = Callable[..., Path]
+ROWS = [{"prompt": "name a tool", "completion": f"tool number {i}"} for i in range(6)]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def refused(*arguments: object, exit_code: int = FAILED) -> str:
+    """The one line that the program ends with."""
+    result = run(*arguments)
+    assert result.returncode == exit_code, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    line = refused("finetune", "--model", tmp_path / "nowhere", "--output", tmp_path / "out")
+    assert "model file not found" in line
+    assert "takes a folder with config.json, a .gguf file, a hub id" in line
+
+
+def test_a_truncated_gguf(tmp_path: Path, smollm2_gguf: Path) -> None:
+    with smollm2_gguf.open("rb") as whole:
+        (tmp_path / "cut.gguf").write_bytes(whole.read(3_000_000))
+    assert "cut.gguf" in refused("generate", "--model", tmp_path / "cut.gguf", "hello")
+
+
+def test_a_truncated_shard(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
+    folder = tiny_model_dir(shards=2)
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    line = refused("finetune", "--model", folder, "--data", rows, "--output", tmp_path / "out")
+    assert shard.name in line
+    shard.unlink()
+    assert shard.name in refused("finetune", "--model", folder, "--data", rows, "--output", tmp_path / "out")
+
+
+def test_weights_that_do_not_fit_the_configuration(tmp_path: Path, tiny_model_dir: Folder) -> None:
+    folder = tiny_model_dir()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 96}))
+    line = refused("inspect", "model", folder)
+    assert "model.layers.0.mlp.gate_proj.weight is (64, 32), the configuration asks for (96, 32)" in line
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    line = refused("inspect", "model", folder)
+    assert "cannot find tensor model.layers.2." in line
+    assert "nearest: model.layers." in line
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    assert "weights that config.json has no place for: model.layers.1." in refused("inspect", "model", folder)
+
+
+def test_an_unknown_architecture(tiny_model_dir: Folder) -> None:
+    folder = tiny_model_dir()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    line = refused("inspect", "model", folder)
+    assert "unknown architecture 'mamba'; takes llama, mistral, qwen2, qwen3" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"prompt": "a", "completion": "b"}\n{"prompt": "a", \n', "rows.jsonl:2: "),
+        ('{"question": "a", "answer": "b"}\n', "rows.jsonl:1: "),
+        ('{"messages": [{"role": "user", "content": "a"}]}\n', "rows.jsonl:1: "),
+        ("\n\n", "rows.jsonl: "),
+        (json.dumps({"text": "word " * 500}) + "\n", "the limit is 1024; raise --max-length"),
+    ],
+)
+def test_rows_that_cannot_be_used(
+    tmp_path: Path, tiny_model_dir: Folder, rows: Path, text: str, expected: str
+) -> None:
+    rows.write_text(text)
+    arguments = ("--model", tiny_model_dir(), "--data", rows)
+    assert expected in refused("finetune", *arguments, "--output", tmp_path / "out")
+    assert expected in refused("inspect", "data", rows, "--model", arguments[1])
+
+
+def test_data_that_is_not_there(tmp_path: Path, tiny_model_dir: Folder) -> None:
+    line = refused("finetune", "--model", tiny_model_dir(), "--data", "no.jsonl", "--output", tmp_path / "out")
+    assert "no.jsonl: no such file or directory" in line
+
+
+def test_adapters_that_cannot_be_used(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
+    model = tiny_model_dir()
+    adapter = trained(model, rows, tmp_path / "adapter")
+    other = tiny_model_dir(hidden_size=64, head_dim=16)
+    line = refused("generate", "--model", other, "--adapter", adapter, "hello")
+    assert "the adapter is for another model" in line
+    assert "maps 32 to 32 there, 64 to 64 here" in line
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert "adapter_model.safetensors" in refused("generate", "--model", model, "--adapter", adapter, "hello")
+    weights.unlink()
+    assert "adapter_model.safetensors" in refused("inspect", "adapter", adapter)
+    assert "is no adapter folder" in refused("generate", "--adapter", tmp_path / "none", "hello")
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    line = refused("finetune", "--model", tiny_model_dir(), "--data", rows, "--output", blocked / "adapter")
+    assert "failed to save" in line
+    assert str(blocked / "adapter") in line
+
+
+def test_an_adapter_is_not_replaced_by_accident(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
+    model = tiny_model_dir()
+    adapter = trained(model, rows, tmp_path / "adapter")
+    before = (adapter / "adapter_model.safetensors").read_bytes()
+    line = refused("finetune", "--model", model, "--data", rows, "--output", adapter)
+    assert "holds an adapter; --overwrite replaces it" in line
+    assert (adapter / "adapter_model.safetensors").read_bytes() == before
+    ok("finetune", "--model", model, "--data", rows, "--output", adapter, "--overwrite", "--steps", 1, "--sample", "")
+    assert (adapter / "adapter_model.safetensors").read_bytes() != before
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_adapter(
+    tmp_path: Path, tiny_model_dir: Folder, rows: Path
+) -> None:
+    model, output = tiny_model_dir(), tmp_path / "out"
+    arguments = ("--model", model, "--data", rows, "--output", output, "--learning-rate", "1e38", "--epochs", 5)
+    result = run("finetune", *arguments, "--warmup", 0, "--sample", "", "--weight-decay", 1)
+    assert result.returncode == FAILED
+    assert "Traceback" not in result.stderr
+    assert "at step 2; the adapter keeps the weights of step 1" in result.stderr
+    assert f"it is saved in {output}" in result.stderr
+    assert "rank 8" in ok("inspect", "adapter", output)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--rank", 0], "rank is 0; takes at least 1"),
+        (["--targets", "q_proj,head"], "target module 'head' does not exist; takes all, q_proj"),
+        (["--dtype", "f64"], "dtype is 'f64'; takes f32, bf16 or f16"),
+        (["--batch-size", 0], "batch_size is 0; takes at least 1"),
+        (["--learning-rate", -1], "takes more than 0"),
+        (["--warmup", 1], "warmup is 1.0; takes 0 <= warmup < 1"),
+        (["--resume", "nowhere"], "nowhere is no adapter folder"),
+        (["--rank", 40], "rank is 40 for a layer of 32 to 32; takes at most the smaller"),
+    ],
+)
+def test_flags_out_of_range(
+    tmp_path: Path, tiny_model_dir: Folder, rows: Path, flags: list[object], text: str
+) -> None:
+    line = refused("finetune", "--model", tiny_model_dir(), "--data", rows, "--output", tmp_path / "out", *flags)
+    assert text in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--temperature", -1], "temperature is -1.0; takes at least 0"),
+        (["--top-p", 2], "top_p"),
+        (["--top-k", -3], "top_k"),
+        (["--max-tokens", -1], "max_tokens"),
+    ],
+)
+def test_sampling_out_of_range(tiny_model_dir: Folder, flags: list[object], text: str) -> None:
+    assert text in refused("generate", "--model", tiny_model_dir(), "hello", *flags)
+
+
+def test_usage_errors_exit_with_two(tmp_path: Path) -> None:
+    result = run("finetune", "--modle", "x")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    (tmp_path / "run.yaml").write_text("rnak: 4\n")
+    result = run("finetune", "--config", tmp_path / "run.yaml")
+    assert result.returncode == 2
+    assert "unknown key 'rnak'; did you mean rank?" in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_merge_refuses_to_write_over_something(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
+    model = tiny_model_dir()
+    adapter = trained(model, rows, tmp_path / "adapter")
+    target = tmp_path / "merged"
+    target.mkdir()
+    (target / "precious.txt").write_text("keep me")
+    refused("merge", "--adapter", adapter, "--model", model, "--output", target)
+    assert (target / "precious.txt").read_text() == "keep me"
+    shutil.rmtree(target)
+    ok("merge", "--adapter", adapter, "--model", model, "--output", target)
+    assert (target / "config.json").is_file()

@@ -1,0 +1,145 @@
+"""The commands as a user runs them, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from program import COMMAND, ENVIRONMENT, INTERRUPTED, ok, run
+
+from metal_candle.models import load_model
+from metal_candle.training import LoRAAdapter, read_metrics
+
+import numpy as np
+import pytest
+
+Folder = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir: Folder) -> Path:
+    return tiny_model_dir(hidden_size=64, head_dim=16)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    lines = [{"messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": "the answer"}]} for i in range(10)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def adapter(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("run") / "adapter"
+    shown = ok(
+        "finetune", "--model", model, "--data", rows, "--output", output, "--epochs", 20, "--batch-size", 3,
+        "--eval-every", 10, "--learning-rate", "1e-2",
+    )  # fmt: skip
+    assert "held-out loss" in shown
+    assert "before:" in shown
+    assert f"adapter in {output}/" in shown
+    assert f'metal-candle generate --adapter {output} "say ' in shown
+    return output
+
+
+def test_finetune_leaves_adapter_metrics_and_plot(adapter: Path) -> None:
+    assert {path.name for path in adapter.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "metrics.jsonl",
+        "loss.png",
+    }
+    records = read_metrics(adapter / "metrics.jsonl")
+    held_out = [record["held_out_loss"] for record in records if "held_out_loss" in record]
+    assert held_out[-1] < 0.2 < 3 < held_out[0]
+    assert [record["step"] for record in records if "loss" in record] == list(range(1, 61))
+    assert (adapter / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_generate_uses_the_adapter(model: Path, adapter: Path) -> None:
+    plain = ok("generate", "--model", model, "--max-tokens", 12, "say 3")
+    adapted = ok("generate", "--adapter", adapter, "--max-tokens", 12, "say 3")  # its base model is in its file
+    assert adapted.strip() == "the answer"
+    assert plain != adapted
+    assert ok("generate", "--adapter", adapter, "--max-tokens", 12, stdin="say 3\n") == adapted
+
+
+def test_sampling_is_repeatable(model: Path) -> None:
+    flags = ("--temperature", 1.5, "--top-k", 20, "--top-p", 0.95, "--max-tokens", 20)
+    first = ok("generate", "--model", model, *flags, "--seed", 1, "say 3")
+    assert ok("generate", "--model", model, *flags, "--seed", 1, "say 3") == first
+    assert ok("generate", "--model", model, *flags, "--seed", 2, "say 3") != first
+
+
+def test_merge_gives_the_adapted_model(model: Path, adapter: Path, tmp_path: Path) -> None:
+    ok("merge", "--adapter", adapter, "--output", tmp_path / "merged")
+    merged, base = load_model(tmp_path / "merged"), load_model(model).model
+    base.apply_adapter(LoRAAdapter.load(adapter, base))
+    from metal_candle import Tensor
+
+    ids = Tensor([[3, 4, 5, 6, 7]])
+    # one product more is rounded in float32
+    np.testing.assert_allclose(merged.model(ids).numpy(), base(ids).numpy(), atol=1e-4)
+    assert ok("generate", "--model", tmp_path / "merged", "--max-tokens", 12, "say 3").strip() == "the answer"
+
+
+def test_inspect(model: Path, adapter: Path, rows: Path) -> None:
+    shown = ok("inspect", "model", model, "--tensors")
+    assert "llama" in shown
+    assert "model.layers.1.mlp.down_proj.weight  (64, 64)" in shown
+    shown = ok("inspect", "adapter", adapter)
+    assert "rank 8, alpha 16, scale 2" in shown
+    shown = ok("inspect", "data", rows, "--model", model, "--rows", 1)
+    assert "[[the answer<|im_end|>]]" in shown
+    assert "10 rows" in shown
+
+
+def test_doctor() -> None:
+    shown = ok("doctor")
+    assert "GFLOP/s" in shown
+    assert "device" in shown
+
+
+def test_a_yaml_file_has_the_names_of_the_flags_which_win(model: Path, rows: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"model: {model}\ndata: {rows}\nrank: 2\nsteps: 3\nbatch-size: 2\nsample: ''\ntargets: q_proj,v_proj\n")
+    ok("finetune", "--config", config, "--output", tmp_path / "out", "--rank", 4)
+    written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert written["r"] == 4
+    assert sorted(written["target_modules"]) == ["q_proj", "v_proj"]
+    assert read_metrics(tmp_path / "out" / "metrics.jsonl")[-1]["step"] == 3
+
+
+def test_control_c_saves_and_says_how_to_go_on(model: Path, rows: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    arguments = ("finetune", "--model", model, "--data", rows, "--output", output, "--epochs", 100_000, "--sample", "")
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    log = output / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 5):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == INTERRUPTED, errors
+    assert "Traceback" not in errors
+    command = errors.strip().splitlines()[-1].partition("go on with: ")[2]
+    assert command.startswith("metal-candle finetune ")
+    assert command.endswith(f"--output {output} --resume {output}")
+    start = LoRAAdapter.load(output, load_model(model).model)
+    assert any(layer.lora_b().numpy().any() for _, layer in start.layers())
+    ok(*command.split()[1:], "--steps", 1)
+
+
+def test_help_shows_an_example() -> None:
+    for command in ("finetune", "generate", "merge", "doctor"):
+        assert f"Example: metal-candle {command}" in ok(command, "--help")
+    assert run().returncode != 0

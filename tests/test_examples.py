@@ -1,0 +1,37 @@
+"""The examples run: the script as a process, the notebook cell by cell."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.mark.slow
+def test_finetune_lora(tmp_path: Path) -> None:
+    script = EXAMPLES / "finetune_lora.py"
+    assert len(script.read_text().splitlines()) < 60
+    result = subprocess.run(
+        [sys.executable, script, "3"], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
+    assert result.returncode == 0, result.stderr
+    losses = [float(line.split()[-1]) for line in result.stdout.splitlines() if "held-out loss" in line]
+    assert losses[-1] < losses[0]
+    assert (tmp_path / "runs/field-guide/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the kernel's own libraries
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebook(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
+    assert all("error" not in (out.output_type for out in cell.get("outputs", [])) for cell in notebook.cells)
