@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..error import InferenceError
+from ..error import InferenceError, InvalidIndexError
 from ..models.decoder import Decoder
 from .sampling import (
     Filters,
@@ -95,6 +95,10 @@ class Generator:
         ids = [int(i) for i in input_ids]
         if not ids:
             return
+        size = self._model.vocab_size() if hasattr(self._model, "vocab_size") else None
+        for i in ids:
+            if i < 0 or (size is not None and i >= size):
+                raise InvalidIndexError("generate", i, size or 2**32)
         filters, rng, step = config.filters(), random_generator(config.seed), step_of(self._model)
         stops = frozenset(config.stop_tokens) | (self._eos if config.stop_on_eos else frozenset())
         new = ids

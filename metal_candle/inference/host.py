@@ -16,9 +16,10 @@ import numpy as np
 from ..dtype import DType
 from ..graph.node import GraphNode, topological_order
 from ..graph.operation import Operation
-from ..graph.operations.fused import Rope, Sdpa, Swiglu, WeightedRMSNorm
+from ..graph.operations.fused import Rope, Sdpa, Swiglu
 from ..graph.operations.index import Embedding
 from ..graph.operations.linalg import Linear
+from ..graph.operations.norm import WeightedRMSNorm
 
 
 def _linear(x: Any, weight: Any) -> Any:

@@ -1,0 +1,175 @@
+"""A model as a Hugging Face folder, which transformers, mlx-lm and this package load."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..dtype import DType, DTypeLike
+from ..error import CannotFindTensorError, CheckpointError, Error, UnexpectedShapeError, UnsupportedDTypeForOpError
+from ..files import write_json, write_text
+from ..tensor.base import TensorBase
+from .decoder import Decoder
+from .tokenizer import Tokenizer
+from .weights import safetensors
+
+SHARD_BYTES = 5_000_000_000
+"""Most bytes of tensors in one file, the limit of the Hugging Face hub's tools."""
+
+_DTYPE_NAMES = {DType.F32: "float32", DType.BF16: "bfloat16", DType.F16: "float16"}
+
+# What a folder that is overwritten may hold: model files, and nothing that somebody would miss.
+_MODEL_FILES = frozenset(
+    (
+        *("config.json", "generation_config.json", "model.safetensors", safetensors.INDEX),
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+        *("chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model"),
+    )
+)
+
+
+def save_model(
+    directory: str | PathLike[str],
+    model: Decoder,
+    tokenizer: Tokenizer,
+    dtype: DTypeLike = DType.F32,
+    overrides: Mapping[str, TensorBase] | None = None,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write ``config.json``, the weights in ``dtype``, the tokenizer and ``generation_config.json``.
+
+    ``overrides`` replaces weights by their Hugging Face names, as merging an adapter does. A tied head is not
+    written twice; weights above ``shard_bytes`` are split into files with an index. All files are written into
+    a folder beside ``directory``, which is then renamed: the result is there whole or not at all.
+
+    Raises ``CheckpointError.SaveFailed`` when ``directory`` is a file or holds something (with ``overwrite``:
+    something else than a model) or cannot be written, ``CannotFindTensorError`` and ``UnexpectedShapeError``
+    for an override that is no weight of the model, ``UnsupportedDTypeForOpError`` for other dtypes than F32,
+    BF16 and F16.
+    """
+    target = DType.of(dtype)
+    if target not in _DTYPE_NAMES:
+        raise UnsupportedDTypeForOpError("save_model", target, "f32, bf16 or f16")
+    weights = _weights(model, overrides or {})
+    config = replace(model.config, torch_dtype=_DTYPE_NAMES[target])
+    with _folder(Path(directory), overwrite) as folder:
+        write_text(folder / "config.json", config.to_json())
+        write_json(folder / "generation_config.json", _generation_config(model, tokenizer))
+        tokenizer.save(folder)
+        _save_weights(folder, weights, target, shard_bytes)
+
+
+def _weights(model: Decoder, overrides: Mapping[str, TensorBase]) -> dict[str, TensorBase]:
+    weights: dict[str, TensorBase] = dict(model.weights())
+    for name, tensor in overrides.items():
+        if name not in weights:
+            raise CannotFindTensorError(name, difflib.get_close_matches(name, list(weights), n=3))
+        if tensor.shape != weights[name].shape:
+            raise UnexpectedShapeError(name, weights[name].shape, tensor.shape)
+        weights[name] = tensor
+    return weights
+
+
+def _generation_config(model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
+    ends = sorted(model.config.eos_token_ids() | tokenizer.eos_token_ids)
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id if model.config.bos_token_id is None else model.config.bos_token_id,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        "pad_token_id": tokenizer.pad_token_id if model.config.pad_token_id is None else model.config.pad_token_id,
+    }
+    return {name: value for name, value in ids.items() if value is not None}
+
+
+def _save_weights(folder: Path, weights: Mapping[str, TensorBase], dtype: DType, shard_bytes: int) -> None:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in weights.items():
+        size = tensor.elem_count() * dtype.size_in_bytes()
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    if len(shards) == 1:
+        _save_shard(folder / "model.safetensors", weights, shards[0], dtype)
+        return
+    weight_map = {}
+    for i, names in enumerate(shards, 1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        _save_shard(folder / file, weights, names, dtype)
+        weight_map.update(dict.fromkeys(names, file))
+    total = sum(tensor.elem_count() * dtype.size_in_bytes() for tensor in weights.values())
+    write_json(folder / safetensors.INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _save_shard(path: Path, weights: Mapping[str, TensorBase], names: list[str], dtype: DType) -> None:
+    arrays: dict[str, mx.array] = {name: weights[name].mlx().astype(dtype.mlx_) for name in names}
+    safetensors.save(path, arrays)
+
+
+# --- a folder, whole or not at all ------------------------------------------------------------
+
+
+@contextmanager
+def _folder(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A new folder beside ``target`` to fill; when the block ends well it takes the name, else it is removed."""
+    _check_target(target, overwrite)
+    name = f".{target.absolute().name}.{os.getpid()}.{secrets.token_hex(4)}"
+    beside, old = target.absolute().parent / f"{name}.tmp", target.absolute().parent / f"{name}.old"
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        replaced = target.exists()
+        if replaced:
+            target.rename(old)
+        try:
+            beside.rename(target)
+        except OSError:
+            if replaced:
+                old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        # A file's own failure names it where it was beside the target; the user knows the target.
+        cause = error.__cause__ if isinstance(error, CheckpointError.SaveFailed) else error
+        if isinstance(cause, OSError) and not isinstance(cause, Error):
+            reason = f"{target}: {cause.strerror or cause}; what was there is unchanged"
+            raise CheckpointError.SaveFailed(reason=reason) from cause
+        raise
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Raise ``CheckpointError.SaveFailed`` unless ``target`` is free, empty, or a model to be overwritten."""
+
+    def refuse(reason: str) -> CheckpointError:
+        return CheckpointError.SaveFailed(reason=f"{target}: {reason}")
+
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise refuse("there is a file or a link of that name; give a folder")
+    try:
+        names = sorted(entry.name for entry in target.iterdir()) if target.exists() else []
+    except OSError as error:
+        raise refuse(error.strerror or str(error)) from error
+    if not names:
+        return
+    if not overwrite:
+        raise refuse("the folder is not empty; give another one, or overwrite a model")
+    foreign = [name for name in names if name not in _MODEL_FILES and not _is_shard(name)]
+    if foreign or "config.json" not in names:
+        raise refuse(f"holds {foreign[0] if foreign else 'no config.json'}, so it is no model to overwrite")
+
+
+def _is_shard(name: str) -> bool:
+    return name.startswith("model-") and name.endswith(".safetensors")
