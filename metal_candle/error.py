@@ -153,6 +153,17 @@ class GradientNotFoundError(Error, KeyError):
         return str(self.args[0])
 
 
+class GraphNodeNotFoundError(Error, KeyError):
+    """A graph has no node of that id."""
+
+    def __init__(self, node: int, count: int) -> None:
+        super().__init__(f"graph: node {node} not found; this graph has {count} nodes, nodes() lists them")
+        self.node = node
+
+    def __str__(self) -> str:  # KeyError would show the repr
+        return str(self.args[0])
+
+
 class NotEvaluatedError(Error, RuntimeError):
     """A value was asked for where there is only a recording, as while ``compile`` traces."""
 

@@ -208,6 +208,7 @@ def tracing() -> Iterator[Trace]:
 
 def leaf(value: mx.array, device: Device) -> GraphNode:
     """A leaf that holds a value."""
+    mx.eval(value)  # MLX is lazy too, and only the thread that recorded an array can compute it
     return GraphNode(Operation.Input, (), Meta(Shape(value.shape), DType.of(value.dtype)), device, value=value)
 
 

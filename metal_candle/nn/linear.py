@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ..graph.operations.binary import Add
 from ..graph.operations.linalg import Linear as LinearOperation
 from ..tensor.eager import Tensor
 from .init import DEFAULT_KAIMING_NORMAL, Uniform
@@ -28,7 +29,7 @@ class Linear(Module):
     def forward(self, xs: T) -> T:
         """The product. Raises ``ShapeMismatchBinaryOpError`` where the last dim is not ``in``."""
         product = xs._record(LinearOperation(), xs._lift(self._weight))
-        return product if self._bias is None else product + xs._lift(self._bias)  # type: ignore[operator, no-any-return]
+        return product if self._bias is None else product._record(Add(), xs._lift(self._bias))
 
 
 def linear_no_bias(in_dim: int, out_dim: int, vb: VarBuilder) -> Linear:

@@ -47,7 +47,8 @@ def sigmoid(xs: T) -> T:
 def swiglu(xs: T) -> T:
     """The last dim in two halves: silu(first) · second."""
     gate, up = xs.chunk(2, -1)
-    return silu_mul(gate, up)
+    result: T = silu_mul(gate, up)
+    return result
 
 
 def silu_mul(gate: T, up: T) -> T:

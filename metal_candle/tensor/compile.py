@@ -19,6 +19,7 @@ from ..graph.operation import Meta
 from ..graph.operations.random import next_key
 from .base import TensorBase
 from .eager import Tensor
+from .var import CellTensor
 
 R = TypeVar("R")
 _log = logging.getLogger("metal_candle.compile")
@@ -32,7 +33,13 @@ class _Slot:
 
 
 def _flatten(value: Any, tensors: list[TensorBase]) -> tuple[Any, Hashable]:
-    """``value`` with its tensors replaced by slots, and a key of its structure."""
+    """``value`` with its tensors replaced by slots, and a key of its structure.
+
+    A variable stays what it is: like one from outside the function it is read at each call, can be set, and
+    has gradients.
+    """
+    if isinstance(value, CellTensor):
+        return value, ("variable", value._variable)
     if isinstance(value, TensorBase):
         kind = Tensor if isinstance(value, Tensor) else type(value)
         tensors.append(value)
@@ -83,6 +90,7 @@ class _Program:
     result_kinds: list[type[TensorBase]]
     device: Device
     nodes: int
+    arguments: list[str]
 
 
 class Compiled(Generic[R]):
@@ -102,8 +110,9 @@ class Compiled(Generic[R]):
         """A line per plan: its arguments, its nodes, the variables it reads and sets."""
         return "\n".join(
             f"plan {i}: {p.nodes} nodes, reads {len(p.reads)} and sets {len(p.writes)} variables, "
-            f"{'mx.compile' if not p.device.is_cpu() else 'replay without mx.compile (CPU)'}; arguments {key}"
-            for i, (key, p) in enumerate(self._programs.items())
+            f"{'mx.compile' if not p.device.is_cpu() else 'replay without mx.compile (CPU)'}; "
+            f"arguments {', '.join(p.arguments) or 'none'}"
+            for i, p in enumerate(self._programs.values())
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
@@ -134,7 +143,6 @@ class Compiled(Generic[R]):
         return result
 
     def _trace(self, skeleton: Any, tensors: list[TensorBase]) -> _Program:
-        device = tensors[0].device if tensors else Device.default()
         arguments = [placeholder(Meta(tensor.shape, tensor.dtype), tensor.device) for tensor in tensors]
 
         def stand_in(slot: _Slot) -> Any:
@@ -148,10 +156,12 @@ class Compiled(Generic[R]):
             result_nodes = [tensor._node for tensor in results]
             written = trace.written
         outputs = result_nodes + list(written.values())
+        device = outputs[0].device if outputs else Device.default()
         reads: dict[Variable, GraphNode] = {}
         for node in topological_order(outputs):
-            if node.variable is not None and not node.inputs:
-                reads.setdefault(node.variable, node)
+            # A leaf that is not the variable's own any more was recorded earlier, and keeps the value of its time.
+            if node.variable is not None and node.variable.node is node:
+                reads[node.variable] = node
         inputs = [*arguments, *trace.keys, *reads.values()]
         plan = Plan(outputs, inputs)
         run: Callable[[list[Any]], list[Any]] = plan.run
@@ -167,6 +177,7 @@ class Compiled(Generic[R]):
             [type(tensor) for tensor in results],
             device,
             len(plan.nodes),
+            [f"{list(tensor.shape)} {tensor.dtype}" for tensor in tensors],
         )
 
 
@@ -174,7 +185,8 @@ def compile(function: Callable[..., R]) -> Compiled[R]:
     """A function of tensors that is traced once per structure and shapes, and then replayed as one evaluation.
 
     Tensors may stand in nested lists, tuples and dicts; other arguments must be hashable and are part of the
-    plan. Variables are read at each call and set when the plan has run; random numbers are drawn anew.
+    plan. Variables, arguments among them, are read at each call and set when the plan has run; random numbers
+    are drawn anew.
     Inside the function nothing can be evaluated. Also usable as a decorator.
     """
     return Compiled(function)

@@ -63,8 +63,6 @@ class Constructors(written.WrittenMethods):
         dtype = DType.of(array.dtype)
         if dtype is DType.F64 and not where.is_cpu():
             raise UnsupportedDTypeForOpError("new", "f64", f"f64 on Device.Cpu only, got {where}")
-        # MLX is lazy too, and only the thread that recorded an array can compute it.
-        mx.eval(array)
         return cls._from_node(leaf(array, where))
 
     @classmethod
@@ -106,6 +104,14 @@ class Constructors(written.WrittenMethods):
     def ones(cls: type[C], shape: ShapeLike, dtype: DTypeLike = DType.F32, device: DeviceLike = None) -> C:
         """Ones."""
         return cls._from_array(mx.ones(Shape.of(shape), DType.of(dtype).mlx_), device)
+
+    def zeros_like(self: C) -> C:
+        """Zeros of the same shape, dtype and device, without a gradient."""
+        return self._wrap(leaf(mx.zeros(self.shape, self.dtype.mlx_), self.device))
+
+    def ones_like(self: C) -> C:
+        """Ones of the same shape, dtype and device, without a gradient."""
+        return self._wrap(leaf(mx.ones(self.shape, self.dtype.mlx_), self.device))
 
     @classmethod
     def full(cls: type[C], value: Any, shape: ShapeLike, device: DeviceLike = None) -> C:

@@ -9,6 +9,7 @@ from ..dtype import DTypeLike
 from ..error import Error
 from ..graph.evaluate import evaluate
 from ..graph.node import GraphNode, current_trace
+from ..graph.node_data import NodeData
 from .base import TensorBase
 from .construct import Constructors, as_array
 from .grad_store import GradStore, backward
@@ -32,9 +33,9 @@ class Tensor(Constructors):
     def _from_node(cls: type[E], node: GraphNode) -> E:
         if node.value is None and current_trace() is None:
             evaluate([node])
-        tensor = Tensor.__new__(Tensor)
+        tensor: E = Tensor.__new__(Tensor)  # type: ignore[assignment]
         tensor._node = node
-        return tensor  # type: ignore[return-value]
+        return tensor
 
     def _wrap(self: E, node: GraphNode) -> E:
         return type(self)._from_node(node)
@@ -63,3 +64,6 @@ class Tensor(Constructors):
             values = ", ".join(str(value) for value in self.numpy().reshape(-1).tolist())
             return f"Tensor[{values}; {self.dtype}{where}]"
         return f"Tensor[dims {', '.join(map(str, self.shape))}; {self.dtype}{where}]"
+
+
+NodeData.tensor_of = staticmethod(Tensor._from_node)

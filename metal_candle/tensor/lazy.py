@@ -9,6 +9,7 @@ from typing import TypeVar
 from .. import features
 from ..graph.evaluate import evaluate
 from ..graph.node import GraphNode, topological_order
+from ..graph.node_data import NodeId
 from .base import TensorBase
 from .construct import Constructors
 from .eager import Tensor
@@ -51,8 +52,13 @@ class LazyTensor(Constructors):
 
     def eval(self) -> Tensor:
         """The computed value, as an eager tensor. The handle stays usable, a second call is free."""
+        features.require("graph")
         evaluate([self._node])
         return Tensor._from_node(self._node)
+
+    async def eval_async(self) -> Tensor:
+        """``eval()`` behind an awaitable: computed when it is awaited, without letting other tasks run meanwhile."""
+        return self.eval()
 
     def backward(self) -> GradStore:
         """Gradients of every variable this depends on; of a tensor with several elements, of its sum."""
@@ -62,9 +68,9 @@ class LazyTensor(Constructors):
         """Whether the value is there already."""
         return self._node.value is not None
 
-    def node_id(self) -> int:
-        """A number that names its node."""
-        return self._node.id
+    def node_id(self) -> NodeId:
+        """The id of its node."""
+        return NodeId(self._node.id)
 
     def graph_size(self) -> int:
         """Number of nodes it depends on, itself included; shared ones count once."""
@@ -73,7 +79,7 @@ class LazyTensor(Constructors):
     def __repr__(self) -> str:
         state = "evaluated" if self.is_evaluated() else "lazy"
         return (
-            f"LazyTensor(node {self.node_id()}: {self._node.operation.name()}, {list(self.shape)}, {self.dtype}, "
+            f"LazyTensor(node {self._node.id}: {self._node.operation.name()}, {list(self.shape)}, {self.dtype}, "
             f"{self.device}, {state}, graph of {self.graph_size()})"
         )
 
@@ -83,5 +89,6 @@ class LazyTensor(Constructors):
 
 def eval_all(tensors: Sequence[LazyTensor]) -> list[Tensor]:
     """Evaluate several tensors in one go; what they share is computed once."""
+    features.require("graph")
     evaluate([tensor._node for tensor in tensors])
     return [Tensor._from_node(tensor._node) for tensor in tensors]

@@ -89,10 +89,6 @@ class WrittenMethods(TensorMethods):
         """The tensor repeated along new leading dims."""
         return self.broadcast_as((*Shape.of(left), *self.shape))
 
-    def zeros_like(self: T) -> T:
-        """Zeros of the same shape and dtype, without a gradient."""
-        return self.detach().affine(0.0, 0.0)
-
     def softmax_stable(self: T) -> T:
         """Softmax over the last dim; metal-candle's ``TensorExt::softmax_stable``."""
         return self.softmax(-1)
@@ -116,10 +112,11 @@ class WrittenMethods(TensorMethods):
 
     def i(self: T, at: Any) -> T:
         """The part that ``at`` names: ints, slices, ``...``, ``None``, a 1-D tensor of ids, or a tuple of these."""
-        return index(self, at)
+        part: T = index(self, at)
+        return part
 
     def __getitem__(self: T, at: Any) -> T:
-        return index(self, at)
+        return self.i(at)
 
 
 def cat(tensors: Any, dim: DimLike) -> Any:

@@ -19,9 +19,7 @@ KEY = Meta(Shape((2,)), DType.U32)
 
 def next_key() -> mx.array:
     """A fresh key from MLX's generator, which ``set_seed`` seeds."""
-    key = mx.random.randint(0, 2**32 - 1, (2,), mx.uint32)
-    mx.eval(key)  # MLX is lazy too, and only the thread that recorded an array can compute it
-    return key
+    return mx.random.randint(0, 2**32 - 1, (2,), mx.uint32)
 
 
 def random_key(device: Device) -> GraphNode:

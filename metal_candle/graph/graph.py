@@ -1,0 +1,113 @@
+"""``ComputationGraph``: a view over outputs, to look at what they depend on and to build a graph by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Union
+
+from ..device import Device
+from ..error import Error, GraphNodeNotFoundError
+from . import render
+from .node import GraphNode, record, topological_order
+from .node_data import NodeId
+from .operation import Operation
+
+Handle = Union[GraphNode, NodeId, int]
+
+
+class ComputationGraph:
+    """What is reachable from some outputs. metal-candle: ``metal_candle::graph::ComputationGraph``.
+
+    Takes a device, for an empty graph that grows by ``add_input`` and ``add_node``; a tensor; or a list of
+    tensors. It owns nothing: a graph lives as long as what is reachable from a tensor that somebody holds.
+    """
+
+    def __init__(self, of: Any = None) -> None:
+        tensors: Sequence[Any] = [of]
+        if of is None or isinstance(of, (list, tuple, Device)):
+            tensors = of if isinstance(of, (list, tuple)) else []
+        for tensor in tensors:
+            if not hasattr(tensor, "_node"):
+                raise Error(f"graph: got {type(tensor).__name__}; takes a device, a tensor or a list of tensors")
+        self._outputs: list[GraphNode] = [tensor._node for tensor in tensors]
+        if isinstance(of, Device):
+            self._device = of
+        else:
+            self._device = self._outputs[0].device if self._outputs else Device.default()
+
+    @property
+    def device(self) -> Device:
+        """Where new nodes are computed."""
+        return self._device
+
+    def add_input(self, tensor: Any) -> GraphNode:
+        """A tensor as a leaf of this graph; returns its handle."""
+        node: GraphNode = tensor._node
+        self._outputs.append(node)
+        return node
+
+    def add_node(self, operation: Operation, inputs: Iterable[Handle]) -> GraphNode:
+        """Record an operation on nodes of this graph; returns its handle.
+
+        Raises ``GraphNodeNotFoundError`` for an input that is not here, and what the operation raises for
+        inputs that do not fit.
+        """
+        nodes = tuple(self.get_node(handle) for handle in inputs)
+        operation.check_arity(len(nodes))
+        node = record(operation, nodes)
+        self._outputs.append(node)
+        return node
+
+    def get_node(self, handle: Handle) -> GraphNode:
+        """The node of a handle or an id. Raises ``GraphNodeNotFoundError``."""
+        number = handle.id if isinstance(handle, GraphNode) else int(handle)
+        for node in self.nodes():
+            if node.id == number:
+                return node
+        raise GraphNodeNotFoundError(number, len(self))
+
+    def merge_from(self, other: ComputationGraph, handle: Handle) -> GraphNode:
+        """Make a node of another graph an output of this one as well; nothing is copied."""
+        node = other.get_node(handle)
+        self._outputs.append(node)
+        return node
+
+    def outputs(self) -> list[GraphNode]:
+        """The nodes that no other node of this graph uses."""
+        nodes = self.nodes()
+        used = {source for node in nodes for source in node.inputs}
+        return [node for node in nodes if node not in used]
+
+    def topological_order(self, handle: Handle | None = None) -> list[GraphNode]:
+        """The nodes that ``handle`` depends on, itself last, or all there are; dependencies come first."""
+        return topological_order(self._outputs if handle is None else [self.get_node(handle)])
+
+    def nodes(self) -> list[GraphNode]:
+        """Every node, dependencies first."""
+        return topological_order(self._outputs)
+
+    def is_empty(self) -> bool:
+        """Whether there is no node."""
+        return not self._outputs
+
+    def __len__(self) -> int:
+        return len(self.nodes())
+
+    def __contains__(self, handle: Handle) -> bool:
+        number = handle.id if isinstance(handle, GraphNode) else int(handle)
+        return any(node.id == number for node in self.nodes())
+
+    def explain(self) -> str:
+        """A line per node: id, operation with its parameters, shape, dtype, inputs, whether it has a value."""
+        return render.text(self.nodes())
+
+    def to_dot(self) -> str:
+        """The graph in Graphviz's language."""
+        return render.dot(self.nodes())
+
+    def to_mermaid(self) -> str:
+        """The graph as a Mermaid flow chart, which GitHub draws in Markdown."""
+        return render.mermaid(self.nodes())
+
+    def __repr__(self) -> str:
+        return f"ComputationGraph({len(self)} nodes, {self._device})"
