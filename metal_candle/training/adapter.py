@@ -148,23 +148,22 @@ class LoRAAdapter:
         for an adapter of another model, naming the first module that does not fit.
         """
         stored = peft.load(directory)
-        places = {p.path: p for p in model.projections()}
-        names = [
-            target for target in TargetModule if target.value in {path.rpartition(".")[2] for path in stored.factors}
-        ]
-        config = LoRAAdapterConfig(stored.rank, stored.alpha, stored.dropout, tuple(names))
-        adapter = cls(1, 1, 0, config)
+        places = model.projections()
+        paths = {place.path for place in places}
+        if unknown := next((path for path in stored.factors if path not in paths), None):
+            raise CheckpointError.InvalidFormat(
+                reason=f"{directory}: the adapter is for another model: this one has no {unknown}"
+            )
+        adapted = [place for place in places if place.path in stored.factors]
+        names = tuple(target for target in TargetModule if any(place.target is target for place in adapted))
+        adapter = cls(1, 1, 0, LoRAAdapterConfig(stored.rank, stored.alpha, stored.dropout, names))
         adapter._num_layers = model.num_layers()
-        for path, factors in stored.factors.items():
-            place = places.get(path)
-            if place is None:
-                raise CheckpointError.InvalidFormat(
-                    reason=f"{directory}: the adapter is for another model: this one has no {path}"
-                )
+        for place in adapted:
+            factors = stored.factors[place.path]
             found, wanted = (factors.a.shape[0], factors.b.shape[1]), (place.in_features, place.out_features)
             if found != wanted:
                 raise CheckpointError.InvalidFormat(
-                    reason=f"{directory}: the adapter is for another model: {path} maps {found[0]} to {found[1]} "
+                    reason=f"{directory}: the adapter is for another model: {place.path} maps {found[0]} to {found[1]} "
                     f"there, {wanted[0]} to {wanted[1]} here"
                 )
             # alpha over rank is the scale in force, also where the file says so by another rule.

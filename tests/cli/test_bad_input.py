@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_adapter(
     assert "Traceback" not in result.stderr
     assert "at step 2; the adapter keeps the weights of step 1" in result.stderr
     assert f"it is saved in {output}" in result.stderr
-    assert "rank 8" in ok("inspect", "adapter", output)
+    assert "8, alpha 16" in ok("inspect", "adapter", output)
 
 
 @pytest.mark.parametrize(
@@ -172,8 +172,8 @@ def test_flags_out_of_range(
     ("flags", "text"),
     [
         (["--temperature", -1], "temperature is -1.0; takes at least 0"),
-        (["--top-p", 2], "top_p"),
-        (["--top-k", -3], "top_k"),
+        (["--top-p", 2], "top-p is 2.0; takes"),
+        (["--top-k", -3], "top-k is -3; takes"),
         (["--max-tokens", -1], "max_tokens"),
     ],
 )

@@ -93,7 +93,7 @@ def test_inspect(model: Path, adapter: Path, rows: Path) -> None:
     assert "llama" in shown
     assert "model.layers.1.mlp.down_proj.weight  (64, 64)" in shown
     shown = ok("inspect", "adapter", adapter)
-    assert "rank 8, alpha 16, scale 2" in shown
+    assert "rank 8, alpha 16, scale 2" in " ".join(shown.split())
     shown = ok("inspect", "data", rows, "--model", model, "--rows", 1)
     assert "[[the answer<|im_end|>]]" in shown
     assert "10 rows" in shown

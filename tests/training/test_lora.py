@@ -35,7 +35,7 @@ def trained(layer: LoRALayer, seed: int = 0) -> LoRALayer:
 )
 def test_the_delta_equals_plain_mlx(shape: tuple[int, ...], sizes: tuple[int, int], rank: int) -> None:
     layer = trained(LoRALayer(*sizes, LoRAConfig(rank=rank, alpha=4.0)))
-    x = np.random.default_rng(1).standard_normal(shape).astype(np.float32) / np.sqrt(sizes[0])
+    x = (np.random.default_rng(1).standard_normal(shape) / np.sqrt(sizes[0])).astype(np.float32)
     expected = np.array((4.0 / rank) * (mx.array(x) @ layer.lora_a().mlx() @ layer.lora_b().mlx()))
     eager = layer.forward(Tensor.from_numpy(x))
     lazy = layer.forward_lazy(LazyTensor.from_tensor(Tensor.from_numpy(x)))

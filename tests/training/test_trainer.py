@@ -122,14 +122,21 @@ def test_padding_changes_nothing(tiny_model_dir: Callable[..., Path]) -> None:
 
 def test_a_two_layer_model_learns_by_heart(tiny_model_dir: Callable[..., Path]) -> None:
     trainer = make(
-        tiny_model_dir(hidden_size=64, head_dim=16), num_epochs=60, batch_size=2, eval_every=0, max_steps=120
+        tiny_model_dir(hidden_size=64, head_dim=16),
+        num_epochs=120,
+        batch_size=2,
+        lr_scheduler=LRScheduler.cosine(240, RATE, RATE / 100),
     )
     rows = examples(4, 16)
     events = list(trainer.run(rows, rows))
     measured = [event for event in events if isinstance(event, EvalMetrics)]
     assert measured[0].loss > 3.5  # 64 tokens at random: log 64 = 4.16
-    assert measured[-1].loss < 0.1
-    assert [event.step for event in events if isinstance(event, StepMetrics)] == list(range(1, 121))
+    # The head is frozen and its rows are short (norm 0.8), so that the loss itself cannot come near 0.
+    assert measured[-1].loss < 0.25
+    for row in rows:
+        best = trainer.model(Tensor([row.tokens])).numpy()[0].argmax(axis=-1)
+        assert all(best[i - 1] == row.tokens[i] for i in range(1, len(row.tokens)) if row.targets[i])
+    assert [event.step for event in events if isinstance(event, StepMetrics)] == list(range(1, 241))
 
 
 def test_frozen_weights_stay_and_get_no_gradient(tiny_model_dir: Callable[..., Path]) -> None:
@@ -162,8 +169,10 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights(tiny_model_dir: C
     moments = {name: tensor.numpy() for name, tensor in trainer.optimizer.state().items()}
     broken = trainer.model.norm.weight()
     trainer.model.norm._weight = Tensor.full(float("nan"), broken.shape)
+    # Of another shape, so that the step is traced anew: a plan holds the frozen weights it was traced with.
+    other = collate(examples(2, 40), 2, 64)
     with pytest.raises(TrainingError.Failed, match="loss is nan at step 2; the adapter keeps the weights of step 1"):
-        trainer.train_step([batch])
+        trainer.train_step([other])
     for name, value in factors(trainer.adapter).items():
         assert np.array_equal(np.array(value), good[name]), name
     for name, tensor in trainer.optimizer.state().items():
