@@ -41,8 +41,10 @@ def index(tensor: Any, at: Any) -> Any:
             start = item % size
             bounds.append((start, start + 1, 1))
         elif isinstance(item, slice):
-            bounds.append(item.indices(size))
-            shape.append(len(range(*bounds[-1])))
+            kept = range(*item.indices(size))
+            # Of none or one element neither the step nor the far bound matters, and MLX takes no huge ones.
+            bounds.append((kept.start, kept.stop, kept.step) if len(kept) > 1 else _run(kept))
+            shape.append(len(kept))
         else:
             selected.append((len(bounds), item))
             bounds.append((0, size, 1))
@@ -54,3 +56,7 @@ def index(tensor: Any, at: Any) -> Any:
     for dim, ids in selected:
         result = result._record(IndexSelect(dim), ids)
     return result if tuple(result.shape) == tuple(shape) else result.reshape(tuple(shape))
+
+
+def _run(kept: range) -> tuple[int, int, int]:
+    return (kept[0], kept[0] + 1, 1) if kept else (0, 0, 1)

@@ -177,5 +177,5 @@ class LayerNorm(Operation):
     def numpy(x: Any, *rest: Any) -> Any:
         centred = x - np.mean(x, axis=-1, keepdims=True)
         normed = centred / np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + rest[-1])
-        weight, bias = (*rest[:-1], 1.0, 0.0)[:2] if len(rest) > 1 else (1.0, 0.0)
-        return normed * weight + bias
+        weight = rest[0] if len(rest) > 1 else 1.0
+        return normed * weight + (rest[1] if len(rest) > 2 else 0.0)

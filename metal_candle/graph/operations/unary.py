@@ -299,9 +299,9 @@ class ToDtype(Operation):
             return x.astype(self.dtype.mlx_)
         info = mx.iinfo(self.dtype.mlx_)
         # The range's upper end need not be exact in x's dtype: compare with the power of two above it.
-        wide = x.astype(mx.float32)
-        low, high = mx.array(float(info.min), mx.float32), mx.array(float(info.max) + 1, mx.float32)
-        inside = mx.where((wide > low) & (wide < high), wide, 0).astype(self.dtype.mlx_)
+        wide = x if x.dtype == mx.float64 else x.astype(mx.float32)
+        low, high = mx.array(float(info.min), wide.dtype), mx.array(float(info.max) + 1, wide.dtype)
+        inside = mx.where((wide > low) & (wide < high), wide, mx.array(0, wide.dtype)).astype(self.dtype.mlx_)
         top = mx.where(wide >= high, mx.array(info.max, self.dtype.mlx_), inside)
         return mx.where(wide <= low, mx.array(info.min, self.dtype.mlx_), top)
 

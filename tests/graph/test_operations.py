@@ -1,0 +1,175 @@
+"""Every record that has samples: shape, dtype, value, gradient, and lazy, eager and compiled alike.
+
+Derived from the registry. A record without samples has to be named in ``WRITTEN``, with the file that tests it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import metal_candle as mc
+from metal_candle import DType, LazyTensor, Tensor, Var
+from metal_candle.graph import operations
+from metal_candle.graph.node import record
+from metal_candle.graph.operation import REGISTRY, Operation, Sample
+
+import numpy as np
+import pytest
+from tolerance import GRADIENT, VALUE, assert_near
+
+# What takes more than plain floats is tested by hand.
+WRITTEN = {
+    "input": "test_graph.py",
+    "pick": "test_differentiate.py",
+    "vjp": "test_differentiate.py",
+    "to_device": "test_graph.py",
+    "index_select": "test_index_operations.py",
+    "embedding": "test_index_operations.py",
+    "gather": "test_index_operations.py",
+    "where_cond": "test_index_operations.py",
+    "uniform": "test_random.py",
+    "normal": "test_random.py",
+    "dropout": "test_random.py",
+    "head_cross_entropy": "test_head_cross_entropy.py",
+    "adam_w_update": "../nn/test_optim.py",
+}
+OWN = {key: kind for key, kind in REGISTRY.items() if kind.__module__.startswith(operations.__name__)}
+SAMPLED = {key: kind for key, kind in OWN.items() if kind.samples}
+CASES = [
+    pytest.param(kind, sample, id=f"{key}-{sample.shapes}-{sample.params}")
+    for key, kind in SAMPLED.items()
+    for sample in kind.samples
+]
+
+
+def arrays(sample: Sample, seed: int = 0) -> list[np.ndarray[Any, Any]]:
+    """Inputs in the sample's range; distinct, so that no maximum is a tie, and away from 0."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for shape in sample.shapes:
+        count = int(np.prod(shape))
+        steps = rng.permutation(count) + rng.uniform(0.2, 0.8)
+        made.append((sample.low + (sample.high - sample.low) * steps / max(count, 1)).reshape(shape).astype(np.float32))
+    return made
+
+
+def of(kind: type[Operation], sample: Sample) -> Operation:
+    return kind(*sample.params)
+
+
+def run(operation: Operation, tensors: list[Any]) -> Any:
+    return tensors[0]._wrap(record(operation, tuple(tensor._node for tensor in tensors)))
+
+
+def reference(kind: type[Operation], sample: Sample, inputs: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    assert kind.numpy is not None
+    with np.errstate(all="ignore"):
+        return np.asarray(kind.numpy(*[np.asarray(x, np.float64) for x in inputs], *sample.params))
+
+
+@pytest.mark.parametrize(("kind", "sample"), CASES)
+def test_shape_dtype_and_value(kind: type[Operation], sample: Sample) -> None:
+    inputs = arrays(sample)
+    result = run(of(kind, sample), [Tensor.new(x) for x in inputs])
+    want = reference(kind, sample, inputs)
+    assert tuple(result.shape) == want.shape == result.mlx().shape
+    assert result.dtype.mlx_ == result.mlx().dtype
+    assert_near(result.numpy(), want, VALUE[result.dtype if result.dtype.is_float() else DType.F32])
+
+
+@pytest.mark.parametrize(("kind", "sample"), CASES)
+def test_lazy_eager_and_compiled_are_equal(kind: type[Operation], sample: Sample) -> None:
+    operation, inputs = of(kind, sample), [Tensor.new(x) for x in arrays(sample)]
+    eager = run(operation, inputs)
+    lazy = run(operation, [LazyTensor.from_tensor(x) for x in inputs])
+    assert not lazy.is_evaluated()
+    assert (lazy.shape, lazy.dtype) == (eager.shape, eager.dtype)
+    compiled = mc.compile(lambda tensors: run(operation, tensors))
+    for other in (lazy.eval(), compiled(inputs)):
+        assert (other.shape, other.dtype) == (eager.shape, eager.dtype)
+        np.testing.assert_array_equal(other.numpy(), eager.numpy())
+
+
+@pytest.mark.parametrize("dtype", [DType.F16, DType.BF16], ids=str)
+@pytest.mark.parametrize(("kind", "sample"), CASES)
+def test_halves_are_the_float32_result_rounded(kind: type[Operation], sample: Sample, dtype: DType) -> None:
+    halves = [Tensor.new(x).to_dtype(dtype) for x in arrays(sample)]
+    wide = run(of(kind, sample), [x.to_dtype(DType.F32) for x in halves])
+    result = run(of(kind, sample), halves)
+    if result.dtype.is_float() and not isinstance(of(kind, sample), operations.unary.ToDtype):
+        assert result.dtype is dtype
+    tolerance = VALUE[dtype]
+    # A sum's error goes with its terms, not with what is left of them.
+    scale = max(1.0, float(np.abs(wide.numpy()).max(initial=0.0)))
+    assert_near(result.numpy(), wide.numpy(), tolerance._replace(absolute=tolerance.absolute * scale))
+
+
+@pytest.mark.parametrize(("kind", "sample"), [case for case in CASES if case.values[0].differentiable])
+def test_gradient_against_central_differences(kind: type[Operation], sample: Sample) -> None:
+    operation, inputs = of(kind, sample), arrays(sample)
+    variables = [Var.new(x) for x in inputs]
+    lazy = run(operation, [LazyTensor.from_tensor(x) for x in variables])
+    eager = run(operation, variables)
+    assert lazy.track_op()
+    assert eager.track_op()
+    # Few bits, so that the gradient of a conversion to halves is exact.
+    weights = np.random.default_rng(1).integers(8, 24, tuple(lazy.shape)).astype(np.float32) / 16
+    # A lazy forward pass may keep what the backward pass likes to find again, an eager one does not.
+    both = [
+        result.mul(type(result).new(weights).to_dtype(result.dtype)).sum_all().backward() for result in (lazy, eager)
+    ]
+
+    # A rounding has no slope; what is differentiated of a conversion is the value.
+    numpy = (lambda x, dtype: x) if kind is operations.unary.ToDtype else kind.numpy
+
+    def loss(values: list[np.ndarray[Any, Any]]) -> float:
+        assert numpy is not None
+        return float((np.asarray(numpy(*values, *sample.params)) * weights).sum())
+
+    wide = [x.astype(np.float64) for x in inputs]
+    for i, variable in enumerate(variables):
+        want = np.zeros_like(wide[i])
+        for place in np.ndindex(*want.shape):
+            moved = [x.copy() for x in wide]
+            step = 1e-5
+            moved[i][place] += step
+            above = loss(moved)
+            moved[i][place] -= 2 * step
+            want[place] = (above - loss(moved)) / (2 * step)
+        for grads in both:
+            got = grads[variable]
+            assert (got.shape, got.dtype) == (variable.shape, variable.dtype)
+            assert_near(got.numpy(), want, GRADIENT)
+
+
+@pytest.mark.parametrize("key", OWN)
+def test_every_record_is_tested_and_documented(key: str) -> None:
+    kind = OWN[key]
+    assert inspect.cleandoc(kind.__dict__["__doc__"] or "").strip()
+    assert bool(kind.samples) != (key in WRITTEN), "a record has samples, or is named in WRITTEN"
+    assert not kind.samples or kind.numpy is not None
+    assert kind.methods == () or kind.candle or key == "add_lora", "a method names the Rust signature it mirrors"
+
+
+def test_written_tests_exist_and_name_their_record() -> None:
+    for key, name in WRITTEN.items():
+        assert key in OWN
+        text = (Path(__file__).parent / name).read_text()
+        assert OWN[key].__name__ in text or key in text, f"{name} does not mention {key}"
+
+
+@pytest.mark.parametrize(("kind", "sample"), CASES)
+def test_integers_are_refused_or_kept(kind: type[Operation], sample: Sample) -> None:
+    inputs = [Tensor.new(np.ones(shape), dtype=DType.I32) for shape in sample.shapes]
+    refusal = None
+    try:
+        dtype = run(of(kind, sample), inputs).dtype
+    except mc.Error as error:
+        refusal = error
+    if refusal is None:
+        assert dtype in (DType.I32, DType.U8, DType.U32, DType.F16)
+    else:
+        assert isinstance(refusal, TypeError)
+        assert "i32" in str(refusal)
