@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 
 from ..device import DeviceLike
@@ -39,7 +40,7 @@ class VarMap:
         return var.as_tensor()
 
     def set_one(self, name: str, value: TensorBase) -> None:
-        """Set a variable. Raises ``CannotFindTensorError`` for an unknown name."""
+        """Set a variable. Raises ``CannotFindTensorError``, with the nearest names, for an unknown one."""
         if name not in self._data:
-            raise CannotFindTensorError(name)
+            raise CannotFindTensorError(name, difflib.get_close_matches(name, list(self._data), n=3))
         self._data[name].set(value)

@@ -164,9 +164,7 @@ def test_operators_leave_strangers_to_python() -> None:
 
 def test_an_eager_operation_refuses_a_lazy_operand_and_says_what_to_do() -> None:
     eager, lazy = Tensor([1.0]), LazyTensor.new([1.0])
-    text = (
-        "got a LazyTensor beside an eager tensor; lift the eager one with LazyTensor.from_tensor or evaluate"
-    )
+    text = "got a LazyTensor beside an eager tensor; lift the eager one with LazyTensor.from_tensor or evaluate"
     for call in (lambda: eager.add(lazy), lambda: eager + lazy, lambda: eager.matmul(lazy)):
         with pytest.raises(mc.Error, match=text):
             call()
