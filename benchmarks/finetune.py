@@ -1,6 +1,6 @@
 """One LoRA training step of SmolLM2-135M: this package, mlx-lm and PEFT, in turn, on the same numbers.
 
-    pip install ".[benchmark]" && python benchmarks/finetune.py
+    pip install ".[interop]" && python benchmarks/finetune.py
 
 Each implementation runs in a process of its own and makes one step when it is told to, so that the steps
 alternate and a noisy moment meets all three. All start from the same weights and adapters (every linear

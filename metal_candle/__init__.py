@@ -9,13 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import blas
+from .version import VERSION
 
 # Before anything imports mlx.core: on Linux this is what makes its matrix products fast.
 blas.load()
 
-__version__ = "2.0.0"
+__version__ = VERSION
 
 if TYPE_CHECKING:
+    from . import compat, error, features, graph, inference, kernels, models, nn, training
     from .device import Device, DeviceInfo, DeviceType
     from .dtype import DType
     from .error import (
@@ -30,32 +32,53 @@ if TYPE_CHECKING:
     from .shape import D, Shape
     from .tensor import GradStore, LazyTensor, Tensor, Var, compile, eval_all
 
-_HOME = {
-    "Device": "device",
-    "DeviceInfo": "device",
-    "DeviceType": "device",
-    "DType": "dtype",
-    "D": "shape",
-    "Shape": "shape",
-    "GradStore": "tensor",
-    "LazyTensor": "tensor",
-    "Tensor": "tensor",
-    "Var": "tensor",
-    "compile": "tensor",
-    "eval_all": "tensor",
-    **dict.fromkeys(
-        ("CheckpointError", "DataError", "DeviceError", "Error", "InferenceError", "ModelError", "TrainingError"),
-        "error",
-    ),
-}
-_MODULES = ("compat", "error", "features", "graph", "inference", "kernels", "models", "nn", "training")
+__all__ = [
+    "VERSION",
+    "CheckpointError",
+    "D",
+    "DType",
+    "DataError",
+    "Device",
+    "DeviceError",
+    "DeviceInfo",
+    "DeviceType",
+    "Error",
+    "GradStore",
+    "InferenceError",
+    "LazyTensor",
+    "ModelError",
+    "Shape",
+    "Tensor",
+    "TrainingError",
+    "Var",
+    "__version__",
+    "compat",
+    "compile",
+    "error",
+    "eval_all",
+    "features",
+    "graph",
+    "inference",
+    "kernels",
+    "models",
+    "nn",
+    "training",
+]
 
-__all__ = [*_HOME, *_MODULES, "__version__"]
+_HOME = {
+    "device": "Device DeviceInfo DeviceType",
+    "dtype": "DType",
+    "shape": "D Shape",
+    "tensor": "GradStore LazyTensor Tensor Var compile eval_all",
+    "error": "CheckpointError DataError DeviceError Error InferenceError ModelError TrainingError",
+}
+_NAMES = {name: module for module, names in _HOME.items() for name in names.split()}
+_MODULES = frozenset(__all__) - set(_NAMES) - {"VERSION", "__version__"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
     elif name in _MODULES:
         value = importlib.import_module(f".{name}", __name__)
     else:
@@ -65,4 +88,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

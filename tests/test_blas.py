@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from metal_candle import blas, openblas, settings
 from metal_candle.elf import read_symbols
+
+import pytest
 
 ROOT = Path(blas.__file__).parents[1]
 Start = Callable[..., Any]

@@ -7,9 +7,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytest
-
 from metal_candle.cache import cache_folder, temporary_folder
+
+import pytest
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,10 @@ import struct
 import sys
 from pathlib import Path
 
-import pytest
-
 from metal_candle import openblas
 from metal_candle.elf import check_complete, read_symbols
+
+import pytest
 
 # name, binding (0 local, 1 global, 2 weak), section (0 undefined)
 SYMBOLS = [

@@ -18,9 +18,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def test_finetune_lora(tmp_path: Path) -> None:
     script = EXAMPLES / "finetune_lora.py"
     assert len(script.read_text().splitlines()) < 60
-    result = subprocess.run(
-        [sys.executable, script, "3"], cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
+    result = subprocess.run([sys.executable, script, "3"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     losses = [float(line.split()[-1]) for line in result.stdout.splitlines() if "held-out loss" in line]
     assert losses[-1] < losses[0]

@@ -11,15 +11,6 @@ import typer
 app = typer.Typer(help="Show what a model, an adapter or a data set holds.", no_args_is_help=True)
 
 
-def _table(rows: list[tuple[str, object]]) -> Any:
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in rows:
-        table.add_row(name, str(value))
-    return table
-
-
 def _console() -> Any:
     from rich.console import Console
 
@@ -37,7 +28,7 @@ def model(
     Example: metal-candle inspect model smollm2
     """
     from ..dtype import DType
-    from .options import load_with_progress
+    from .options import load_with_progress, print_table
 
     loaded = load_with_progress(model, DType.F32)
     config, network = loaded.model.config, loaded.model
@@ -53,7 +44,7 @@ def model(
         ("chat template", "yes" if loaded.tokenizer.chat_template else "no"),
         ("ends at", ", ".join(map(str, sorted(loaded.tokenizer.eos_token_ids)))),
     ]
-    _console().print(_table(rows))
+    print_table(rows)
     if tensors:
         for name, tensor in network.weights().items():
             print(f"{name}  {tuple(tensor.shape)}")
@@ -68,7 +59,7 @@ def adapter(adapter: Annotated[Path, typer.Argument(help="Adapter folder.")]) ->
     import mlx.core as mx
 
     from ..training.formats import peft
-    from .options import check_adapter_folder
+    from .options import check_adapter_folder, print_table
 
     check_adapter_folder(adapter)
     stored = peft.load(adapter)
@@ -82,7 +73,7 @@ def adapter(adapter: Annotated[Path, typer.Argument(help="Adapter folder.")]) ->
         ("parameters", f"{parameters:,}"),
         ("norm of the deltas", f"{min(norms):.3g} to {max(norms):.3g}"),
     ]
-    _console().print(_table(rows))
+    print_table(rows)
 
 
 @app.command()

@@ -109,3 +109,10 @@ def check_adapter_folder(path: Path) -> None:
     """Raise ``ModelError.FileNotFound`` unless the folder looks like an adapter."""
     if not (path / "adapter_config.json").is_file():
         raise ModelError.FileNotFound(path=f"{path} is no adapter folder: it has no adapter_config.json")
+
+
+def print_table(rows: list[tuple[str, object]]) -> None:
+    """Names and values in two columns, however long a value is."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Union
 
 import mlx.core as mx
 
 from .elementary import exp_up_to_zero
 from .kernel import Gradients, Kernel, Outputs, Variant, is_half, on_cpu
 from .rms_norm import row_sum
-from .softmax import row_max
-
-Losses = Union[mx.array, tuple[mx.array, ...]]
+from .softmax import SMALL, by_rows, exp_rows, row_max
 
 # Rows and words of a block of logits: 2 MiB of float32 on the CPU, which stays in the last cache.
 ROWS = 128
@@ -153,3 +150,64 @@ def _select(
 
 
 head_cross_entropy = Kernel("head_cross_entropy", _reference, _select, arity=3)
+
+
+def _of_logits_forward(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> Outputs:
+    top, picked = _logsumexp(logits), _picked(logits, targets, label_smoothing)
+    return (top - picked)[..., 0], top
+
+
+def _logsumexp(logits: mx.array) -> mx.array:
+    def of_rows(rows: mx.array) -> mx.array:
+        powers, top = exp_rows(_wide(rows))
+        return top + mx.log(row_sum(powers))
+
+    return by_rows(of_rows, logits)
+
+
+def _picked(logits: mx.array, targets: mx.array, label_smoothing: float) -> mx.array:
+    picked = _wide(mx.take_along_axis(logits, targets[..., None], axis=-1))
+    if not label_smoothing:
+        return picked
+    return (1 - label_smoothing) * picked + label_smoothing * mx.mean(_wide(logits), axis=-1, keepdims=True)
+
+
+def _of_logits_vjp(
+    cotangent: mx.array,
+    inputs: tuple[mx.array, ...],
+    outputs: Outputs,
+    needs: tuple[bool, ...],
+    label_smoothing: float = 0.0,
+) -> Gradients:
+    logits, targets = inputs
+    if not needs[0]:
+        return (None,) * len(needs)
+    top = outputs[1] if len(outputs) == 2 else _logsumexp(logits)
+    upstream = cotangent[..., None]
+
+    def of_rows(rows: mx.array, top: mx.array, upstream: mx.array) -> mx.array:
+        # A logit may exceed the logsumexp by a rounding error.
+        even = exp_up_to_zero(mx.minimum(_wide(rows) - top, 0.0))
+        return (even - label_smoothing / rows.shape[-1] if label_smoothing else even) * upstream
+
+    gradient = by_rows(of_rows, logits, top, upstream)
+    at = targets[..., None]
+    correct = mx.take_along_axis(gradient, at, axis=-1) - upstream * (1 - label_smoothing)
+    gradient = mx.put_along_axis(gradient, at, correct, axis=-1)
+    return (gradient.astype(logits.dtype), None)[: len(needs)]
+
+
+_ROWS_VARIANT = Variant("rational", _of_logits_forward, _of_logits_vjp)
+
+
+def _select_of_logits(
+    logits: mx.array, targets: mx.array, label_smoothing: float = 0.0
+) -> tuple[Variant | None, str]:
+    if not on_cpu():
+        return None, "GPU"
+    if logits.size < SMALL or (logits.dtype != mx.float32 and not is_half(logits)):
+        return None, f"{logits.size} elements of {logits.dtype}"
+    return _ROWS_VARIANT, "CPU"
+
+
+cross_entropy = Kernel("cross_entropy", _of_logits_reference, _select_of_logits, arity=2)

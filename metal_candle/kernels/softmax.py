@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import mlx.core as mx
 
@@ -67,24 +67,28 @@ def _log_softmax_rows(x: mx.array) -> mx.array:
     return x - (top + mx.log(row_sum(powers)))
 
 
-def _by_rows(function: Any, x: mx.array) -> mx.array:
-    """``function`` of blocks of rows that fit the cache."""
-    columns = x.shape[-1]
-    rows = x.reshape(-1, columns)
-    step = max(SLICE // columns, 1)
-    if rows.shape[0] <= step * 3 // 2:
-        return function(rows).reshape(x.shape)  # type: ignore[no-any-return]
+def by_rows(function: Callable[..., mx.array], x: mx.array, *beside: mx.array) -> mx.array:
+    """``function`` of blocks of the rows of x, ``(…, n)``, that fit the cache, and of the same rows ``beside``.
+
+    ``function`` takes and gives matrices; those it gives may have another width.
+    """
+    rows = [array.reshape(-1, array.shape[-1]) for array in (x, *beside)]
+    step = max(SLICE // x.shape[-1], 1)
     parts: list[mx.array] = []
-    for start in range(0, rows.shape[0], step):
-        block = rows[start : start + step]
-        parts.append(function(mx.depends([block], parts[-1:])[0] if parts else block))
-    return mx.concatenate(parts).reshape(x.shape)
+    count = rows[0].shape[0]
+    if count <= step * 3 // 2:
+        step = max(count, 1)
+    for start in range(0, max(count, 1), step):
+        block = [array[start : start + step] for array in rows] if step < count else rows
+        parts.append(function(*(mx.depends(block, parts[-1:]) if parts else block)))
+    result = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+    return result.reshape(*x.shape[:-1], result.shape[-1])
 
 
 def _forward(x: mx.array, scale: float = 1.0, mask: mx.array | str | None = None) -> Outputs:
     if mask is None:
-        return (_by_rows(lambda rows: _softmax_rows(rows, scale), x),)
-    return (_by_rows(lambda rows: _softmax_rows(rows, 1.0), masked(x if scale == 1 else x * scale, mask)),)
+        return (by_rows(lambda rows: _softmax_rows(rows, scale), x),)
+    return (by_rows(lambda rows: _softmax_rows(rows, 1.0), masked(x if scale == 1 else x * scale, mask)),)
 
 
 def _vjp(
@@ -119,12 +123,12 @@ _HALF = through_float32(_CPU)
 
 
 def _log_forward(x: mx.array) -> Outputs:
-    return (_by_rows(_log_softmax_rows, x),)
+    return (by_rows(_log_softmax_rows, x),)
 
 
 def _log_vjp(cotangent: mx.array, inputs: Outputs, outputs: Outputs, needs: tuple[bool, ...]) -> Gradients:
     total = row_sum(cotangent)
-    return (cotangent - _by_rows(exp_up_to_zero, outputs[0]) * total,)
+    return (cotangent - by_rows(exp_up_to_zero, outputs[0]) * total,)
 
 
 _LOG_CPU = Variant("rational", _log_forward, _log_vjp)

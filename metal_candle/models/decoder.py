@@ -63,7 +63,7 @@ class Attention(Module):
         """The size of a head."""
         return self._size
 
-    def forward(self, xs: Any, cache: ConcatKvCache | None = None) -> Any:  # type: ignore[override]
+    def forward(self, xs: Any, cache: ConcatKvCache | None = None) -> Any:
         """What each position gathers from itself and those before it; with a cache, from earlier calls too."""
         b, t, _ = xs.dims3()
         start = cache.current_seq_len() if cache is not None else 0
@@ -121,7 +121,7 @@ class DecoderLayer(Module):
         self.input_layernorm = rms_norm(hidden, eps, vb.pp("input_layernorm"))
         self.post_attention_layernorm = rms_norm(hidden, eps, vb.pp("post_attention_layernorm"))
 
-    def forward(self, xs: Any, cache: ConcatKvCache | None = None) -> Any:  # type: ignore[override]
+    def forward(self, xs: Any, cache: ConcatKvCache | None = None) -> Any:
         """``(b, t, hidden)`` to the same."""
         xs = xs.add(self.self_attn.forward(self.input_layernorm(xs), cache))
         return xs.add(self.mlp(self.post_attention_layernorm(xs)))
@@ -183,7 +183,7 @@ class Decoder(Module):
             xs = layer.forward(xs, None if caches is None else caches[i])
         return self.norm(xs)
 
-    def forward(self, xs: Any, caches: list[ConcatKvCache] | None = None) -> Any:  # type: ignore[override]
+    def forward(self, xs: Any, caches: list[ConcatKvCache] | None = None) -> Any:
         """The logits ``(b, t, vocabulary)`` of ids ``(b, t)``, each position seeing those before it."""
         return self.lm_head(self.hidden(xs, caches))
 

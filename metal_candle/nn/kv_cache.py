@@ -111,5 +111,5 @@ class RecordedCache(ConcatKvCache):
 
     def append(self, k: Any, v: Any) -> tuple[Any, Any]:
         """The buffers' contents, when the plan runs."""
-        keys, values = CacheAppend(self._keys), CacheAppend(self._values)  # type: ignore[call-arg]
+        keys, values = CacheAppend(self._keys), CacheAppend(self._values)
         return k._record(keys), v._record(values)

@@ -9,10 +9,10 @@ from ..dtype import DType
 from ..error import TrainingError
 from ..graph.node import record
 from ..graph.operations.structure import Pick
-from ..graph.operations.update import AdamWUpdate
+from ..graph.operations.update import AdamWUpdate, GlobalNorm
 from ..tensor.base import TensorBase
 from ..tensor.eager import Tensor
-from ..tensor.grad_store import GradStore
+from ..tensor.grad_store import GradStore, backward
 from ..tensor.var import Var
 
 
@@ -43,11 +43,16 @@ class ParamsAdamW:
                 raise TrainingError.InvalidConfig(reason=f"AdamW: {name} is {getattr(self, name)}; takes {takes}")
 
 
+# Elements of a group of variables that are updated as one array: it stays in the cache.
+GROUP = 2**17
+
+
 class AdamW:
     """AdamW with bias correction. candle: ``candle_nn::AdamW``.
 
     The rate, the count of steps and the moments are variables, so that a compiled step reads and sets them.
-    Integer variables are left out, as in candle; moments are F32.
+    Variables are updated in groups, whose moments are kept flat, in F32. Integer variables are left out, as
+    in candle.
     """
 
     def __init__(self, vars: Iterable[Var], params: ParamsAdamW | None = None) -> None:
@@ -57,8 +62,10 @@ class AdamW:
         device = self._vars[0].device if self._vars else None
         self._rate = Var.new(self._params.lr, device, DType.F32)
         self._count = Var.new(0.0, device, DType.F32)
-        self._first = [Var.zeros(var.shape, DType.F32, var.device) for var in self._vars]
-        self._second = [Var.zeros(var.shape, DType.F32, var.device) for var in self._vars]
+        self._groups = _grouped(self._vars)
+        sizes = [sum(var.elem_count() for var in group) for group in self._groups]
+        self._first = [Var.zeros((size,), DType.F32, device) for size in sizes]
+        self._second = [Var.zeros((size,), DType.F32, device) for size in sizes]
 
     @classmethod
     def new_lr(cls, vars: Iterable[Var], lr: float) -> AdamW:
@@ -85,50 +92,65 @@ class AdamW:
         """The variables it changes."""
         return self._vars
 
-    def step(self, grads: GradStore | Mapping[Var, TensorBase]) -> None:
-        """One update of every variable that has a gradient; the others stay as they are."""
+    def step(self, grads: GradStore | Mapping[Var, Tensor], factor: Tensor | None = None) -> None:
+        """One update of every variable that has a gradient; the others stay as they are.
+
+        ``factor``, a scalar, multiplies the gradients first, as clipping wants.
+        """
         count = self._count + 1.0
         self._count.set(count)
-        update = AdamWUpdate(self._params.beta1, self._params.beta2, self._params.eps, self._params.weight_decay)
-        for var, first, second in zip(self._vars, self._first, self._second):
-            gradient = grads.get(var)
-            if gradient is None:
+        factor = Tensor.new(1.0, self._rate.device, DType.F32) if factor is None else factor
+        p = self._params
+        for group, first, second in zip(self._groups, self._first, self._second):
+            gradients = [grads.get(var) for var in group]
+            present = tuple(gradient is not None for gradient in gradients)
+            if not any(present):
                 continue
-            inputs = (var, gradient, first, second, self._rate, count)
+            update = AdamWUpdate(present, p.beta1, p.beta2, p.eps, p.weight_decay)
+            given = [gradient for gradient in gradients if gradient is not None]
+            inputs = (*group, *given, first, second, self._rate, count, factor)
             node = record(update, tuple(tensor._node for tensor in inputs))
-            for i, target in enumerate((var, first, second)):
+            for i, target in enumerate((*group, first, second)):
                 target.set(Tensor._from_node(record(Pick(i), (node,))))
 
     def backward_step(self, loss: TensorBase) -> None:
         """Gradients of ``loss``, then one update."""
-        self.step(loss.backward())  # type: ignore[attr-defined]
+        self.step(backward(loss))
 
-    def state(self) -> dict[str, Tensor]:
-        """Moments and count by name, in the order of the variables."""
-        named: dict[str, Tensor] = {"count": self._count}
+    def state(self) -> dict[str, Var]:
+        """Count and moments by name; the moments of each group of variables are one flat array."""
+        named = {"count": self._count}
         for i, (first, second) in enumerate(zip(self._first, self._second)):
             named[f"{i}.first"], named[f"{i}.second"] = first, second
         return named
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take moments and count as ``state()`` gave them. Raises ``TrainingError.StateError``."""
+        """Take count and moments as ``state()`` gave them. Raises ``TrainingError.StateError``."""
         own = self.state()
         if set(own) != set(state):
             raise TrainingError.StateError(reason=f"got {len(state)} entries for an optimizer that has {len(own)}")
         for name, target in own.items():
-            assert isinstance(target, Var)
             target.set(state[name])
 
 
+def _grouped(vars: list[Var]) -> list[list[Var]]:
+    groups: list[list[Var]] = []
+    size = GROUP
+    for var in vars:
+        if size + var.elem_count() > GROUP:
+            groups.append([])
+            size = 0
+        groups[-1].append(var)
+        size += var.elem_count()
+    return groups
+
+
 def global_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """The square root of the sum of all squares, a scalar in F32."""
-    total: Tensor | None = None
-    for gradient in gradients:
-        part = gradient.to_dtype(DType.F32).sqr().sum_all()
-        total = part if total is None else total + part
-    if total is None:
+    """The square root of the sum of all squares, a scalar in F32. Raises ``TrainingError.StateError``."""
+    nodes = tuple(gradient._node for gradient in gradients)
+    if not nodes:
         raise TrainingError.StateError(reason="global_norm: there are no gradients")
-    return total.sqrt()
+    return Tensor._from_node(record(GlobalNorm(), nodes))
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:

@@ -1,6 +1,6 @@
 """Tensors: candle's methods, written once, on lazy and eager tensors."""
 
-from .compile import Compiled, compile
+from .compiled import Compiled, compile
 from .eager import Tensor
 from .grad_store import GradStore
 from .lazy import LazyTensor, eval_all

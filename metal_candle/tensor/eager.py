@@ -48,7 +48,7 @@ class Tensor(Constructors):
             )
         return other._node
 
-    def _lift(self, other: TensorBase) -> Tensor:  # type: ignore[override]
+    def _lift(self, other: TensorBase) -> Tensor:
         self._operand(other)
         return other  # type: ignore[return-value]
 

@@ -31,22 +31,22 @@ class LRScheduler:
         """Raise ``TrainingError.InvalidConfig`` for numbers that make no schedule."""
 
     @staticmethod
-    def constant(lr: float) -> Constant:
+    def constant(lr: float) -> LRScheduler:
         """One rate."""
         return Constant(lr)
 
     @staticmethod
-    def linear(warmup_steps: int, max_lr: float) -> Linear:
+    def linear(warmup_steps: int, max_lr: float) -> LRScheduler:
         """A linear warm-up, then one rate."""
         return Linear(warmup_steps, max_lr)
 
     @staticmethod
-    def cosine(total_steps: int, max_lr: float, min_lr: float) -> Cosine:
+    def cosine(total_steps: int, max_lr: float, min_lr: float) -> LRScheduler:
         """Half a cosine from ``max_lr`` to ``min_lr``."""
         return Cosine(total_steps, max_lr, min_lr)
 
     @staticmethod
-    def warmup_cosine(warmup_steps: int, total_steps: int, max_lr: float, min_lr: float) -> WarmupCosine:
+    def warmup_cosine(warmup_steps: int, total_steps: int, max_lr: float, min_lr: float) -> LRScheduler:
         """A linear warm-up, then half a cosine."""
         return WarmupCosine(warmup_steps, total_steps, max_lr, min_lr)
 

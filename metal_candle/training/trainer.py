@@ -12,7 +12,7 @@ from typing import Any
 from ..error import TrainingError
 from ..models.decoder import Decoder
 from ..nn.optim import AdamW, clip_factor, global_norm
-from ..tensor.compile import compile
+from ..tensor.compiled import compile
 from ..tensor.eager import Tensor
 from ..tensor.var import Var
 from .adapter import LoRAAdapter
@@ -88,11 +88,8 @@ class AdapterTrainer:
         return norm
 
     def _apply(self, gradients: dict[Var, Tensor]) -> Tensor:
-        norm = global_norm(gradients.values())
-        if self.config.max_grad_norm is not None:
-            factor = clip_factor(norm, self.config.max_grad_norm)
-            gradients = {var: gradient * factor for var, gradient in gradients.items()}
-        self.optimizer.step(gradients)
+        norm, limit = global_norm(gradients.values()), self.config.max_grad_norm
+        self.optimizer.step(gradients, None if limit is None else clip_factor(norm, limit))
         return norm
 
     # --- a run --------------------------------------------------------------------------------
@@ -175,8 +172,7 @@ class AdapterTrainer:
 
     def _state(self) -> list[tuple[Var, Any]]:
         """The adapter's and the optimizer's values: arrays never change, so that keeping them is free."""
-        own = [var for var in self.optimizer.state().values() if isinstance(var, Var)]
-        return [(var, var.mlx()) for var in (*self.optimizer.vars(), *own)]
+        return [(var, var.mlx()) for var in (*self.optimizer.vars(), *self.optimizer.state().values())]
 
     def evaluate(self, examples: Sequence[Example]) -> EvalMetrics:
         """The mean loss over the trained tokens of ``examples``, without dropout."""

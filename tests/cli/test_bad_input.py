@@ -7,9 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from program import FAILED, ok, run, trained
-
 import pytest
+from program import FAILED, ok, run, trained
 
 Folder = Callable[..., Path]
 ROWS = [{"prompt": "name a tool", "completion": f"tool number {i}"} for i in range(6)]
@@ -87,9 +86,7 @@ def test_an_unknown_architecture(tiny_model_dir: Folder) -> None:
         (json.dumps({"text": "word " * 500}) + "\n", "the limit is 1024; raise --max-length"),
     ],
 )
-def test_rows_that_cannot_be_used(
-    tmp_path: Path, tiny_model_dir: Folder, rows: Path, text: str, expected: str
-) -> None:
+def test_rows_that_cannot_be_used(tmp_path: Path, tiny_model_dir: Folder, rows: Path, text: str, expected: str) -> None:
     rows.write_text(text)
     arguments = ("--model", tiny_model_dir(), "--data", rows)
     assert expected in refused("finetune", *arguments, "--output", tmp_path / "out")
@@ -161,9 +158,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_adapter(
         (["--rank", 40], "rank is 40 for a layer of 32 to 32; takes at most the smaller"),
     ],
 )
-def test_flags_out_of_range(
-    tmp_path: Path, tiny_model_dir: Folder, rows: Path, flags: list[object], text: str
-) -> None:
+def test_flags_out_of_range(tmp_path: Path, tiny_model_dir: Folder, rows: Path, flags: list[object], text: str) -> None:
     line = refused("finetune", "--model", tiny_model_dir(), "--data", rows, "--output", tmp_path / "out", *flags)
     assert text in line
 

@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from program import COMMAND, ENVIRONMENT, INTERRUPTED, ok, run
-
 from metal_candle.models import load_model
 from metal_candle.training import LoRAAdapter, read_metrics
 
 import numpy as np
 import pytest
+from program import COMMAND, ENVIRONMENT, INTERRUPTED, ok, run
 
 Folder = Callable[..., Path]
 
@@ -28,8 +27,9 @@ def model(tiny_model_dir: Folder) -> Path:
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    lines = [{"messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": "the answer"}]} for i in range(10)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    answer = {"role": "assistant", "content": "the answer"}
+    lines = [json.dumps({"messages": [{"role": "user", "content": f"say {i}"}, answer]}) for i in range(10)]
+    path.write_text("\n".join(lines))
     return path
 
 
@@ -107,7 +107,8 @@ def test_doctor() -> None:
 
 def test_a_yaml_file_has_the_names_of_the_flags_which_win(model: Path, rows: Path, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
-    config.write_text(f"model: {model}\ndata: {rows}\nrank: 2\nsteps: 3\nbatch-size: 2\nsample: ''\ntargets: q_proj,v_proj\n")
+    settings = "rank: 2\nsteps: 3\nbatch-size: 2\nsample: ''\ntargets: q_proj,v_proj\n"
+    config.write_text(f"model: {model}\ndata: {rows}\n{settings}")
     ok("finetune", "--config", config, "--output", tmp_path / "out", "--rank", 4)
     written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert written["r"] == 4

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from metal_candle import blas
+from metal_candle.kernels.matmul import addmm, matmul
+
 import mlx.core as mx
 import numpy as np
 import pytest
-
-from metal_candle import blas
-from metal_candle.kernels.matmul import addmm, matmul
 
 # Half a unit in the last place of a value just above a power of two, and the float32 sum's own error.
 ROUNDING = {mx.float16: 2.0**-11 + 1e-5, mx.bfloat16: 2.0**-8 + 1e-5, mx.float32: 1e-5}

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import plain_decoder
 from metal_candle import LazyTensor, Tensor
 from metal_candle.error import InvalidIndexError
 from metal_candle.inference.step import CachedStep
@@ -15,6 +14,7 @@ from metal_candle.nn.kv_cache import KvBuffer
 
 import mlx.core as mx
 import numpy as np
+import plain_decoder
 import pytest
 
 ModelDir = Callable[..., Path]

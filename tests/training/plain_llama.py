@@ -53,9 +53,9 @@ def logits(config: ModelConfig, weights: Weights, lora: Weights, scale: float, i
     return rms_norm(x, weights["model.norm.weight"], config.rms_norm_eps) @ weights["model.embed_tokens.weight"].T
 
 
-def mean_loss(*arguments: Any, targets: mx.array, mask: mx.array) -> mx.array:
+def mean_loss(lora: Weights, targets: mx.array, mask: mx.array, **arguments: Any) -> mx.array:
     """Mean over the masked positions; the other arguments as ``logits`` takes them."""
-    scores = logits(*arguments)
+    scores = logits(lora=lora, **arguments)
     chosen = mx.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
     losses = mx.logsumexp(scores, axis=-1) - chosen
     return (losses * mask).sum() / mask.sum()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from metal_candle import CheckpointError, LazyTensor, ModelError, Tensor, TrainingError
 from metal_candle.models import load_model
 from metal_candle.training import (
@@ -19,6 +17,7 @@ from metal_candle.training import (
 )
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 
@@ -31,7 +30,13 @@ def trained(layer: LoRALayer, seed: int = 0) -> LoRALayer:
 
 @pytest.mark.parametrize(
     ("shape", "sizes", "rank"),
-    [((1, 16), (16, 16), 4), ((8, 64), (64, 32), 8), ((5, 123), (123, 41), 16), ((2, 3, 8), (8, 12), 2), ((8,), (8, 4), 1)],
+    [
+        ((1, 16), (16, 16), 4),
+        ((8, 64), (64, 32), 8),
+        ((5, 123), (123, 41), 16),
+        ((2, 3, 8), (8, 12), 2),
+        ((8,), (8, 4), 1),
+    ],
 )
 def test_the_delta_equals_plain_mlx(shape: tuple[int, ...], sizes: tuple[int, int], rank: int) -> None:
     layer = trained(LoRALayer(*sizes, LoRAConfig(rank=rank, alpha=4.0)))
@@ -127,7 +132,8 @@ def test_dropout_is_inverted_and_off_in_eval_mode() -> None:
 def test_adapter_keys_sizes_and_places(tiny_model_dir: Callable[..., Path]) -> None:
     model = load_model(tiny_model_dir()).model
     adapter = LoRAAdapter.for_model(model, LoRAAdapterConfig(rank=2))
-    assert [key for key, _ in adapter.layers()] == [f"layers.{i}.{name}" for i in (0, 1) for name in ("q_proj", "v_proj")]
+    keys = [f"layers.{i}.{name}" for i in (0, 1) for name in ("q_proj", "v_proj")]
+    assert [key for key, _ in adapter.layers()] == keys
     value = adapter.get_layer(0, TargetModule.VProj)
     assert value is not None
     assert value.out_features() == 16  # two key-value heads of 8

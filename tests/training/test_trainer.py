@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-
-import numpy as np
-import plain_llama
 
 from metal_candle import Device, Tensor, TrainingError
 from metal_candle.models import load_model
@@ -24,6 +22,8 @@ from metal_candle.training import (
 from metal_candle.training.data import Example, collate
 
 import mlx.core as mx
+import numpy as np
+import plain_llama
 import pytest
 
 ALL = tuple(TargetModule)
@@ -70,10 +70,8 @@ def test_twenty_steps_equal_a_plain_loop(
         batch = collate(examples(3, 9 + step % 5, seed=step), 2, 64)
         inputs, wanted, mask = map(mx.array, (batch.inputs, batch.targets, batch.mask))
 
-        def loss(lora: dict[str, mx.array]) -> mx.array:
-            arguments = (trainer.model.config, weights, lora, SCALE, inputs)
-            return plain_llama.mean_loss(*arguments, targets=wanted, mask=mask)
-
+        arguments = {"config": trainer.model.config, "weights": weights, "scale": SCALE, "ids": inputs}
+        loss = partial(plain_llama.mean_loss, targets=wanted, mask=mask, **arguments)
         expected, grads = mx.value_and_grad(loss)(lora)
         lora, m, v = plain_llama.adamw(lora, grads, m, v, step, RATE, 0.01)
         mx.eval(lora, m, v)
