@@ -65,7 +65,9 @@ def cases(tokens: int, dtype: mx.Dtype) -> list[Case]:
         Case(f"silu {tokens}x{MLP}", silu, (wide,), (True,)),
         Case(f"swiglu {tokens}x{MLP}", swiglu, (wide, normal(tokens, MLP)), (True, True)),
         Case(f"softmax {tokens}x{tokens * HEADS}", softmax, (normal(tokens, tokens * HEADS),), (True,)),
-        Case(f"log_softmax {tokens}x{tokens * HEADS}", log_softmax, (normal(tokens, tokens * HEADS),), (True,)),
+        Case(
+            f"log_softmax {tokens}x{tokens * HEADS}", log_softmax, (normal(tokens, tokens * HEADS),), (True,)
+        ),
         Case(f"rms_norm {tokens}x{HIDDEN}", rms_norm, (x, normal(HIDDEN)), frozen, (1e-5,)),
         Case(f"rope {HEADS}x{tokens}x{HEAD}", rope, (q, cos, sin), (True, False, False)),
         Case(f"attention {tokens}, causal", attention, (q, k, v), (True,) * 3, (HEAD**-0.5, "causal")),
@@ -73,7 +75,12 @@ def cases(tokens: int, dtype: mx.Dtype) -> list[Case]:
         Case(f"linear {HIDDEN} to {MLP}", linear, (x, normal(MLP, HIDDEN)), frozen),
         Case(f"lora {HIDDEN} to {MLP}", lora, (x, a, b), (True,) * 3, (2.0,)),
         Case(f"add_lora {HIDDEN} to {MLP}", add_lora, (wide, x, a, b), (True,) * 4, (2.0,)),
-        Case(f"cross_entropy {tokens}x{VOCABULARY}", cross_entropy, (normal(tokens, VOCABULARY), targets), frozen),
+        Case(
+            f"cross_entropy {tokens}x{VOCABULARY}",
+            cross_entropy,
+            (normal(tokens, VOCABULARY), targets),
+            frozen,
+        ),
         Case(f"head_cross_entropy {tokens}", head_cross_entropy, (x, head, targets), (True, False, False)),
     ]
 
@@ -125,7 +132,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     options = parser.parse_args()
     mx.random.seed(0)
-    print(f"MLX {mx.__version__}, {mx.default_device()}, {platform.machine()}, {os.cpu_count()} cores, {options.dtype}")
+    print(
+        f"MLX {mx.__version__}, {mx.default_device()}, {platform.machine()}, {os.cpu_count()} cores, {options.dtype}"
+    )
     print(f"BLAS: {blas.status()}")
     print("milliseconds, medians; the ratio is kernel to definition\n")
     titles = ("kernel", "forward", "plain", "ratio", "and backward", "plain", "ratio", "variant")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from importlib.metadata import version
 
 
 def doctor() -> None:
@@ -26,7 +27,7 @@ def doctor() -> None:
         [
             ("metal-candle", VERSION),
             ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-            ("MLX", f"{mx.VERSION}, Metal {_yes(mx.metal.is_available())}, CUDA {_yes(mx.cuda.is_available())}"),
+            ("MLX", f"{version('mlx')}, Metal {_yes(mx.metal.is_available())}, CUDA {_yes(mx.cuda.is_available())}"),
             ("device", device),
             ("BLAS", found + (f" ({status.reason})" if status.reason else "")),
             ("matmul", f"{speed:.0f} GFLOP/s, float32, 512 x 512 x 512, measured now"),

@@ -17,13 +17,17 @@ WORDS = 4096
 GPU_ROWS, GPU_WORDS = 4096, 16384
 
 
-def _reference(hidden: mx.array, weight: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> mx.array:
+def _reference(
+    hidden: mx.array, weight: mx.array, targets: mx.array, label_smoothing: float = 0.0
+) -> mx.array:
     """Loss of each row, ``-log_softmax(hidden · weightᵀ)[target]``, in float32.
 
     hidden ``(n, h)``, weight ``(v, h)``, integer targets ``(n,)``, each below v. With label smoothing ε the target
     distribution is ``(1 - ε)·onehot + ε/v``, as in PyTorch.
     """
-    return _of_logits_reference(hidden.astype(mx.float32) @ weight.astype(mx.float32).T, targets, label_smoothing)
+    return _of_logits_reference(
+        hidden.astype(mx.float32) @ weight.astype(mx.float32).T, targets, label_smoothing
+    )
 
 
 def _of_logits_reference(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> mx.array:
@@ -120,7 +124,12 @@ def _vjp(
 
 
 def _of_weight(
-    upstream: mx.array, hidden: mx.array, weight: mx.array, targets: mx.array, top: mx.array, label_smoothing: float
+    upstream: mx.array,
+    hidden: mx.array,
+    weight: mx.array,
+    targets: mx.array,
+    top: mx.array,
+    label_smoothing: float,
 ) -> mx.array:
     """``(softmax - target distribution)ᵀ · (cotangent · hidden)``, a block of words at a time."""
     exp, words = _exp(), _sizes()[1]
@@ -131,9 +140,7 @@ def _of_weight(
     for start in range(0, weight.shape[0], words):
         rows = mx.depends([wide], parts[-1:])[0] if parts else wide
         logits = rows @ _wide(weight[start : start + words]).T
-        # A logit may exceed the logsumexp by a rounding error.
-        probabilities = exp(mx.minimum(logits - top, 0.0))
-        parts.append(probabilities.T @ scaled)
+        parts.append(exp(logits - top).T @ scaled)
     total = mx.concatenate(parts).at[targets].add(scaled * (label_smoothing - 1))
     return (total - even if label_smoothing else total).astype(weight.dtype)
 
@@ -186,8 +193,7 @@ def _of_logits_vjp(
     upstream = cotangent[..., None]
 
     def of_rows(rows: mx.array, top: mx.array, upstream: mx.array) -> mx.array:
-        # A logit may exceed the logsumexp by a rounding error.
-        even = exp_up_to_zero(mx.minimum(_wide(rows) - top, 0.0))
+        even = exp_up_to_zero(_wide(rows) - top)
         return (even - label_smoothing / rows.shape[-1] if label_smoothing else even) * upstream
 
     gradient = by_rows(of_rows, logits, top, upstream)

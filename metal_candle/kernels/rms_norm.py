@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from .kernel import Gradients, Kernel, Outputs, Variant, differentiated_by_mlx, is_half, on_cpu, through_float32
+from .kernel import (
+    Gradients,
+    Kernel,
+    Outputs,
+    Variant,
+    differentiated_by_mlx,
+    is_half,
+    on_cpu,
+    through_float32,
+)
 
 
 def _reference(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
@@ -29,7 +38,11 @@ def _forward(x: mx.array, weight: mx.array | None, eps: float) -> Outputs:
 
 
 def _vjp(
-    cotangent: mx.array, inputs: tuple[mx.array, mx.array | None], outputs: Outputs, needs: tuple[bool, ...], eps: float
+    cotangent: mx.array,
+    inputs: tuple[mx.array, mx.array | None],
+    outputs: Outputs,
+    needs: tuple[bool, ...],
+    eps: float,
 ) -> Gradients:
     x, weight = inputs
     inverse = outputs[1] if len(outputs) == 2 else _forward(x, None, eps)[1]

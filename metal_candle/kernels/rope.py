@@ -42,5 +42,8 @@ def _vjp(
 _VARIANT = Variant("composition", _forward, _vjp)
 
 rope = Kernel(
-    "rope", _reference, lambda *arguments: (_VARIANT, "the same operations, gradient by turning back"), arity=3
+    "rope",
+    _reference,
+    lambda *arguments: (_VARIANT, "the same operations, gradient by turning back"),
+    arity=3,
 )

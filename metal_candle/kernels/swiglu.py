@@ -32,9 +32,7 @@ def _forward(gate: mx.array, up: mx.array) -> Outputs:
     return result
 
 
-def _vjp(
-    cotangent: mx.array, inputs: Outputs, outputs: Outputs, needs: tuple[bool, ...]
-) -> Gradients:
+def _vjp(cotangent: mx.array, inputs: Outputs, outputs: Outputs, needs: tuple[bool, ...]) -> Gradients:
     gate, up = inputs
     sigmoid = outputs[1] if len(outputs) == 2 else sliced(sigmoid_of_slice, gate)
     of_gate, of_up = sliced(_gradients_of_slice, cotangent, gate, up, sigmoid)

@@ -1,4 +1,4 @@
-"""The decoders in NumPy float64, written from the papers and position by position: what ``Decoder`` is compared with."""
+"""The decoders in NumPy float64, from the papers, position by position: what ``Decoder`` is compared with."""
 
 from __future__ import annotations
 

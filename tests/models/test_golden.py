@@ -59,7 +59,8 @@ GOLDENS = [
             *(28, 260, 2240, 282, 23324, 27108, 436, 253, 15114, 39228),
             *(28, 351, 25854, 41658, 284, 14055, 9018, 30, 1249, 347),
         ],
-        text=", the city of Nova Haven was a thriving metropolis, with towering skyscrapers and bustling streets. But as",
+        text=", the city of Nova Haven was a thriving metropolis, with towering skyscrapers and bustling streets. "
+        "But as",
         top={28: 18.14201, 281: 14.08253, 665: 13.36724, 260: 12.93553, 253: 12.92802},
         logsumexp=18.21753,
     ),
