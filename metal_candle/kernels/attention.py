@@ -140,7 +140,8 @@ def _vjp(
         start, stop, keys = block
         whole = (start, stop) == (0, t)
         if of_q:
-            q = mx.depends([q], [of_q[-1]])[0]
+            # Else MLX may keep every block's scores until it comes to the sums for k and v.
+            q = mx.depends([q], [x for x in (of_q[-1], of_k, of_v) if x is not None])[0]
         if saved:
             powers, inverse = saved[2 * index : 2 * index + 2]
         else:
@@ -201,6 +202,8 @@ def _select(
         raise ShapeMismatchBinaryOpError("attention", q.shape, k.shape, takes)
     if 0 in q.shape or 0 in k.shape:
         return None, "no elements"
+    if isinstance(mask, str) and q.shape[2] > k.shape[2]:
+        return None, "queries before the first key"
     if not on_cpu():
         return _FAST, "GPU"
     if q.dtype != mx.float32 and not is_half(q):

@@ -218,10 +218,6 @@ def _differentiable(
         found = cast(Outputs, backward(*_listed(arrays), cotangents[0], *outputs))
         return found if count > 1 else found[0]
 
-    @function.jvp
-    def _(arrays: Any, tangents: Any) -> Outputs:
-        raise NotImplementedError(f"{kernel.name}: forward mode is not defined; use mx.vjp or mx.grad")
-
     return cast(Callable[..., Outputs], function)
 
 

@@ -64,7 +64,7 @@ def _softmax_rows(x: mx.array, scale: float) -> mx.array:
 
 def _log_softmax_rows(x: mx.array) -> mx.array:
     powers, top = exp_rows(x)
-    return x - (top + mx.log(row_sum(powers)))
+    return (x - top) - mx.log(row_sum(powers))
 
 
 def by_rows(function: Callable[..., mx.array], x: mx.array, *beside: mx.array) -> mx.array:
@@ -136,9 +136,13 @@ _LOG_HALF = through_float32(_LOG_CPU)
 
 
 def _log_reference(x: mx.array) -> mx.array:
-    """``x - log(sum(exp(x)))`` over the last dim, summed in float32."""
+    """``x - log(sum(exp(x)))`` over the last dim, summed in float32.
+
+    A row without a finite maximum is NaN.
+    """
     wide = x.astype(mx.float32) if is_half(x) else x
-    return (wide - mx.logsumexp(wide, axis=-1, keepdims=True)).astype(x.dtype)
+    shifted = wide - mx.max(wide, axis=-1, keepdims=True)
+    return (shifted - mx.log(mx.sum(mx.exp(shifted), axis=-1, keepdims=True))).astype(x.dtype)
 
 
 def _select(x: mx.array, cpu: Variant, half: Variant) -> tuple[Variant | None, str]:

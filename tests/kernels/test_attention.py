@@ -1,0 +1,94 @@
+"""Attention: masks, what is saved, memory."""
+
+from __future__ import annotations
+
+from metal_candle import Error
+from metal_candle.kernels import attention as module
+from metal_candle.kernels.attention import attention
+from metal_candle.kernels.kernel import on_cpu
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+SCALE = 0.25
+cpu_only = pytest.mark.skipif(not on_cpu(), reason="blocks of queries are the CPU's variant")
+
+
+def heads(count: int, length: int, key: int, batch: int = 2) -> mx.array:
+    return mx.random.normal((batch, count, length, 16), key=mx.random.key(key))
+
+
+def near(got: mx.array, want: mx.array) -> None:
+    np.testing.assert_allclose(np.array(got), np.array(want), rtol=2e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("length", [9, 150])
+@pytest.mark.parametrize("shape", ["(t,s)", "(b,1,t,s)", "(h,1,s)", "boolean"])
+def test_array_masks(length: int, shape: str) -> None:
+    q, k, v = heads(6, length, 0), heads(2, length + 3, 1), heads(2, length + 3, 2)
+    sizes = {
+        "(t,s)": (length, length + 3),
+        "(b,1,t,s)": (2, 1, length, length + 3),
+        "(h,1,s)": (6, 1, length + 3),
+        "boolean": (length, length + 3),
+    }[shape]
+    mask = mx.random.normal(sizes, key=mx.random.key(3))
+    if shape == "boolean":
+        mask = mask > -1
+    cotangent = heads(6, length, 4)
+    want, gradients = mx.vjp(lambda *x: attention.reference(*x, SCALE, mask), [q, k, v], [cotangent])
+    outputs = attention.forward(q, k, v, SCALE, mask)
+    near(outputs[0], want[0])
+    got = attention.vjp(cotangent, (q, k, v), outputs, (True,) * 3, SCALE, mask)
+    for a, b in zip(got, gradients):
+        near(a, b)
+
+
+def test_gradient_of_a_mask() -> None:
+    q, k, v = heads(4, 100, 0), heads(2, 100, 1), heads(2, 100, 2)
+    mask = mx.random.normal((4, 1, 100), key=mx.random.key(3))
+    ours, plain = (
+        mx.grad(lambda m, f=f: (f(q, k, v, SCALE, m) * v[:, :1]).sum())(mask) for f in (attention, attention.reference)
+    )
+    near(ours, plain)
+
+
+@cpu_only
+def test_the_powers_are_recomputed_above_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = heads(6, 200, 0), heads(2, 200, 1), heads(2, 200, 2)
+    saved = attention.forward(q, k, v, SCALE, "causal")
+    monkeypatch.setattr(module, "SAVED", 1000)
+    alone = attention.forward(q, k, v, SCALE, "causal")
+    assert len(alone) == 1 < len(saved)
+    for a, b in zip(
+        *(attention.vjp(q, (q, k, v), outputs, (True,) * 3, SCALE, "causal") for outputs in (saved, alone))
+    ):
+        near(a, b)
+
+
+@cpu_only
+def test_only_a_block_of_scores_exists_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SAVED", 0)
+    q, k, v = (heads(2, 4096, i, batch=1) for i in range(3))
+    mx.eval(q, k, v)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    outputs = attention.forward(q, k, v, SCALE, "causal")
+    mx.eval(attention.vjp(q, (q, k, v), outputs, (True,) * 3, SCALE, "causal"))
+    # All scores are 128 MiB. Those of 64 queries are 2 MiB; MLX allocates some dozens of operations ahead.
+    assert mx.get_peak_memory() - before < 80 * 2**20
+
+
+def test_more_queries_than_keys() -> None:
+    q, k, v = heads(2, 12, 0), heads(2, 5, 1), heads(2, 5, 2)
+    got, want = attention(q, k, v, SCALE, "causal"), attention.reference(q, k, v, SCALE, "causal")
+    np.testing.assert_allclose(np.array(got)[:, :, 7:], np.array(want)[:, :, 7:], rtol=2e-5, atol=5e-6)
+    # The first seven queries see no key.
+    assert np.isnan(np.array(attention.reference(q, k, v, SCALE, "causal"))[:, :, :7]).all()
+
+
+@pytest.mark.parametrize("bad", [(2, 5, 3, 16), (3, 4, 3, 16), (2, 2, 3, 8)])
+def test_shapes_that_do_not_fit(bad: tuple[int, ...]) -> None:
+    with pytest.raises(Error, match=r"attention: .* takes q \(b, h, t, d\)"):
+        attention(heads(4, 3, 0), mx.zeros(bad), mx.zeros(bad), SCALE, None)
