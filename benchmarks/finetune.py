@@ -161,7 +161,7 @@ def peft(folder: str) -> Callable[[], float]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return loss.item()
 
     return step
 

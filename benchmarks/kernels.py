@@ -65,9 +65,7 @@ def cases(tokens: int, dtype: mx.Dtype) -> list[Case]:
         Case(f"silu {tokens}x{MLP}", silu, (wide,), (True,)),
         Case(f"swiglu {tokens}x{MLP}", swiglu, (wide, normal(tokens, MLP)), (True, True)),
         Case(f"softmax {tokens}x{tokens * HEADS}", softmax, (normal(tokens, tokens * HEADS),), (True,)),
-        Case(
-            f"log_softmax {tokens}x{tokens * HEADS}", log_softmax, (normal(tokens, tokens * HEADS),), (True,)
-        ),
+        Case(f"log_softmax {tokens}x{tokens * HEADS}", log_softmax, (normal(tokens, tokens * HEADS),), (True,)),
         Case(f"rms_norm {tokens}x{HIDDEN}", rms_norm, (x, normal(HIDDEN)), frozen, (1e-5,)),
         Case(f"rope {HEADS}x{tokens}x{HEAD}", rope, (q, cos, sin), (True, False, False)),
         Case(f"attention {tokens}, causal", attention, (q, k, v), (True,) * 3, (HEAD**-0.5, "causal")),
@@ -132,9 +130,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     options = parser.parse_args()
     mx.random.seed(0)
-    print(
-        f"MLX {mx.__version__}, {mx.default_device()}, {platform.machine()}, {os.cpu_count()} cores, {options.dtype}"
-    )
+    print(f"MLX {mx.__version__}, {mx.default_device()}, {platform.machine()}, {os.cpu_count()} cores, {options.dtype}")
     print(f"BLAS: {blas.status()}")
     print("milliseconds, medians; the ratio is kernel to definition\n")
     titles = ("kernel", "forward", "plain", "ratio", "and backward", "plain", "ratio", "variant")

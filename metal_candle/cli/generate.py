@@ -31,13 +31,18 @@ def generate(
     ] = None,
     adapter: Annotated[Optional[Path], typer.Option(help="Adapter folder that finetune or PEFT wrote.")] = None,  # noqa: UP045
     max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 200,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.0,
+    temperature: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="0 takes the likeliest token each time; the default, or 1 with --top-k or --top-p."),
+    ] = None,
     top_k: Annotated[Optional[int], typer.Option(help="Draw from the k likeliest tokens only.")] = None,  # noqa: UP045
     top_p: Annotated[
         Optional[float], typer.Option(help="Draw from the fewest tokens that reach this probability.")  # noqa: UP045
     ] = None,
     seed: Annotated[Optional[int], typer.Option(help="Makes drawing repeatable.")] = None,  # noqa: UP045
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text without the chat template (where the model has one).")
+    ] = False,
     system: Annotated[Optional[str], typer.Option(help="System message of the chat.")] = None,  # noqa: UP045
     chat: Annotated[bool, typer.Option("--chat", help="Talk in turns; an empty line ends.")] = False,
     dtype: Annotated[str, typer.Option(help="f32, bf16 or f16.")] = "f32",
@@ -67,7 +72,7 @@ def generate(
         deltas = LoRAAdapter.load(adapter, loaded.model)
         deltas.set_training(False)
         loaded.model.apply_adapter(deltas)
-    if raw:
+    if raw or not (loaded.tokenizer.chat_template or chat or system):
         print_stream(loaded, prompt or "", config)
         return
     messages = [{"role": "system", "content": system}] if system else []
@@ -88,12 +93,14 @@ def generate(
 
 
 def generator_config(
-    max_tokens: int, temperature: float, top_k: int | None, top_p: float | None, seed: int | None
+    max_tokens: int, temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None
 ) -> Any:
     """The generator's configuration for these flags. Raises ``InferenceError`` for values out of range."""
     from ..inference.generator import GeneratorConfig
     from ..inference.sampling import SamplingStrategy
 
+    if temperature is None:
+        temperature = 0.0 if top_k is None and top_p is None else 1.0
     if temperature < 0:
         raise InferenceError.InvalidSampling(reason=f"temperature is {temperature}; takes at least 0")
     sampling = SamplingStrategy.Temperature(temperature=temperature) if temperature else SamplingStrategy.Greedy

@@ -74,4 +74,6 @@ def load_model(
         config, weights, metadata = load_gguf(path, target.mlx_)
         tokenizer = Tokenizer.from_gguf(metadata)
     network = build(config, weights, target, device or Device.default())
+    # MLX reads files when their values are first needed; a file that cannot be read shall fail here.
+    mx.eval([tensor.mlx() for tensor in network.weights().values()])
     return LoadedModel(network, tokenizer, path, str(model))

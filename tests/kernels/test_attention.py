@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from metal_candle import Error
 from metal_candle.kernels import attention as module
 from metal_candle.kernels.attention import attention
@@ -72,12 +74,18 @@ def test_only_a_block_of_scores_exists_at_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "SAVED", 0)
     q, k, v = (heads(2, 4096, i, batch=1) for i in range(3))
     mx.eval(q, k, v)
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
+
+    def peak(gradients: Callable[[], object]) -> int:
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(gradients())
+        return mx.get_peak_memory() - before
+
     outputs = attention.forward(q, k, v, SCALE, "causal")
-    mx.eval(attention.vjp(q, (q, k, v), outputs, (True,) * 3, SCALE, "causal"))
-    # All scores are 128 MiB. Those of 64 queries are 2 MiB; MLX allocates some dozens of operations ahead.
-    assert mx.get_peak_memory() - before < 80 * 2**20
+    blocks = peak(lambda: attention.vjp(q, (q, k, v), outputs, (True,) * 3, SCALE, "causal"))
+    plain = peak(lambda: mx.vjp(lambda *x: attention.reference(*x, SCALE, "causal"), [q, k, v], [q])[1])
+    # All scores are 128 MiB, those of a block 2 MiB; how far MLX allocates ahead depends on the machine's load.
+    assert blocks < 0.5 * plain
 
 
 def test_more_queries_than_keys() -> None:
