@@ -1,6 +1,6 @@
 """Fine-tune SmolLM2-135M-Instruct with LoRA through the Python API: what `metal-candle finetune` does.
 
-    python examples/finetune_lora.py [steps]
+python examples/finetune_lora.py [steps]
 """
 
 import sys

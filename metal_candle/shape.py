@@ -122,9 +122,7 @@ def fill_hole(shape: ShapeLike, elements: int, op: str) -> Shape:
         sizes[sizes.index(-1)] = elements // known
     filled = Shape.of(tuple(sizes))
     if filled.elem_count() != elements:
-        raise ShapeMismatchError(
-            f"{op}: {elements} elements do not fit shape {tuple(filled)} of {filled.elem_count()}"
-        )
+        raise ShapeMismatchError(f"{op}: {elements} elements do not fit shape {tuple(filled)} of {filled.elem_count()}")
     return filled
 
 

@@ -176,9 +176,7 @@ def writable_by_all(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [keep_half, empty, other_machine, still_prefixed, writable_by_all])
-def test_bad_copy_is_built_anew(
-    damage: Callable[[Path], None], start: Start, cached: Path, built: Path
-) -> None:
+def test_bad_copy_is_built_anew(damage: Callable[[Path], None], start: Start, cached: Path, built: Path) -> None:
     damage(cached)
     inode = cached.stat().st_ino
     result = start()
@@ -206,9 +204,7 @@ def test_folder_that_others_can_write_is_refused(start: Start, tmp_path: Path, b
     (tmp_path / "file").write_text("")
     environment = {"METAL_CANDLE_CACHE": str(tmp_path / "file"), "TMPDIR": str(tmp_path / "tmp")}
     result = start(STUBBED.format(stubs="") + REPORT, **environment)
-    assert_own(
-        result, f"{planted}: others could have written it", "export METAL_CANDLE_CACHE=/a/folder/that/you/own"
-    )
+    assert_own(result, f"{planted}: others could have written it", "export METAL_CANDLE_CACHE=/a/folder/that/you/own")
 
 
 # --- what may be missing ------------------------------------------------------------------------

@@ -53,9 +53,7 @@ def test_symbols_of_a_known_library(tmp_path: Path) -> None:
 def test_cut_library(length: int, tmp_path: Path) -> None:
     path = tmp_path / "cut.so"
     path.write_bytes(library()[:length])
-    with pytest.raises(
-        ValueError, match=r"cut\.so: (cut off, has \d+ of \d+ bytes|not a 64-bit shared library)"
-    ):
+    with pytest.raises(ValueError, match=r"cut\.so: (cut off, has \d+ of \d+ bytes|not a 64-bit shared library)"):
         check_complete(path)
 
 

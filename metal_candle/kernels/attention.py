@@ -147,9 +147,7 @@ def _vjp(
         else:
             powers = _powers(q, k, scale, mask, block)
             inverse = 1 / row_sum(powers)
-        rows, upstream, forward = (
-            _folded(x if whole else x[:, :, start:stop], kv) for x in (q, cotangent, result)
-        )
+        rows, upstream, forward = (_folded(x if whole else x[:, :, start:stop], kv) for x in (q, cotangent, result))
         # With p = powers·inverse: dS = p·(dO·vᵀ - Σ dO·O); the inverse is put on dO, which is narrower.
         upstream = upstream * inverse
         inner = row_sum(upstream * forward)
@@ -188,16 +186,8 @@ _GROUPED_HALF = through_float32(_GROUPED)
 _FAST = differentiated_by_mlx("mx.fast.scaled_dot_product_attention", _fast)
 
 
-def _select(
-    q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = None
-) -> tuple[Variant | None, str]:
-    if (
-        q.ndim != 4
-        or k.ndim != 4
-        or q.shape[0] != k.shape[0]
-        or q.shape[3] != k.shape[3]
-        or q.shape[1] % k.shape[1]
-    ):
+def _select(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = None) -> tuple[Variant | None, str]:
+    if q.ndim != 4 or k.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[1] % k.shape[1]:
         takes = "q (b, h, t, d) and k, v (b, kv, s, d) with h a multiple of kv"
         raise ShapeMismatchBinaryOpError("attention", q.shape, k.shape, takes)
     if 0 in q.shape or 0 in k.shape:

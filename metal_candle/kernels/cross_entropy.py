@@ -17,17 +17,13 @@ WORDS = 4096
 GPU_ROWS, GPU_WORDS = 4096, 16384
 
 
-def _reference(
-    hidden: mx.array, weight: mx.array, targets: mx.array, label_smoothing: float = 0.0
-) -> mx.array:
+def _reference(hidden: mx.array, weight: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> mx.array:
     """Loss of each row, ``-log_softmax(hidden · weightᵀ)[target]``, in float32.
 
     hidden ``(n, h)``, weight ``(v, h)``, integer targets ``(n,)``, each below v. With label smoothing ε the target
     distribution is ``(1 - ε)·onehot + ε/v``, as in PyTorch.
     """
-    return _of_logits_reference(
-        hidden.astype(mx.float32) @ weight.astype(mx.float32).T, targets, label_smoothing
-    )
+    return _of_logits_reference(hidden.astype(mx.float32) @ weight.astype(mx.float32).T, targets, label_smoothing)
 
 
 def _of_logits_reference(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> mx.array:
@@ -206,9 +202,7 @@ def _of_logits_vjp(
 _ROWS_VARIANT = Variant("rational", _of_logits_forward, _of_logits_vjp)
 
 
-def _select_of_logits(
-    logits: mx.array, targets: mx.array, label_smoothing: float = 0.0
-) -> tuple[Variant | None, str]:
+def _select_of_logits(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> tuple[Variant | None, str]:
     if not on_cpu():
         return None, "GPU"
     if logits.size < SMALL or (logits.dtype != mx.float32 and not is_half(logits)):

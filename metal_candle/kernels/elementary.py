@@ -83,9 +83,7 @@ def _sigmoid_forward(x: mx.array) -> Outputs:
     return (sliced(sigmoid_of_slice, x),)
 
 
-def _sigmoid_vjp(
-    cotangent: mx.array, inputs: Outputs, outputs: Outputs, needs: tuple[bool, ...]
-) -> Gradients:
+def _sigmoid_vjp(cotangent: mx.array, inputs: Outputs, outputs: Outputs, needs: tuple[bool, ...]) -> Gradients:
     return (cotangent * (outputs[0] * (1 - outputs[0])),)
 
 

@@ -68,6 +68,4 @@ _LORA = Variant("at rank", _lora_forward, _lora_vjp)
 _ADD = Variant("at rank, addmm", _add_forward, _add_vjp)
 
 lora = Kernel("lora", _lora_reference, lambda *arguments: (_LORA, "plain products, scale at rank"), arity=3)
-add_lora = Kernel(
-    "add_lora", _add_reference, lambda *arguments: (_ADD, "plain products, scale at rank"), arity=4
-)
+add_lora = Kernel("add_lora", _add_reference, lambda *arguments: (_ADD, "plain products, scale at rank"), arity=4)
