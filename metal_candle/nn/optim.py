@@ -115,7 +115,7 @@ class AdamW:
 
     def backward_step(self, loss: TensorBase) -> None:
         """Gradients of ``loss``, then one update."""
-        self.step(backward(loss))
+        self.step(backward(loss, Tensor._from_node))
 
     def state(self) -> dict[str, Var]:
         """Count and moments by name; the moments of each group of variables are one flat array."""

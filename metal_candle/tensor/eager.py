@@ -54,7 +54,7 @@ class Tensor(Constructors):
 
     def backward(self) -> GradStore:
         """Gradients of every variable this depends on; of a tensor with several elements, of its sum."""
-        return backward(self)
+        return backward(self, Tensor._from_node)
 
     def __repr__(self) -> str:
         if self._node.value is None:

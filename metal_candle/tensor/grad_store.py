@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ..error import GradientNotFoundError
@@ -18,18 +18,14 @@ if TYPE_CHECKING:
 class GradStore:
     """Gradients by variable. candle: ``candle_core::backprop::GradStore``."""
 
-    def __init__(self, loss: GraphNode, nodes: dict[Variable, GraphNode]) -> None:
-        self._loss, self._nodes = loss, nodes
+    def __init__(self, loss: GraphNode, nodes: dict[Variable, GraphNode], wrap: Callable[[GraphNode], Tensor]) -> None:
+        self._loss, self._nodes, self._wrap = loss, nodes, wrap
 
     def get(self, tensor: TensorBase) -> Tensor | None:
         """The gradient of a variable, or ``None`` where no path leads to it."""
         variable = tensor._node.variable
         node = self._nodes.get(variable) if variable is not None else None
-        if node is None:
-            return None
-        from .eager import Tensor
-
-        return Tensor._from_node(node)
+        return None if node is None else self._wrap(node)
 
     def __getitem__(self, tensor: TensorBase) -> Tensor:
         gradient = self.get(tensor)
@@ -71,9 +67,9 @@ class GradStore:
         return explain_missing(self._loss, variable)
 
 
-def backward(loss: TensorBase) -> GradStore:
-    """Gradients of ``loss`` for every variable it depends on, evaluated together with it."""
+def backward(loss: TensorBase, wrap: Callable[[GraphNode], Tensor]) -> GradStore:
+    """Gradients of ``loss`` for every variable it depends on, evaluated together with it; ``wrap`` makes them tensors."""
     found = gradients(loss._node)
     if current_trace() is None:
         evaluate([loss._node, *found.values()])
-    return GradStore(loss._node, found)
+    return GradStore(loss._node, found, wrap)

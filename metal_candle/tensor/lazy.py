@@ -62,7 +62,7 @@ class LazyTensor(Constructors):
 
     def backward(self) -> GradStore:
         """Gradients of every variable this depends on; of a tensor with several elements, of its sum."""
-        return backward(self)
+        return backward(self, Tensor._from_node)
 
     def is_evaluated(self) -> bool:
         """Whether the value is there already."""
