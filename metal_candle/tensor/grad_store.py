@@ -68,7 +68,7 @@ class GradStore:
 
 
 def backward(loss: TensorBase, wrap: Callable[[GraphNode], Tensor]) -> GradStore:
-    """Gradients of ``loss`` for every variable it depends on, evaluated together with it; ``wrap`` makes them tensors."""
+    """Gradients of ``loss`` for every variable it depends on, evaluated together with it; ``wrap`` names their type."""
     found = gradients(loss._node)
     if current_trace() is None:
         evaluate([loss._node, *found.values()])
