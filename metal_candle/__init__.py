@@ -6,10 +6,16 @@ Names are resolved on first use, so that ``import metal_candle`` stays quick.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
-from . import blas
+from . import blas, settings
 from .version import VERSION
+
+if settings.DEBUG.words:
+    # Whoever sets the variable wants to see the lines, whether or not the program configures logging.
+    logging.getLogger(__name__).addHandler(logging.StreamHandler())
+    logging.getLogger(__name__).setLevel(logging.INFO)
 
 # Before anything imports mlx.core: on Linux this is what makes its matrix products fast.
 blas.load()

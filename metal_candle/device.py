@@ -8,7 +8,7 @@ from typing import ClassVar, Union
 
 import mlx.core as mx
 
-from .error import DeviceError
+from .error import DeviceError, Error
 
 
 class DeviceType(Enum):
@@ -104,6 +104,8 @@ class Device:
 
     def set_seed(self, seed: int) -> None:
         """Seed MLX's random generator, which all devices share."""
+        if not 0 <= seed < 2**64:
+            raise Error(f"set_seed: got {seed}; takes 0 to 2^64 - 1")
         mx.random.seed(seed)
 
     def synchronize(self) -> None:

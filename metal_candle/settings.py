@@ -51,4 +51,4 @@ BLAS = Setting(
 CACHE = Setting("METAL_CANDLE_CACHE", "", "Folder for models and libraries; default: the user's cache folder.")
 DISABLE = Setting("METAL_CANDLE_DISABLE", "", "Features to switch off: `graph`, `custom-metal`, comma separated.")
 KERNELS = Setting("METAL_CANDLE_KERNELS", "auto", "`reference` replaces every kernel by its plain MLX definition.")
-DEBUG = Setting("METAL_CANDLE_DEBUG", "", "Topics to log: `graph`, `kernel`, `compile`, comma separated.")
+DEBUG = Setting("METAL_CANDLE_DEBUG", "", "Topics to log: `kernel`, `compile`, comma separated.")

@@ -25,7 +25,7 @@ app.command()(doctor.doctor)
 
 
 def run() -> None:
-    """Exit codes: 0 done, 1 an error in what was given or found, 2 wrong usage, 130 interrupted."""
+    """Exit codes: 0 done, 1 an error in what was given or found, 2 wrong usage, 130 interrupted (see ``main``)."""
     try:
         app()
     except Error as error:
@@ -35,6 +35,3 @@ def run() -> None:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"error: {what}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)

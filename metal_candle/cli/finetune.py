@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ Config = Annotated[
 
 
 def finetune(
+    context: typer.Context,
     config: Config = None,
     model: Annotated[str, typer.Option(help="Folder, .gguf file, hub id, or smollm2.")] = "smollm2",
     data: Annotated[
@@ -80,6 +82,12 @@ def finetune(
     lora.to_lora_config().validate()
     if not 0 <= warmup < 1:
         raise TrainingError.InvalidConfig(reason=f"warmup is {warmup}; takes 0 <= warmup < 1")
+    if not 0 <= seed < 2**63:
+        raise TrainingError.InvalidConfig(reason=f"seed is {seed}; takes 0 to 2^63 - 1")
+    if save_every < 0:
+        raise TrainingError.InvalidConfig(reason=f"save_every is {save_every}; takes at least 0")
+    if max_grad_norm < 0:
+        raise TrainingError.InvalidConfig(reason=f"max_grad_norm is {max_grad_norm}; takes at least 0, which is off")
     if not 0 <= valid_fraction < 1:
         raise TrainingError.InvalidConfig(reason=f"valid_fraction is {valid_fraction}; takes 0 <= it < 1")
     prepare_output(output, overwrite, resume)
@@ -97,6 +105,9 @@ def finetune(
     loaded = load_with_progress(model, weights_dtype)
     Device.default().set_seed(seed)
     adapter = LoRAAdapter.load(resume, loaded.model) if resume else LoRAAdapter.for_model(loaded.model, lora)
+    if resume:
+        check_same_shape(context, adapter.config(), lora, resume)
+    check_space(output, adapter)
     updates = -(-batch_count(train, batch_size) // max(accumulation, 1)) * epochs if batch_size > 0 else 1
     updates = updates if steps is None else min(updates, steps)
     warm = max(1, round(warmup * updates))
@@ -122,11 +133,13 @@ def finetune(
     question = sample if sample is not None else first_question(held_rows or rows)
     before = answer(loaded, question) if question else ""
 
-    outcome = run(trainer, train, valid, output, model, save_every)
+    # A folder is named in full, so that the adapter finds its model from anywhere.
+    base = str(loaded.path.resolve()) if Path(model).exists() and str(loaded.path) == str(Path(model)) else model
+    outcome = run(trainer, train, valid, output, base, save_every)
     again = resume_command(output) if outcome.interrupted or outcome.error else ""
     report(outcome, output, question, before, answer(loaded, question) if question and not again else "", started)
     if outcome.error:
-        raise TrainingError.Failed(reason=f"{outcome.error}; it is saved in {output}")
+        raise TrainingError.Failed(reason=outcome.error + (f"; it is saved in {output}" if outcome.saved else ""))
     if again:
         print(f"stopped after {trainer.step} steps and saved; go on with: {again}", file=sys.stderr)
         raise typer.Exit(130)
@@ -146,6 +159,30 @@ def prepare_output(output: Path, overwrite: bool, resume: Path | None) -> None:
         raise CheckpointError.SaveFailed(reason=f"{output}: {error.strerror}") from error
 
 
+def check_same_shape(context: typer.Context, kept: Any, asked: Any, resume: Path) -> None:
+    """Raise ``TrainingError.InvalidLoRAConfig`` for a flag that the resumed adapter contradicts."""
+    flags = {"rank": "rank", "alpha": "alpha", "dropout": "dropout", "targets": "target_modules"}
+    for flag, name in flags.items():
+        source = context.get_parameter_source(flag)
+        mine, theirs = getattr(asked, name), getattr(kept, name)
+        if flag == "targets":
+            mine, theirs = (sorted(target.value for target in modules) for modules in (mine, theirs))
+        if source is not None and source.name != "DEFAULT" and mine != theirs:
+            raise TrainingError.InvalidLoRAConfig(
+                reason=f"--{flag} says {mine}, the adapter in {resume} has {theirs}; leave the flag out"
+            )
+
+
+def check_space(output: Path, adapter: Any) -> None:
+    """Raise ``CheckpointError.SaveFailed`` if the disk has no room for the adapter, beside an old one."""
+    needed, free = 4 * adapter.num_trainable_parameters() + 2**20, shutil.disk_usage(output).free
+    if free < needed:
+        raise CheckpointError.SaveFailed(
+            reason=f"{output}: the adapter needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; "
+            "--output names another place"
+        )
+
+
 def announce(loaded: Any, adapter: Any, train: Any, valid: Any, trainer: Any) -> None:
     """Say what is about to be trained, and what would make it faster."""
     from .. import blas
@@ -159,10 +196,8 @@ def announce(loaded: Any, adapter: Any, train: Any, valid: Any, trainer: Any) ->
         f"{trained / 1e6:.2f} M parameters ({100 * trained / total:.1f} %)"
     )
     tokens = sum(len(example.tokens) for example in train)
-    print(
-        f"data     {len(train)} rows, {tokens} tokens; {len(valid)} held out; {trainer.total_steps(train)} updates",
-        flush=True,
-    )
+    held_out, updates = len(valid) or "none", trainer.total_steps(train)
+    print(f"data     {len(train)} rows, {tokens} tokens; {held_out} held out; {updates} updates", flush=True)
     if loaded.model.device.is_cpu() and blas.status().advice:
         print(f"faster with: {blas.status().advice}", flush=True)
 

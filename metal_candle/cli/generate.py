@@ -60,13 +60,11 @@ def generate(
         check_adapter_folder(adapter)
     name = model or (base_model_of(adapter) if adapter is not None else "smollm2")
     if chat and not sys.stdin.isatty() and prompt is None:
-        raise InferenceError.InvalidConfig(reason="--chat talks on a terminal; here standard input is none")
+        raise InferenceError.InvalidConfig(reason="--chat talks on a terminal, which standard input here is not")
     if prompt is None and not chat:
         prompt = "" if sys.stdin.isatty() else sys.stdin.read().strip()
-        if not prompt:
-            raise InferenceError.InvalidConfig(
-                reason="there is no prompt; give one as an argument or on standard input"
-            )
+    if prompt is not None and not prompt:
+        raise InferenceError.InvalidConfig(reason="there is no prompt; give one as an argument or on standard input")
     loaded = load_with_progress(name, target)
     if adapter is not None:
         deltas = LoRAAdapter.load(adapter, loaded.model)

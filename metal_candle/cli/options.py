@@ -32,6 +32,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise typer.BadParameter(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise typer.BadParameter(f"{path}: got {type(values).__name__}; takes lines like `rank: 8`")
     known = {parameter.name or "": parameter for parameter in context.command.params}
@@ -39,9 +40,15 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known or name == "config":
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name, [other for other in known if other != "config"], n=1)
             hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
             raise typer.BadParameter(f"{path}: unknown key {key!r}{hint}")
+        if isinstance(value, list):
+            value = ",".join(map(str, value))
+        flag = getattr(known[name], "is_flag", False)
+        if value is None or isinstance(value, dict) or isinstance(value, bool) != flag:
+            takes = "true or false" if flag else "a number or text"
+            raise typer.BadParameter(f"{path}: {key} is {value!r}; takes {takes}")
         defaults[name] = value
     context.default_map = {**(context.default_map or {}), **defaults}
     return path

@@ -68,9 +68,9 @@ class RunDisplay:
         self._busy += event.seconds
         self._smooth = event.loss if self._smooth is None else 0.8 * self._smooth + 0.2 * event.loss
         left = self._busy / event.step * (self._total - event.step)
+        end = f"{clock(left)} left" if event.step < self._total else "finishing"
         numbers = (
-            f"loss {self._smooth:.3f}  {self._tokens / self._busy:.0f} tok/s  "
-            f"{peak_memory() / 2**30:.2f} GB  {clock(left)} left"
+            f"loss {self._smooth:.3f}  {self._tokens / self._busy:.0f} tok/s  {peak_memory() / 2**30:.2f} GB  {end}"
         )
         if self._bar is not None:
             self._bar.update(self._task, completed=event.step, numbers=numbers)

@@ -20,6 +20,7 @@ class Outcome:
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
         self.interrupted = False
+        self.saved = False
         self.error = ""
 
 
@@ -72,7 +73,11 @@ def run(trainer: Any, train: Any, valid: Any, output: Path, base: str, save_ever
                     break
         except TrainingError.Failed as error:
             outcome.error = str(getattr(error, "reason", error))
-        trainer.adapter.save(output, base)
+        except KeyboardInterrupt:  # the second Ctrl-C: the adapter has the weights of the last whole step
+            outcome.interrupted = True
+        if trainer.step or not outcome.error:
+            trainer.adapter.save(output, base)
+            outcome.saved = True
     return outcome
 
 
@@ -101,11 +106,13 @@ def report(outcome: Outcome, output: Path, question: str, before: str, after: st
     if losses:
         plot_loss(outcome.records, output / "loss.png")
         print(f"\ntraining loss\n{render_curve(losses)}")
+    done = not outcome.interrupted and not outcome.error
     if held_out:
-        print(f"held-out loss  {held_out[0]:.4f} before, {held_out[-1]:.4f} after")
+        print(f"held-out loss  {held_out[0]:.4f} before" + (f", {held_out[-1]:.4f} after" if done else ""))
     if after:
         print(f"\n> {question}\n\nbefore:\n{before}\n\nafter:\n{after}\n")
     seconds = time.perf_counter() - started
-    print(f"adapter in {output}/ after {clock(seconds)}, peak memory {peak_memory() / 2**30:.2f} GB")
-    if not outcome.interrupted and not outcome.error:
+    if outcome.saved:
+        print(f"adapter in {output}/ after {clock(seconds)}, peak memory {peak_memory() / 2**30:.2f} GB")
+    if done:
         print(f'try it:  metal-candle generate --adapter {output} "{question or "Hello"}"', flush=True)

@@ -102,6 +102,10 @@ class Generator:
         filters, rng, step = config.filters(), random_generator(config.seed), step_of(self._model)
         stops = frozenset(config.stop_tokens) | (self._eos if config.stop_on_eos else frozenset())
         new = ids
+        if self._max_len is not None and len(ids) > self._max_len:
+            raise InferenceError.InvalidConfig(
+                reason=f"the prompt has {len(ids)} tokens, the model's context is {self._max_len}; shorten it"
+            )
         for _ in range(config.max_tokens):
             if self._max_len is not None and len(ids) > self._max_len:
                 raise InferenceError.CacheFull(position=len(ids), max_len=self._max_len)

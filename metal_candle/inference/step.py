@@ -9,14 +9,15 @@ import mlx.core as mx
 import numpy as np
 
 from ..dtype import DType
-from ..graph.evaluate import Plan, on_device
+from ..graph.evaluate import Plan, evaluate, on_device
 from ..graph.node import placeholder
 from ..graph.operation import Meta, to_numpy
 from ..models.decoder import Decoder
 from ..nn.kv_cache import KvBuffer, RecordedCache
 from ..shape import Shape
+from ..tensor.base import nodes_of
 from ..tensor.eager import Tensor
-from ..tensor.lazy import LazyTensor, eval_all
+from ..tensor.lazy import LazyTensor
 from .host import HostPlan
 
 PREFILL_TOKENS = 512
@@ -43,9 +44,9 @@ def prefill(model: Decoder, ids: Sequence[int]) -> tuple[Logits, list[tuple[mx.a
         hidden = model.hidden(LazyTensor(Tensor.new([piece], model.device, DType.U32)._node), caches)
         kept = [tensor for cache in caches for tensor in (cache.k(), cache.v())]
         if first + PREFILL_TOKENS < len(ids):
-            eval_all(kept)
+            evaluate(nodes_of(kept))
     logits = model.lm_head(hidden.narrow(1, len(piece) - 1, 1))
-    eval_all([logits, *kept])
+    evaluate(nodes_of([logits, *kept]))
     return _row(logits.mlx()), [(cache.k().mlx(), cache.v().mlx()) for cache in caches]
 
 

@@ -17,7 +17,9 @@ WORDS = 4096
 GPU_ROWS, GPU_WORDS = 4096, 16384
 
 
-def _reference(hidden: mx.array, weight: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> mx.array:
+def _reference(
+    hidden: mx.array, weight: mx.array, targets: mx.array, label_smoothing: float = 0.0, gradient: bool = True
+) -> mx.array:
     """Loss of each row, ``-log_softmax(hidden · weightᵀ)[target]``, in float32.
 
     hidden ``(n, h)``, weight ``(v, h)``, integer targets ``(n,)``, each below v. With label smoothing ε the target

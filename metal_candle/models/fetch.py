@@ -62,6 +62,8 @@ def resolve(model: str | PathLike[str], progress: Progress | None = None) -> Pat
     """
     if isinstance(model, str) and model in PACKAGED:
         return _packaged(PACKAGED[model], progress)
+    if not str(model):
+        raise ModelError.FileNotFound(path=f"the name is empty; {ACCEPTED}")
     path = Path(model).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
         return path

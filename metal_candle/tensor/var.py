@@ -63,6 +63,8 @@ class Var(CellTensor):
 
     def set(self, src: TensorBase) -> None:
         """Take the values of ``src``, of the same shape and dtype. Raises ``CannotSetVarError``."""
+        if not isinstance(src, TensorBase):
+            raise CannotSetVarError(f"set: got a {type(src).__name__}; takes a tensor, Tensor(...) makes one")
         if src.shape != self.shape or src.dtype is not self.dtype:
             raise CannotSetVarError(
                 f"set: variable is {list(self.shape)} {self.dtype}, got {list(src.shape)} {src.dtype}; "

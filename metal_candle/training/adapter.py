@@ -155,6 +155,12 @@ class LoRAAdapter:
                 reason=f"{directory}: the adapter is for another model: this one has no {unknown}"
             )
         adapted = [place for place in places if place.path in stored.factors]
+        last = max(place.layer for place in adapted)
+        if stored.layers is None and last < model.num_layers() - 1:
+            raise CheckpointError.InvalidFormat(
+                reason=f"{directory}: the adapter is for another model: it spans {last + 1} layers, "
+                f"this one has {model.num_layers()}"
+            )
         names = tuple(target for target in TargetModule if any(place.target is target for place in adapted))
         adapter = cls(1, 1, 0, LoRAAdapterConfig(stored.rank, stored.alpha, stored.dropout, names))
         adapter._num_layers = model.num_layers()

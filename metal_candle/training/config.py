@@ -39,5 +39,7 @@ class TrainingConfig:
             raise TrainingError.InvalidConfig(reason=f"eval_every is {self.eval_every}; takes at least 0")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise TrainingError.InvalidConfig(reason=f"max_grad_norm is {self.max_grad_norm}; takes more than 0")
+        if not 0 <= self.seed < 2**63:
+            raise TrainingError.InvalidConfig(reason=f"seed is {self.seed}; takes 0 to 2^63 - 1")
         self.lr_scheduler.validate()
         self.optimizer_config.validate()

@@ -110,7 +110,13 @@ class AdapterTrainer:
         if not train:
             raise TrainingError.InvalidConfig(reason="there are no examples to train on")
         if valid:
-            yield self.evaluate(valid)
+            start = self.evaluate(valid)
+            yield start
+            if not math.isfinite(start.loss):
+                raise TrainingError.Failed(
+                    reason=f"held-out loss is {start.loss} before the first step: the model's weights give it; "
+                    "try another model file or --dtype f32"
+                )
         total, measured = self.total_steps(train), 0
         self.adapter.set_training(True)
         for group in self._groups(train):
@@ -150,29 +156,36 @@ class AdapterTrainer:
         self.optimizer.set_learning_rate(rate)
         total = sum(batch.trained_tokens for batch in group)
         before = self._state()
-        if len(group) == 1 and not self._sums:
-            loss_tensor, norm_tensor = self._update(*targets_of(group[0], total, self.model.device).tensors())
-            loss, norm = float(loss_tensor), float(norm_tensor)
-        else:
-            if not self._sums:
-                self._sums = [Var.zeros(var.shape, var.dtype, var.device) for var in self.optimizer.vars()]
-            parts = [self._add(*targets_of(batch, total, self.model.device).tensors()) for batch in group]
-            loss, norm = sum(map(float, parts)), float(self._finish())
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        try:
+            loss, norm = self._compute(group, total)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
+                raise TrainingError.Failed(
+                    reason=f"{what} at step {self.step + 1}; the adapter keeps the weights of step {self.step}; "
+                    "try a lower learning rate"
+                )
+        except BaseException:  # an interrupt too: never a step that is half done
             for var, value in before:
                 var.set(Tensor.from_mlx(value, var.device))
-            what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
-            raise TrainingError.Failed(
-                reason=f"{what} at step {self.step + 1}; the adapter keeps the weights of step {self.step}; "
-                "try a lower learning rate"
-            )
+            raise
         self.step += 1
         tokens = sum(batch.inputs.size for batch in group)
         return StepMetrics(loss, self.step, rate, norm, tokens, total, time.perf_counter() - start)
 
+    def _compute(self, group: list[Batch], total: int) -> tuple[float, float]:
+        """Loss and gradient norm of an update over ``total`` trained tokens, which it makes."""
+        if len(group) == 1 and not self._sums:
+            loss_tensor, norm_tensor = self._update(*targets_of(group[0], total, self.model.device).tensors())
+            return float(loss_tensor), float(norm_tensor)
+        if not self._sums:
+            self._sums = [Var.zeros(var.shape, var.dtype, var.device) for var in self.optimizer.vars()]
+        parts = [self._add(*targets_of(batch, total, self.model.device).tensors()) for batch in group]
+        return sum(map(float, parts)), float(self._finish())
+
     def _state(self) -> list[tuple[Var, Any]]:
         """The adapter's and the optimizer's values: arrays never change, so that keeping them is free."""
-        return [(var, var.mlx()) for var in (*self.optimizer.vars(), *self.optimizer.state().values())]
+        held = (*self.optimizer.vars(), *self.optimizer.state().values(), *self._sums)
+        return [(var, var.mlx()) for var in held]
 
     def evaluate(self, examples: Sequence[Example]) -> EvalMetrics:
         """The mean loss over the trained tokens of ``examples``, without dropout."""

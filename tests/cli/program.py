@@ -13,15 +13,15 @@ COMMAND = [sys.executable, "-m", "metal_candle"]
 ENVIRONMENT = {**os.environ, "COLUMNS": "400", "NO_COLOR": "1", "TERM": "dumb"}
 
 
-def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """The finished process."""
-    command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
+    command, variables = [*COMMAND, *map(str, arguments)], {**ENVIRONMENT, **environment}
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=variables, timeout=600)
 
 
-def ok(*arguments: object, stdin: str = "") -> str:
+def ok(*arguments: object, stdin: str = "", **environment: str) -> str:
     """What a run that has to succeed printed."""
-    result = run(*arguments, stdin=stdin)
+    result = run(*arguments, stdin=stdin, **environment)
     assert result.returncode == OK, result.stderr
     return result.stdout
 

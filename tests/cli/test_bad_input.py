@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from program import FAILED, ok, run, trained
 
@@ -113,6 +114,37 @@ def test_adapters_that_cannot_be_used(tmp_path: Path, tiny_model_dir: Folder, ro
     assert "is no adapter folder" in refused("generate", "--adapter", tmp_path / "none", "hello")
 
 
+def test_an_adapter_of_fewer_layers(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
+    adapter = trained(tiny_model_dir(), rows, tmp_path / "adapter")
+    taller = tiny_model_dir(num_hidden_layers=3)
+    line = refused("merge", "--model", taller, "--adapter", adapter, "--output", tmp_path / "merged")
+    assert "it spans 2 layers, this one has 3" in line
+
+
+def test_flags_that_a_resumed_adapter_contradicts(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
+    model = tiny_model_dir()
+    adapter = trained(model, rows, tmp_path / "adapter")
+    arguments = ("--model", model, "--data", rows, "--output", tmp_path / "on", "--resume", adapter)
+    assert "--rank says 4, the adapter in" in refused("finetune", *arguments, "--rank", 4)
+    assert "--targets says ['q_proj']" in refused("finetune", *arguments, "--targets", "q_proj")
+
+
+def test_a_prompt_longer_than_the_context(tiny_model_dir: Folder) -> None:
+    line = refused("generate", "--model", tiny_model_dir(), "--raw", "a b " * 200)
+    assert "tokens, the model's context is 256; shorten it" in line
+
+
+def test_a_model_that_gives_nan_is_not_trained(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
+    model = tiny_model_dir()
+    weights = mx.load(str(model / "model.safetensors"))
+    weights["model.norm.weight"] = mx.full(weights["model.norm.weight"].shape, float("nan"))
+    mx.save_safetensors(str(model / "model.safetensors"), weights)
+    result = run("finetune", "--model", model, "--data", rows, "--output", tmp_path / "out", "--sample", "")
+    assert result.returncode == FAILED
+    assert "before the first step: the model's weights give it" in result.stderr
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
+
+
 def test_an_output_that_cannot_be_written(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
@@ -155,6 +187,10 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_adapter(
         (["--learning-rate", -1], "takes more than 0"),
         (["--warmup", 1], "warmup is 1.0; takes 0 <= warmup < 1"),
         (["--resume", "nowhere"], "nowhere is no adapter folder"),
+        (["--seed", -1], "seed is -1; takes 0 to 2^63 - 1"),
+        (["--seed", 10**20], "takes 0 to 2^63 - 1"),
+        (["--save-every", -3], "save_every is -3; takes at least 0"),
+        (["--model", ""], "the name is empty; takes a folder"),
         (["--rank", 40], "rank is 40 for a layer of 32 to 32; takes at most the smaller"),
     ],
 )
@@ -184,6 +220,26 @@ def test_usage_errors_exit_with_two(tmp_path: Path) -> None:
     result = run("finetune", "--config", tmp_path / "run.yaml")
     assert result.returncode == 2
     assert "unknown key 'rnak'; did you mean rank?" in " ".join(result.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("text", ["rank: many", "rank: true", "model:", "overwrite: 3", "rank: {a: 1}"])
+def test_yaml_values_of_a_wrong_type(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.yaml").write_text(text + "\n")
+    result = run("finetune", "--config", tmp_path / "run.yaml")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+def test_yaml_lists_and_an_empty_file(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
+    arguments = ("--model", tiny_model_dir(), "--data", rows, "--steps", 1, "--sample", "")
+    (tmp_path / "run.yaml").write_text("targets: [q_proj, v_proj]\n")
+    ok("finetune", "--config", tmp_path / "run.yaml", *arguments, "--output", tmp_path / "a")
+    assert sorted(json.loads((tmp_path / "a/adapter_config.json").read_text())["target_modules"]) == [
+        "q_proj",
+        "v_proj",
+    ]
+    (tmp_path / "run.yaml").write_text("")
+    ok("finetune", "--config", tmp_path / "run.yaml", *arguments, "--output", tmp_path / "b")
 
 
 def test_merge_refuses_to_write_over_something(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:

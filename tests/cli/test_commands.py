@@ -144,3 +144,47 @@ def test_help_shows_an_example() -> None:
     for command in ("finetune", "generate", "merge", "doctor"):
         assert f"Example: metal-candle {command}" in ok(command, "--help")
     assert run().returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("METAL_CANDLE_KERNELS", "reference"), ("METAL_CANDLE_DISABLE", "graph,custom-metal")]
+)
+def test_the_switches_change_nothing_that_is_seen(
+    model: Path, rows: Path, adapter: Path, tmp_path: Path, name: str, value: str
+) -> None:
+    arguments = ("--model", model, "--data", rows, "--steps", 4, "--sample", "")
+    losses = []
+    for output, environment in ((tmp_path / "on", {}), (tmp_path / "off", {name: value})):
+        ok("finetune", *arguments, "--output", output, **environment)
+        losses.append([record["loss"] for record in read_metrics(output / "metrics.jsonl") if "loss" in record])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    shown = ok("generate", "--adapter", adapter, "--max-tokens", 12, "say 3", **{name: value})
+    assert shown.strip() == "the answer"
+
+
+def test_debug_says_which_kernels_were_chosen(model: Path) -> None:
+    result = run("generate", "--model", model, "--max-tokens", 1, "say 3", METAL_CANDLE_DEBUG="kernel")
+    assert "attention [" in result.stderr
+    assert "CPU" in result.stderr or "GPU" in result.stderr
+
+
+def test_a_second_control_c_still_keeps_the_last_whole_step(model: Path, rows: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    arguments = ("finetune", "--model", model, "--data", rows, "--output", output, "--epochs", 100_000, "--sample", "")
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    log = output / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 5):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == INTERRUPTED, errors
+    assert "Traceback" not in errors
+    assert "go on with: metal-candle finetune" in errors
+    assert LoRAAdapter.load(output, load_model(model).model).num_layers() == 2

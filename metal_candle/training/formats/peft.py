@@ -82,6 +82,8 @@ class PeftAdapter:
     dropout: float
     target_modules: tuple[str, ...]
     base_model: str | None
+    layers: tuple[int, ...] | None
+    """The layers it says it is limited to (``layers_to_transform``), ``None`` for all."""
     factors: dict[str, PeftFactors]
     """Module path in the model, as ``model.layers.0.self_attn.q_proj``, to its factors."""
 
@@ -186,6 +188,7 @@ def load(directory: str | PathLike[str]) -> PeftAdapter:
         dropout=config.dropout,
         target_modules=tuple(sorted({path.rpartition(".")[2] for path in factors} if targets is None else targets)),
         base_model=config.base_model,
+        layers=config.layers,
         factors=factors,
     )
 
@@ -233,6 +236,12 @@ class _Config:
         """The names, or ``None`` where they are not listed."""
         targets = self.fields.get("target_modules")
         return [str(name) for name in targets] if isinstance(targets, list) else None
+
+    @property
+    def layers(self) -> tuple[int, ...] | None:
+        """``layers_to_transform``, ``None`` where it is not said."""
+        listed = self.fields.get("layers_to_transform")
+        return None if listed is None else tuple(listed if isinstance(listed, list) else [listed])
 
     def rank_of(self, path: str) -> int:
         """The rank of one module."""
