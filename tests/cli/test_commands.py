@@ -116,21 +116,29 @@ def test_a_yaml_file_has_the_names_of_the_flags_which_win(model: Path, rows: Pat
     assert read_metrics(tmp_path / "out" / "metrics.jsonl")[-1]["step"] == 3
 
 
-def test_control_c_saves_and_says_how_to_go_on(model: Path, rows: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    arguments = ("finetune", "--model", model, "--data", rows, "--output", output, "--epochs", 100_000, "--sample", "")
+def interrupted(arguments: tuple[object, ...], log: Path, times: int) -> tuple[int, str]:
+    """Exit code and errors of a run that gets so many Ctrl-C once it has made some steps."""
     process = subprocess.Popen(
         [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
-    log = output / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and log.read_text().count("\n") > 5):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.001)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == INTERRUPTED, errors
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_control_c_saves_and_says_how_to_go_on(model: Path, rows: Path, tmp_path: Path, times: int) -> None:
+    output = tmp_path / "out"
+    arguments = ("finetune", "--model", model, "--data", rows, "--output", output, "--epochs", 100_000, "--sample", "")
+    code, errors = interrupted(arguments, output / "metrics.jsonl", times)
+    assert code == INTERRUPTED, errors
     assert "Traceback" not in errors
     command = errors.strip().splitlines()[-1].partition("go on with: ")[2]
     assert command.startswith("metal-candle finetune ")
@@ -166,25 +174,3 @@ def test_debug_says_which_kernels_were_chosen(model: Path) -> None:
     result = run("generate", "--model", model, "--max-tokens", 1, "say 3", METAL_CANDLE_DEBUG="kernel")
     assert "attention [" in result.stderr
     assert "CPU" in result.stderr or "GPU" in result.stderr
-
-
-def test_a_second_control_c_still_keeps_the_last_whole_step(model: Path, rows: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    arguments = ("finetune", "--model", model, "--data", rows, "--output", output, "--epochs", 100_000, "--sample", "")
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
-    log = output / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and log.read_text().count("\n") > 5):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == INTERRUPTED, errors
-    assert "Traceback" not in errors
-    assert "go on with: metal-candle finetune" in errors
-    assert LoRAAdapter.load(output, load_model(model).model).num_layers() == 2
