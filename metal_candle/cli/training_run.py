@@ -6,8 +6,6 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +22,30 @@ class Outcome:
         self.error = ""
 
 
-@contextmanager
-def stop_request() -> Iterator[list[bool]]:
-    """A list that is filled at the first Ctrl-C, so that a step is never torn; the second one interrupts."""
-    asked: list[bool] = []
+class StopRequest:
+    """Ctrl-C during a run: the first asks to stop after the step, the second stops at once.
 
-    def handle(number: int, frame: Any) -> None:
-        if asked:
+    While the adapter is saved, and after it, there is nothing left to interrupt.
+    """
+
+    def __init__(self) -> None:
+        self.asked = self.ended = False
+
+    def __enter__(self) -> StopRequest:
+        self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.ended:
+            return
+        if self.asked:
             raise KeyboardInterrupt
-        asked.append(True)
+        self.asked = True
         print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
 
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    def __exit__(self, *error: object) -> None:
+        if not self.asked:
+            signal.signal(signal.SIGINT, self._previous)
 
 
 def run(trainer: Any, train: Any, valid: Any, output: Path, base: str, save_every: int) -> Outcome:
@@ -52,7 +58,7 @@ def run(trainer: Any, train: Any, valid: Any, output: Path, base: str, save_ever
 
     outcome = Outcome()
     with (
-        stop_request() as asked,
+        StopRequest() as stop,
         MetricsLog(output / "metrics.jsonl") as log,
         RunDisplay(trainer.total_steps(train)) as display,
     ):
@@ -68,13 +74,15 @@ def run(trainer: Any, train: Any, valid: Any, output: Path, base: str, save_ever
                 due = save_every and event.step and event.step % save_every == 0
                 if due and not isinstance(event, EvalMetrics):
                     trainer.adapter.save(output, base)
-                if asked:
+                if stop.asked:
                     outcome.interrupted = True
                     break
+            stop.ended = True
         except TrainingError.Failed as error:
+            stop.ended = True
             outcome.error = str(getattr(error, "reason", error))
         except KeyboardInterrupt:  # the second Ctrl-C: the adapter has the weights of the last whole step
-            outcome.interrupted = True
+            stop.ended = outcome.interrupted = True
         if trainer.step or not outcome.error:
             trainer.adapter.save(output, base)
             outcome.saved = True
