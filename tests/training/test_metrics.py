@@ -118,4 +118,5 @@ def test_values_that_are_not_finite_leave_a_gap() -> None:
 def test_records_are_json_for_others(tmp_path: Path) -> None:
     with MetricsLog(tmp_path / "m.jsonl") as log:
         log.write({"step": 1, "loss": math.inf})
-    json.loads((tmp_path / "m.jsonl").read_text(), parse_constant=pytest.fail)
+    record = json.loads((tmp_path / "m.jsonl").read_text(), parse_constant=pytest.fail)
+    assert record == {"step": 1, "loss": None}
