@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from ..device import Device
 from ..dtype import DType
-from ..error import Error
+from ..error import DeviceMismatchBinaryOpError, Error
 from ..shape import Shape
 from .node_data import NodeData
 from .operation import Arrays, Meta, Metas, Operation
@@ -228,7 +228,7 @@ def record(operation: Operation, inputs: tuple[GraphNode, ...], device: Device |
         if node.tracked:
             tracked = True
         if node.device is not where and device is None and node.device != where:
-            raise Error(f"{operation.name()}: operands on {where} and {node.device}; move one with to_device")
+            raise DeviceMismatchBinaryOpError(operation.name(), where, node.device)
     if tracked and not (operation.differentiable and _takes_gradient(meta)):
         tracked = False
     return GraphNode(operation, inputs, meta, where, tracked)

@@ -43,12 +43,17 @@ Gradients = tuple[Union[mx.array, None], ...]
 
 @dataclass(frozen=True)
 class Sample:
-    """Arguments a record is tried on in the derived tests: shapes of the tensors, then parameters."""
+    """Arguments a record is tried on in the derived tests: shapes of the tensors, then parameters.
+
+    Tensors hold floats from ``low`` to ``high``; ``ids`` names those that hold integers instead, by place, with
+    the number they stay below.
+    """
 
     shapes: tuple[tuple[int, ...], ...]
     params: tuple[Any, ...] = ()
     low: float = -2.0
     high: float = 2.0
+    ids: tuple[tuple[int, int], ...] = ()
 
 
 REGISTRY: dict[str, type[Operation]] = {}

@@ -16,7 +16,8 @@ from ..graph.node import GraphNode, leaf, record
 from ..graph.operation import Meta
 from ..graph.operations.random import Normal, Uniform, random_key
 from ..shape import DimLike, Shape, ShapeLike, fill_hole
-from . import written
+from . import shaping
+from .written import WrittenMethods
 
 C = TypeVar("C", bound="Constructors")
 
@@ -48,7 +49,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> mx.array:
     return array if array.dtype == wanted.mlx_ else array.astype(wanted.mlx_)
 
 
-class Constructors(written.WrittenMethods):
+class Constructors(WrittenMethods):
     """Static constructors; ``device`` is last and optional."""
 
     __slots__ = ()
@@ -164,11 +165,11 @@ class Constructors(written.WrittenMethods):
     @classmethod
     def cat(cls: type[C], args: Sequence[C], dim: DimLike) -> C:
         """Tensors joined along a dim."""
-        joined: C = written.cat(list(args), dim)
+        joined: C = shaping.cat(list(args), dim)
         return joined
 
     @classmethod
     def stack(cls: type[C], args: Sequence[C], dim: DimLike) -> C:
         """Tensors of one shape along a new dim."""
-        joined: C = written.stack(list(args), dim)
+        joined: C = shaping.stack(list(args), dim)
         return joined

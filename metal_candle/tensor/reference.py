@@ -12,6 +12,7 @@ from .. import files
 from ..graph.operation import REGISTRY, Operation
 from .construct import Constructors
 from .derive import method_table
+from .methods import TensorMethods
 from .written import WrittenMethods
 
 _HEAD = """# Operations
@@ -35,7 +36,8 @@ def generate() -> str:
     parts = [_HEAD]
     for module in sorted(families):
         parts.append(_table(_first_line(sys.modules[module].__doc__), families[module]))
-    parts.append(_table("Methods made of several operations", _rows_of(WrittenMethods)))
+    written = [kind for kind in reversed(WrittenMethods.__mro__) if issubclass(kind, TensorMethods)][1:]
+    parts.append(_table("Methods made of several operations", [row for kind in written for row in _rows_of(kind)]))
     parts.append(_table("Constructors", _rows_of(Constructors)))
     return "\n".join(parts)
 

@@ -42,8 +42,8 @@ def test_losses_and_gradients(kind: Any) -> None:
     wanted, gradient, weights = reference(HIDDEN, WEIGHT)
     grads = (losses * lift(Tensor(weights.astype(np.float32)))).sum_all().backward()
     assert_near(losses.numpy(), wanted, VALUE[DType.F32])
-    assert_near(grads[hidden].numpy(), gradient @ WEIGHT, GRADIENT._replace(absolute=1e-3))
-    assert_near(grads[weight].numpy(), gradient.T @ HIDDEN, GRADIENT._replace(absolute=1e-3))
+    assert_near(grads[hidden].numpy(), gradient @ WEIGHT, GRADIENT[DType.F32]._replace(absolute=1e-3))
+    assert_near(grads[weight].numpy(), gradient.T @ HIDDEN, GRADIENT[DType.F32]._replace(absolute=1e-3))
 
 
 def test_a_frozen_weight_gets_no_gradient() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import metal_candle as mc
-from metal_candle import DType, LazyTensor, Tensor, Var
+from metal_candle import Device, DType, LazyTensor, Tensor, Var
 from metal_candle.graph import operations
 from metal_candle.graph.node import record
 from metal_candle.graph.operation import REGISTRY, Operation, Sample
@@ -47,13 +47,25 @@ CASES = [
 
 def arrays(sample: Sample, seed: int = 0) -> list[np.ndarray[Any, Any]]:
     """Inputs in the sample's range; distinct, so that no maximum is a tie, and away from 0."""
-    rng = np.random.default_rng(seed)
+    rng, ids = np.random.default_rng(seed), dict(sample.ids)
     made = []
-    for shape in sample.shapes:
+    for place, shape in enumerate(sample.shapes):
+        if place in ids:
+            made.append(rng.integers(0, ids[place], shape))
+            continue
         count = int(np.prod(shape))
         steps = rng.permutation(count) + rng.uniform(0.2, 0.8)
         made.append((sample.low + (sample.high - sample.low) * steps / max(count, 1)).reshape(shape).astype(np.float32))
     return made
+
+
+def floats(sample: Sample) -> list[int]:
+    """The places of the operands that hold floats."""
+    return [place for place in range(len(sample.shapes)) if place not in dict(sample.ids)]
+
+
+def converted(sample: Sample, inputs: list[np.ndarray[Any, Any]], dtype: Any) -> list[np.ndarray[Any, Any]]:
+    return [x.astype(dtype) if place in floats(sample) else x for place, x in enumerate(inputs)]
 
 
 def of(kind: type[Operation], sample: Sample) -> Operation:
@@ -67,7 +79,7 @@ def run(operation: Operation, tensors: list[Any]) -> Any:
 def reference(kind: type[Operation], sample: Sample, inputs: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     assert kind.numpy is not None
     with np.errstate(all="ignore"):
-        return np.asarray(kind.numpy(*[np.asarray(x, np.float64) for x in inputs], *sample.params))
+        return np.asarray(kind.numpy(*converted(sample, inputs, np.float64), *sample.params))
 
 
 @pytest.mark.parametrize(("kind", "sample"), CASES)
@@ -96,8 +108,9 @@ def test_lazy_eager_and_compiled_are_equal(kind: type[Operation], sample: Sample
 @pytest.mark.parametrize("dtype", [DType.F16, DType.BF16], ids=str)
 @pytest.mark.parametrize(("kind", "sample"), CASES)
 def test_halves_are_the_float32_result_rounded(kind: type[Operation], sample: Sample, dtype: DType) -> None:
-    halves = [Tensor.new(x).to_dtype(dtype) for x in arrays(sample)]
-    wide = run(of(kind, sample), [x.to_dtype(DType.F32) for x in halves])
+    inputs, own = [Tensor.new(x) for x in arrays(sample)], floats(sample)
+    halves = [x.to_dtype(dtype) if i in own else x for i, x in enumerate(inputs)]
+    wide = run(of(kind, sample), [x.to_dtype(DType.F32) if i in own else x for i, x in enumerate(halves)])
     result = run(of(kind, sample), halves)
     if result.dtype.is_float() and not isinstance(of(kind, sample), operations.unary.ToDtype):
         assert result.dtype is dtype
@@ -109,40 +122,47 @@ def test_halves_are_the_float32_result_rounded(kind: type[Operation], sample: Sa
 
 @pytest.mark.parametrize(("kind", "sample"), [case for case in CASES if case.values[0].differentiable])
 def test_gradient_against_central_differences(kind: type[Operation], sample: Sample) -> None:
+    """In float64, where little but the formula matters, and in float32, which takes other paths."""
     operation, inputs = of(kind, sample), arrays(sample)
-    variables = [Var.new(x) for x in inputs]
-    lazy = run(operation, [LazyTensor.from_tensor(x) for x in variables])
-    eager = run(operation, variables)
-    assert lazy.track_op()
-    assert eager.track_op()
-    # Few bits, so that the gradient of a conversion to halves is exact.
-    weights = np.random.default_rng(1).integers(8, 24, tuple(lazy.shape)).astype(np.float32) / 16
-    # A lazy forward pass may keep what the backward pass likes to find again, an eager one does not.
-    both = [
-        result.mul(type(result).new(weights).to_dtype(result.dtype)).sum_all().backward() for result in (lazy, eager)
-    ]
-
     # A rounding has no slope; what is differentiated of a conversion is the value.
     numpy = (lambda x, dtype: x) if kind is operations.unary.ToDtype else kind.numpy
+    assert numpy is not None
+    wide = converted(sample, inputs, np.float64)
+    shape = tuple(operation.infer(*[LazyTensor.new(x)._node.meta for x in inputs]).shape)
+    # Few bits, so that the gradient of a conversion to halves is exact.
+    weights = np.random.default_rng(1).integers(8, 24, shape).astype(np.float32) / 16
 
     def loss(values: list[np.ndarray[Any, Any]]) -> float:
-        assert numpy is not None
         return float((np.asarray(numpy(*values, *sample.params)) * weights).sum())
 
-    wide = [x.astype(np.float64) for x in inputs]
-    for i, variable in enumerate(variables):
-        want = np.zeros_like(wide[i])
-        for place in np.ndindex(*want.shape):
+    wants = {}
+    for i in floats(sample):
+        wants[i] = np.zeros_like(wide[i])
+        for place in np.ndindex(*wide[i].shape):
             moved = [x.copy() for x in wide]
             step = 1e-5
             moved[i][place] += step
             above = loss(moved)
             moved[i][place] -= 2 * step
-            want[place] = (above - loss(moved)) / (2 * step)
-        for grads in both:
-            got = grads[variable]
-            assert (got.shape, got.dtype) == (variable.shape, variable.dtype)
-            assert_near(got.numpy(), want, GRADIENT)
+            wants[i][place] = (above - loss(moved)) / (2 * step)
+
+    for dtype in (DType.F64, DType.F32):
+        values = converted(sample, inputs, np.float64 if dtype is DType.F64 else np.float32)
+        tensors: list[Any] = [
+            Var.new(x, Device.Cpu) if i in wants else Tensor.new(x, Device.Cpu) for i, x in enumerate(values)
+        ]
+        lazy = run(operation, [LazyTensor.from_tensor(x) for x in tensors])
+        eager = run(operation, tensors)
+        assert lazy.track_op()
+        assert eager.track_op()
+        # A lazy forward pass may keep what the backward pass likes to find again, an eager one does not.
+        for result in (lazy, eager):
+            weight = type(result).new(weights, Device.Cpu).to_dtype(result.dtype)
+            grads = result.mul(weight).sum_all().backward()
+            for i, want in wants.items():
+                got = grads[tensors[i]]
+                assert (got.shape, got.dtype) == (tensors[i].shape, tensors[i].dtype)
+                assert_near(got.numpy(), want, GRADIENT[dtype])
 
 
 @pytest.mark.parametrize("key", OWN)
@@ -164,6 +184,8 @@ def test_written_tests_exist_and_name_their_record() -> None:
 @pytest.mark.parametrize(("kind", "sample"), CASES)
 def test_integers_are_refused_or_kept(kind: type[Operation], sample: Sample) -> None:
     inputs = [Tensor.new(np.ones(shape), dtype=DType.I32) for shape in sample.shapes]
+    for place, _ in sample.ids:
+        inputs[place] = Tensor.new(arrays(sample)[place])
     refusal = None
     try:
         dtype = run(of(kind, sample), inputs).dtype

@@ -81,7 +81,7 @@ CASES: list[tuple[type[Exception], str, Callable[[Any], Any]]] = [
     (IndexError, "unsqueeze: dim 3 is out of range for shape (1, 1, 1); takes -3..2", lambda x: x.unsqueeze(3)),
     (
         ValueError,
-        "cat: got shapes (2, 3) and (1, 2); takes shapes that are equal but for dim 0",
+        "cat: tensor 2 has shape (1, 2), the first (2, 3); takes shapes that are equal but for dim 0",
         lambda x: type(x).cat([x, x[:1, :2]], 0),
     ),
     (TypeError, "cat: dtypes differ, lhs f32, rhs u8", lambda x: type(x).cat([x, x.to_dtype("u8")], 0)),

@@ -12,7 +12,7 @@ from ...error import (
     BroadcastIncompatibleShapesError,
     DTypeMismatchError,
     NarrowInvalidArgsError,
-    ShapeMismatchBinaryOpError,
+    ShapeMismatchCatError,
     ShapeMismatchError,
     UnexpectedNumberOfDimsError,
 )
@@ -252,14 +252,13 @@ class Cat(Operation):
 
     def infer(self, *inputs: Meta) -> Meta:
         first, total = inputs[0], 0
-        for other in inputs:
+        for n, other in enumerate(inputs, 1):
             if other.dtype is not first.dtype:
                 raise DTypeMismatchError("cat", first.dtype, other.dtype)
             if len(other.shape) != len(first.shape) or any(
                 a != b for i, (a, b) in enumerate(zip(first.shape, other.shape)) if i != self.dim
             ):
-                takes = f"shapes that are equal but for dim {self.dim}"
-                raise ShapeMismatchBinaryOpError("cat", first.shape, other.shape, takes)
+                raise ShapeMismatchCatError(self.dim, first.shape, n, other.shape)
             total += other.shape[self.dim]
         return Meta(Shape((*first.shape[: self.dim], total, *first.shape[self.dim + 1 :])), first.dtype)
 

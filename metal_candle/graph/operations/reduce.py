@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...dtype import DType
-from ...error import ShapeMismatchError, UnsupportedDTypeForOpError
+from ...error import EmptyTensorError, UnsupportedDTypeForOpError
 from ...shape import DimLike, DimsLike, Shape, resolve_dim, resolve_dims
 from ..operation import Gradients, Meta, Operation, Sample
 
@@ -109,7 +109,7 @@ def _expect_elements(op: str, shape: Shape, dims: tuple[int, ...]) -> None:
     """Raise if there is nothing to choose an element from."""
     for dim in dims:
         if shape[dim] == 0:
-            raise ShapeMismatchError(f"{op}: got shape {tuple(shape)}, whose dim {dim} is empty; takes an element")
+            raise EmptyTensorError(op, shape, dim)
 
 
 class Extreme(Reduction, abstract=True):

@@ -1,0 +1,141 @@
+"""Error enums as metal-candle has them: a group per subject, its variants as attributes of the group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import Error
+from .tensor import ShapeMismatchError
+
+
+class ErrorGroup(Error):
+    """An error enum: its variants are attributes, subclasses of it that are filled by fields."""
+
+    reason: str
+
+    def __init__(self, *values: object, **fields: object) -> None:
+        super().__init__(*values, *fields.values())
+
+
+class ModelError(ErrorGroup):
+    """Loading or describing a model went wrong."""
+
+    FileNotFound: type[ModelError]
+    InvalidFormat: type[ModelError]
+    IncompatibleVersion: type[ModelError]
+    InvalidConfig: type[ModelError]
+    ShapeMismatch: type[ModelError]
+    DownloadFailed: type[ModelError]
+    TokenizerFailed: type[ModelError]
+    TokenizationFailed: type[ModelError]
+    ChatTemplateFailed: type[ModelError]
+
+
+class TrainingError(ErrorGroup):
+    """Training was set up wrongly or failed."""
+
+    InvalidConfig: type[TrainingError]
+    InvalidLoRAConfig: type[TrainingError]
+    Failed: type[TrainingError]
+    StateError: type[TrainingError]
+
+
+class InferenceError(ErrorGroup):
+    """Generation was set up wrongly or failed."""
+
+    InvalidConfig: type[InferenceError]
+    InvalidSampling: type[InferenceError]
+    SamplingError: type[InferenceError]
+    CacheFull: type[InferenceError]
+
+
+class CheckpointError(ErrorGroup):
+    """A checkpoint or an adapter could not be written or read."""
+
+    SaveFailed: type[CheckpointError]
+    LoadFailed: type[CheckpointError]
+    InvalidFormat: type[CheckpointError]
+
+
+class DeviceError(ErrorGroup):
+    """A device is missing or failed."""
+
+    MetalUnavailable: type[DeviceError]
+    CudaUnavailable: type[DeviceError]
+
+
+class DataError(ErrorGroup):
+    """A training file cannot be used; the message names the file and the line."""
+
+    InvalidLine: type[DataError]
+    InvalidFile: type[DataError]
+
+
+def _variant(group: type[Error], name: str, text: str, builtin: type[Exception], *fields: str) -> None:
+    """Add ``name`` to ``group``: a subclass of it and of ``builtin`` whose message is ``text``."""
+
+    def __init__(self: Any, *args: object, **kwargs: object) -> None:
+        values = dict(zip(fields, args, strict=False), **kwargs)
+        if set(values) != set(fields):
+            raise TypeError(f"{group.__name__}.{name} takes {', '.join(fields)}")
+        self.__dict__.update(values)
+        Exception.__init__(self, text.format(**values))
+
+    bases = (builtin,) if issubclass(builtin, group) else (group, builtin)
+    doc = f"{text} Fields: {', '.join(fields)}."
+    namespace = {"__init__": __init__, "__doc__": doc, "__module__": __name__}
+    setattr(group, name, type(name, bases, {**namespace, "__qualname__": f"{group.__name__}.{name}"}))
+
+
+_variant(ModelError, "FileNotFound", "model file not found: {path}", FileNotFoundError, "path")
+_variant(ModelError, "InvalidFormat", "invalid model format: {reason}", ValueError, "reason")
+_variant(
+    ModelError,
+    "IncompatibleVersion",
+    "incompatible model version: expected {expected}, found {found}",
+    ValueError,
+    "expected",
+    "found",
+)
+_variant(ModelError, "InvalidConfig", "invalid model configuration: {reason}", ValueError, "reason")
+_variant(
+    ModelError,
+    "ShapeMismatch",
+    "shape mismatch: {name} is {actual}, the configuration asks for {expected}",
+    ShapeMismatchError,
+    "name",
+    "expected",
+    "actual",
+)
+_variant(ModelError, "DownloadFailed", "download failed: {reason}", OSError, "reason")
+_variant(ModelError, "TokenizerFailed", "tokenizer loading failed: {reason}", ValueError, "reason")
+_variant(ModelError, "TokenizationFailed", "tokenization failed: {reason}", ValueError, "reason")
+_variant(ModelError, "ChatTemplateFailed", "chat template failed: {reason}", ValueError, "reason")
+_variant(TrainingError, "InvalidConfig", "invalid training configuration: {reason}", ValueError, "reason")
+_variant(
+    TrainingError,
+    "InvalidLoRAConfig",
+    "invalid LoRA configuration: {reason}",
+    TrainingError.InvalidConfig,
+    "reason",
+)
+_variant(TrainingError, "Failed", "training failed: {reason}", RuntimeError, "reason")
+_variant(TrainingError, "StateError", "training state error: {reason}", RuntimeError, "reason")
+_variant(InferenceError, "InvalidConfig", "generation configuration: {reason}", ValueError, "reason")
+_variant(InferenceError, "InvalidSampling", "sampling parameters: {reason}", ValueError, "reason")
+_variant(InferenceError, "SamplingError", "token sampling failed: {reason}", RuntimeError, "reason")
+_variant(
+    InferenceError,
+    "CacheFull",
+    "KV-cache full: position {position} of {max_len}",
+    RuntimeError,
+    "position",
+    "max_len",
+)
+_variant(CheckpointError, "SaveFailed", "failed to save: {reason}", OSError, "reason")
+_variant(CheckpointError, "LoadFailed", "failed to load: {reason}", OSError, "reason")
+_variant(CheckpointError, "InvalidFormat", "invalid checkpoint format: {reason}", ValueError, "reason")
+_variant(DeviceError, "MetalUnavailable", "Metal device not available: {reason}", RuntimeError, "reason")
+_variant(DeviceError, "CudaUnavailable", "CUDA device not available: {reason}", RuntimeError, "reason")
+_variant(DataError, "InvalidLine", "{path}:{line}: {reason}", ValueError, "path", "line", "reason")
+_variant(DataError, "InvalidFile", "{path}: {reason}", ValueError, "path", "reason")
