@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from metal_candle.formats import safetensors, sharded
 from metal_candle.models import fetch
 from metal_candle.models.config import ModelConfig
 from metal_candle.models.tokenizer import Tokenizer
-from metal_candle.models.weights import safetensors
 
 import mlx.core as mx
 import pytest
@@ -82,7 +82,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_metadata: dict
         weights = random_weights(config, seed)
         (folder / "config.json").write_text(config.to_json())
         if shards == 1:
-            safetensors.save(folder / "model.safetensors", weights)
+            safetensors.save(folder / "model.safetensors", weights, safetensors.PT)
         else:
             save_sharded(folder, weights, shards)
         Tokenizer.from_gguf(tiny_metadata).save(folder)
@@ -132,7 +132,7 @@ def save_sharded(folder: Path, weights: dict[str, mx.array], shards: int) -> Non
     for shard in range(shards):
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
         part = {name: weights[name] for name in names[shard::shards]}
-        safetensors.save(folder / file, part)
+        safetensors.save(folder / file, part, safetensors.PT)
         weight_map.update(dict.fromkeys(part, file))
     index = {"metadata": {"total_size": sum(w.nbytes for w in weights.values())}, "weight_map": weight_map}
-    (folder / safetensors.INDEX).write_text(json.dumps(index))
+    (folder / sharded.INDEX).write_text(json.dumps(index))

@@ -10,7 +10,15 @@ import mlx.core as mx
 
 from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
-from ..error import CannotFindTensorError, ModelError, UnexpectedShapeError
+from ..error import (
+    CannotFindTensorError,
+    IoError,
+    ModelError,
+    NotFoundError,
+    UnexpectedShapeError,
+    UnsupportedSafeTensorDtypeError,
+)
+from ..formats.sharded import load_directory
 from ..nn.var_builder import VarBuilder
 from .config import ModelConfig
 from .decoder import Decoder, check_all_used
@@ -19,7 +27,6 @@ from .fetch import resolve
 from .tokenizer import Tokenizer
 from .weights.gguf import load_gguf
 from .weights.gguf_container import read_gguf_header
-from .weights.safetensors import load_directory
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,15 @@ def build(config: ModelConfig, weights: dict[str, mx.array], dtype: DTypeLike, d
     return model
 
 
+def _load_weights(folder: Path) -> dict[str, mx.array]:
+    try:
+        return load_directory(folder)
+    except NotFoundError as error:
+        raise ModelError.FileNotFound(path=error) from error
+    except (IoError, UnsupportedSafeTensorDtypeError) as error:
+        raise ModelError.InvalidFormat(reason=f"{folder}: {error}") from error
+
+
 def load_tokenizer(model: str | PathLike[str], progress: Progress | None = None) -> Tokenizer:
     """The tokenizer of a model alone; see ``load_model``."""
     path = resolve(model, progress)
@@ -69,7 +85,7 @@ def load_model(
     target = DType.of(dtype)
     if path.is_dir():
         config, tokenizer = ModelConfig.from_directory(path), Tokenizer.from_directory(path)
-        weights = load_directory(path)
+        weights = _load_weights(path)
     else:
         config, weights, metadata = load_gguf(path, target.mlx_)
         tokenizer = Tokenizer.from_gguf(metadata)

@@ -6,7 +6,7 @@ import difflib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
@@ -18,20 +18,17 @@ import mlx.core as mx
 from ..dtype import DType, DTypeLike
 from ..error import CannotFindTensorError, CheckpointError, Error, UnexpectedShapeError, UnsupportedDTypeForOpError
 from ..files import write_json, write_text
+from ..formats import safetensors, sharded
 from ..tensor.base import TensorBase
 from .decoder import Decoder
 from .tokenizer import Tokenizer
-from .weights import safetensors
-
-SHARD_BYTES = 5_000_000_000
-"""Most bytes of tensors in one file, the limit of the Hugging Face hub's tools."""
 
 _DTYPE_NAMES = {DType.F32: "float32", DType.BF16: "bfloat16", DType.F16: "float16"}
 
 # What a folder that is overwritten may hold: model files, and nothing that somebody would miss.
 _MODEL_FILES = frozenset(
     (
-        *("config.json", "generation_config.json", "model.safetensors", safetensors.INDEX),
+        *("config.json", "generation_config.json", sharded.WHOLE, sharded.INDEX),
         *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
         *("chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model"),
     )
@@ -45,7 +42,7 @@ def save_model(
     dtype: DTypeLike = DType.F32,
     overrides: Mapping[str, TensorBase] | None = None,
     overwrite: bool = False,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int = sharded.SHARD_BYTES,
 ) -> None:
     """Write ``config.json``, the weights in ``dtype``, the tokenizer and ``generation_config.json``.
 
@@ -92,30 +89,12 @@ def _generation_config(model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _save_weights(folder: Path, weights: Mapping[str, TensorBase], dtype: DType, shard_bytes: int) -> None:
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, tensor in weights.items():
-        size = tensor.elem_count() * dtype.size_in_bytes()
-        if shards[-1] and filled + size > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    if len(shards) == 1:
-        _save_shard(folder / "model.safetensors", weights, shards[0], dtype)
-        return
-    weight_map = {}
-    for i, names in enumerate(shards, 1):
-        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
-        _save_shard(folder / file, weights, names, dtype)
-        weight_map.update(dict.fromkeys(names, file))
-    total = sum(tensor.elem_count() * dtype.size_in_bytes() for tensor in weights.values())
-    write_json(folder / safetensors.INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    sizes = {name: tensor.elem_count() * dtype.size_in_bytes() for name, tensor in weights.items()}
 
+    def arrays(names: Sequence[str]) -> dict[str, mx.array]:
+        return {name: weights[name].mlx().astype(dtype.mlx_) for name in names}
 
-def _save_shard(path: Path, weights: Mapping[str, TensorBase], names: list[str], dtype: DType) -> None:
-    arrays: dict[str, mx.array] = {name: weights[name].mlx().astype(dtype.mlx_) for name in names}
-    safetensors.save(path, arrays)
+    sharded.save(folder, sizes, arrays, shard_bytes, safetensors.PT)
 
 
 # --- a folder, whole or not at all ------------------------------------------------------------

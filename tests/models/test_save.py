@@ -14,9 +14,9 @@ from metal_candle.error import (
     UnexpectedShapeError,
     UnsupportedDTypeForOpError,
 )
+from metal_candle.formats import safetensors, sharded
 from metal_candle.models import LoadedModel, load_model
 from metal_candle.models.save import save_model
-from metal_candle.models.weights import safetensors
 
 import mlx.core as mx
 import numpy as np
@@ -97,7 +97,7 @@ def test_halves(loaded: LoadedModel, tmp_path: Path, dtype: str, stored: str, na
 
 def test_shards_have_an_index(loaded: LoadedModel, tmp_path: Path) -> None:
     save(loaded, tmp_path / "saved", shard_bytes=20_000)
-    index = json.loads((tmp_path / "saved" / safetensors.INDEX).read_text())
+    index = json.loads((tmp_path / "saved" / sharded.INDEX).read_text())
     shards = sorted(path.name for path in (tmp_path / "saved").glob("*.safetensors"))
     assert len(shards) > 2
     assert shards == sorted(set(index["weight_map"].values()))
@@ -146,7 +146,7 @@ def test_an_empty_folder_is_taken_and_a_model_only_when_told(loaded: LoadedModel
     assert files(folder) == before
     save(loaded, folder, dtype="bf16", overwrite=True)
     assert "model.safetensors" in files(folder)
-    assert safetensors.INDEX not in files(folder)
+    assert sharded.INDEX not in files(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 

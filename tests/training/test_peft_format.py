@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metal_candle.error import CheckpointError, UnexpectedShapeError
-from metal_candle.models.weights import safetensors
+from metal_candle.formats import safetensors
 from metal_candle.training.formats import peft
 
 import mlx.core as mx

@@ -18,9 +18,9 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 
-from ...error import CheckpointError, ModelError, UnexpectedShapeError
+from ...error import CheckpointError, IoError, ModelError, UnexpectedShapeError, UnsupportedSafeTensorDtypeError
 from ...files import read_json_object, write_atomically
-from ...models.weights import safetensors
+from ...formats import safetensors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -128,7 +128,7 @@ def save(
         with write_atomically(folder / CONFIG) as config_beside:
             config_beside.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             with write_atomically(folder / WEIGHTS) as weights_beside:
-                safetensors.save(weights_beside, tensors, {"format": "pt"})
+                safetensors.save(weights_beside, tensors, safetensors.PT)
     except CheckpointError.SaveFailed as error:  # it names a file beside the one that was asked for
         cause = error.__cause__
         why = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
@@ -296,7 +296,7 @@ def _read_pairs(path: Path) -> dict[str, Pair]:
     """Module path to PEFT's own A (rank, in) and B (out, rank)."""
     try:
         tensors = safetensors.load_file(path)
-    except ModelError as error:
+    except (ModelError, IoError, UnsupportedSafeTensorDtypeError) as error:
         raise CheckpointError.LoadFailed(reason=str(error).removeprefix("invalid model format: ")) from error
     found: dict[str, dict[str, mx.array]] = {}
     for key, tensor in tensors.items():

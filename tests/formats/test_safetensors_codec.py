@@ -10,15 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from metal_candle.error import CheckpointError, ModelError
-from metal_candle.models.weights.safetensors import (
-    DTYPES,
-    INDEX,
-    load_directory,
-    load_file,
-    read_header,
-    save,
-)
+from metal_candle.error import CheckpointError, ModelError, NotFoundError, UnsupportedSafeTensorDtypeError
+from metal_candle.formats.safetensors import DTYPES, PT, Reader, load_file, read_header, save
+from metal_candle.formats.sharded import INDEX, load_directory
 
 import mlx.core as mx
 import pytest
@@ -43,15 +37,19 @@ def test_round_trip(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:
     header = read_header(tmp_path / "a.safetensors")
     assert header.metadata == {"key": "value"}
     assert (header.tensors["x"].dtype, header.tensors["x"].shape) == (dtype, shape)
-    loaded = load_file(tmp_path / "a.safetensors")
-    assert loaded["x"].dtype == DTYPES[dtype]
-    assert mx.array_equal(loaded["x"], array)
-    assert mx.array_equal(loaded["transposed"], array.T)
+    reader = Reader(tmp_path / "a.safetensors")
+    ways = [{"x": reader.array("x"), "transposed": reader.array("transposed")}]
+    if dtype != "F64":
+        ways.append(load_file(tmp_path / "a.safetensors"))
+    for loaded in ways:
+        assert (loaded["x"].dtype, loaded["x"].shape) == (DTYPES[dtype], shape)
+        assert loaded["x"].tolist() == array.tolist()
+        assert loaded["transposed"].tolist() == array.T.tolist()
 
 
 def test_the_reference_implementation_reads_what_is_written(tmp_path: Path) -> None:
     arrays = {"b": mx.arange(6).reshape(2, 3).astype(mx.float32), "a": mx.array([1, 2], dtype=mx.uint8)}
-    save(tmp_path / "a.safetensors", arrays)
+    save(tmp_path / "a.safetensors", arrays, PT)
     loaded = safetensors.numpy.load_file(tmp_path / "a.safetensors")
     assert {name: array.tolist() for name, array in loaded.items()} == {
         name: array.tolist() for name, array in arrays.items()
@@ -93,8 +91,11 @@ def test_damaged_containers_are_refused(tmp_path: Path, content: bytes, message:
         ({"a": entry("F32", [2], 0, 8)}, 4, "truncated: .* fetch the file again"),
         ({"a": entry("F32", [2], 0, 8)}, 9, "1 bytes follow the last tensor"),
         ({"a": entry("F32", [3], 0, 8)}, 8, r"tensor a: F32 \(3,\) is 12 bytes, not 8"),
-        ({"a": entry("F64", [1], 0, 8)}, 8, "tensor a is F64; takes F32, F16"),
-        ({"a": entry("F8_E4M3", [8], 0, 8)}, 8, "tensor a is F8_E4M3"),
+        ({"a": entry("F33", [1], 0, 8)}, 8, "tensor a is 'F33', which is no dtype of the format"),
+        ({"a": entry(["F32"], [1], 0, 8)}, 8, "which is no dtype of the format"),
+        ({"a": entry("F32", [0, 2**31], 0, 0)}, 0, r"takes sizes below 2\^31"),
+        ({"a": entry("F32", [2**31 - 1] * 9, 0, 8)}, 8, "more than the file's"),
+        ({"a": entry("F32", [True], 0, 4)}, 4, "are no sizes"),
         ({"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 2, 6)}, 6, "tensor b overlaps"),
         ({"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 8, 12)}, 12, "tensor b leaves a gap"),
         ({"a": entry("F32", [-1], 0, 4)}, 4, r"tensor a: shape \[-1\]"),
@@ -108,6 +109,20 @@ def test_headers_that_lie_are_refused(tmp_path: Path, entries: dict[str, Any], s
         load_file(raw(tmp_path / "a.safetensors", entries, bytes(size)))
 
 
+@pytest.mark.parametrize(("dtype", "size"), [("F64", 8), ("F8_E4M3", 1)])
+def test_what_not_every_device_has_is_named(tmp_path: Path, dtype: str, size: int) -> None:
+    path = raw(tmp_path / "a.safetensors", {"a": entry(dtype, [1], 0, size)}, bytes(size))
+    with pytest.raises(UnsupportedSafeTensorDtypeError, match=f"tensor a is {dtype}; takes F32, F16"):
+        load_file(path)
+
+
+def test_numbers_of_thousands_of_digits_are_refused(tmp_path: Path) -> None:
+    header = b'{"a":' + b"9" * 5000 + b"}"
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ModelError.InvalidFormat, match=r"header: Exceeds the limit|tensor a: the entry lacks"):
+        read_header(tmp_path / "a.safetensors")
+
+
 def test_every_truncation_is_found(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> None:
     whole = (tiny_model_dir() / "model.safetensors").read_bytes()
     for size in range(0, len(whole), 997):
@@ -117,16 +132,16 @@ def test_every_truncation_is_found(tmp_path: Path, tiny_model_dir: Callable[...,
 
 
 def test_missing_files_are_named(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> None:
-    with pytest.raises(ModelError.FileNotFound, match=r"model\.safetensors"):
+    with pytest.raises(NotFoundError, match=r"model\.safetensors"):
         load_directory(tmp_path)
     (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(ModelError.FileNotFound, match=r"pytorch_model\.bin is there"):
+    with pytest.raises(NotFoundError, match=r"pytorch_model\.bin is there"):
         load_directory(tmp_path)
-    with pytest.raises(ModelError.FileNotFound, match="absent"):
+    with pytest.raises(NotFoundError, match="absent"):
         read_header(tmp_path / "absent.safetensors")
     folder = tiny_model_dir(shards=2)
     (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(ModelError.FileNotFound, match=r"00002-of-00002.*named in"):
+    with pytest.raises(NotFoundError, match=r"00002-of-00002.*named in"):
         load_directory(folder)
 
 

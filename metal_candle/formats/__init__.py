@@ -1,0 +1,1 @@
+"""Files of tensors as bytes and NumPy arrays: no tensors, no MLX."""
