@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from metal_candle.error import ModelError
+from metal_candle.formats.ggml_blocks import decode
+from metal_candle.formats.gguf import read_gguf_header
+from metal_candle.formats.sharded import load_directory
 from metal_candle.models.config import ModelConfig
 from metal_candle.models.weights.gguf import llama3_divisors, load_gguf, unpermute
-from metal_candle.models.weights.gguf_blocks import decode
-from metal_candle.models.weights.gguf_container import read_gguf_header
-from metal_candle.models.weights.safetensors import load_directory
 
 import gguf
 import mlx.core as mx
@@ -175,7 +175,7 @@ def test_llama_with_biases(tiny_model_dir: Callable[..., Path], to_gguf: Callabl
     assert mx.array_equal(weights[name], load_directory(folder)[name])
 
 
-@pytest.mark.parametrize("kind", [Types.Q4_0, Types.Q8_0, Types.F16, Types.BF16])
+@pytest.mark.parametrize("kind", [Types.Q4_0, Types.Q5_1, Types.Q8_0, Types.F16, Types.BF16])
 def test_other_types_and_dtype(tiny_model_dir: Callable[..., Path], to_gguf: Callable[..., Path], kind: Types) -> None:
     folder = tiny_model_dir()
     name = "model.layers.1.mlp.down_proj.weight"
@@ -222,8 +222,11 @@ def test_llama3_is_recognised_in_its_table(tiny_model_dir: Callable[..., Path], 
 
 
 def test_unsupported_tensor_types_are_named(tiny_model_dir: Callable[..., Path], to_gguf: Callable[..., Path]) -> None:
-    path = to_gguf(tiny_model_dir(), Types.Q5_0)
-    with pytest.raises(ModelError.InvalidFormat, match="is Q5_0, which is not read; takes F32, F16"):
+    def more(writer: gguf.GGUFWriter) -> None:
+        writer.add_tensor("odd", np.zeros((1, 18), np.uint8), raw_dtype=Types.IQ4_NL)
+
+    path = to_gguf(tiny_model_dir(), more=more)
+    with pytest.raises(ModelError.InvalidFormat, match="odd is IQ4_NL, which is not read; takes F32, F16"):
         load_gguf(path)
 
 
@@ -279,7 +282,7 @@ def test_every_changed_byte_of_the_header_is_read_or_refused(
         (b"", ModelError.InvalidFormat, "the file is empty"),
         (b"GG", ModelError.InvalidFormat, "not a GGUF file"),
         (b"PK\x03\x04rest", ModelError.InvalidFormat, "not a GGUF file"),
-        (b"GGUF\x01\x00\x00\x00", ModelError.IncompatibleVersion, "expected GGUF 2 or 3, found 1 in"),
+        (b"GGUF\x04\x00\x00\x00", ModelError.IncompatibleVersion, "expected GGUF 1, 2 or 3, found 4 in"),
         (b"GGUF\x00\x00\x00\x03", ModelError.IncompatibleVersion, "big-endian"),
         (b"GGUF\x03\x00\x00\x00" + b"\xff" * 16, ModelError.InvalidFormat, "more than its 24 bytes hold"),
     ],
