@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from operator import itemgetter
 from typing import Any, cast
@@ -40,19 +40,14 @@ class Plan:
                 self._constants.append((slot, node.value))
                 continue
             if not node.inputs and node.operation.arity == 0:
-                raise NotEvaluatedError(
-                    f"eval: {node} is an argument of a function that compile is tracing; it has no value yet"
-                )
+                raise _placeholder(node)
             self.nodes.append(node)
         device = outputs[0].device if outputs else None
         # What a gradient in this plan likes to find again of its operation, beside the result, has its own slot.
         saved = {}
-        for node in self.nodes:
-            if isinstance(node.operation, Vjp):
-                output = node.inputs[-1]
-                if node.operation.operation.lower_and_save is not None and output.value is None and output not in given:
-                    saved[output] = self._size
-                    self._size += 1
+        for output in _saving(order, given):
+            saved[output] = self._size
+            self._size += 1
         used = set(self._outputs)
         slot_of = slots.__getitem__
         self._steps: list[tuple[Callable[..., Any], list[int], int, list[int]]] = []
@@ -118,23 +113,70 @@ def evaluate(nodes: Sequence[GraphNode]) -> None:
         return
     if current_trace() is not None:
         raise NotEvaluatedError("eval: a function that compile is tracing cannot look at values; return them instead")
-    if len(wanted) == 1 and wanted[0].inputs and all(source.value is not None for source in wanted[0].inputs):
-        # An eager operation: nothing to plan.
-        node = wanted[0]
-        with on_device(node.device):
-            value = node.operation.lower(*[source.value for source in node.inputs])
-            mx.eval(value)
-        _keep(node, value)
-        return
     for device in {node.device: None for node in wanted}:
         own = {node: None for node in wanted if node.device == device}
         own.update((node.inputs[0], None) for node in list(own) if _shares_a_result(node))
-        held = [node for node in unevaluated_order(list(own)) if node.value is None and (node in own or node.is_held())]
+        order = unevaluated_order(list(own))
         with on_device(device):
-            values = Plan(held).run()
-            mx.eval(values)
-        for node, value in zip(held, values):
-            _keep(node, value)
+            held = _lower(order, own, device)
+            mx.eval(list(held.values()))
+        for node, value in held.items():
+            keep(node, value)
+
+
+def _lower(order: Sequence[GraphNode], own: Collection[GraphNode], device: Device) -> dict[GraphNode, Any]:
+    """The arrays, not yet evaluated by MLX, of the nodes in ``own`` and of those that somebody holds.
+
+    What a ``Plan`` does for many runs, for one.
+    """
+    values: dict[GraphNode, Any] = {}
+    held: dict[GraphNode, Any] = {}
+    saving = _saving(order)
+    saved: dict[GraphNode, Any] = {}
+    value_of = values.__getitem__
+    for node in order:
+        # Inputs before the value: another thread that evaluates the node sets the value, then drops the inputs.
+        inputs, value = node.inputs, node.value
+        if value is None:
+            operation = node.operation
+            if not inputs and operation.arity == 0:
+                raise _placeholder(node)
+            lower: Callable[..., Any] = operation.lower
+            if saving and node in saving:
+                lower = cast("Callable[..., Any]", operation.lower_and_save)
+            if node.device is not device and node.device != device:
+                lower = _Elsewhere(node.device, lower)
+            if saved and type(operation) is Vjp and inputs[-1] in saved:
+                value = lower(*map(value_of, inputs[:-1]), saved[inputs[-1]])
+            else:
+                value = lower(*map(value_of, inputs))
+            if saving and node in saving:
+                saved[node] = value
+                value = value[0]
+            if node in own or (node.handle is not None and node.handle() is not None):
+                held[node] = value
+        values[node] = value
+    return held
+
+
+def evaluate_one(node: GraphNode) -> None:
+    """``evaluate`` for one node, quick where its inputs have their values, as an eager operation's do."""
+    if node.value is not None:
+        return None
+    arrays = []
+    for source in node.inputs:
+        if source.value is None:
+            return evaluate([node])
+        arrays.append(source.value)
+    device = node.device.mlx()
+    if device == mx.default_device():
+        value = node.operation.lower(*arrays)
+        mx.eval(value)
+    else:
+        with mx.stream(device):
+            value = node.operation.lower(*arrays)
+            mx.eval(value)
+    return keep(node, value)
 
 
 def _shares_a_result(node: GraphNode) -> bool:
@@ -142,7 +184,26 @@ def _shares_a_result(node: GraphNode) -> bool:
     return isinstance(node.operation, Pick) and not isinstance(node.inputs[0].operation, Vjp)
 
 
-def _keep(node: GraphNode, value: Any) -> None:
+def keep(node: GraphNode, value: Any) -> None:
+    """Store a computed value; a node that no gradient needs lets its inputs go."""
     node.value = value
     if not node.tracked:
         node.let_go()
+
+
+def _placeholder(node: GraphNode) -> NotEvaluatedError:
+    return NotEvaluatedError(
+        f"eval: {node} is an argument of a function that compile is tracing; it has no value yet"
+    )
+
+
+def _saving(order: Sequence[GraphNode], given: Collection[GraphNode] = ()) -> set[GraphNode]:
+    """The nodes to be computed whose gradient is in ``order`` and likes to find more again than the result."""
+    saving = set()
+    for node in order:
+        operation = node.operation
+        if type(operation) is Vjp and operation.operation.lower_and_save is not None and node.value is None:
+            output = node.inputs[-1]
+            if output.value is None and output not in given:
+                saving.add(output)
+    return saving

@@ -15,12 +15,18 @@ import mlx.core as mx
 from ..device import Device
 from ..dtype import DType
 from ..error import DeviceMismatchBinaryOpError, Error
+from ..layout import Layout
 from ..shape import Shape
 from .node_data import NodeData
 from .operation import Arrays, Meta, Metas, Operation
 
 _ids = itertools.count()
 _by_id = operator.attrgetter("id")
+_meta = operator.attrgetter("meta")
+
+
+class TensorId(int):
+    """What names a tensor while its operations change: a variable's cell, or one node. candle: ``TensorId``."""
 
 
 class GraphNode:
@@ -36,6 +42,7 @@ class GraphNode:
         "handle",
         "id",
         "inputs",
+        "layout",
         "meta",
         "operation",
         "tracked",
@@ -63,6 +70,8 @@ class GraphNode:
         self.variable = variable
         # The lazy tensor that a user holds of this node: its value is kept when it is computed on the way.
         self.handle: weakref.ref[Any] | None = None
+        # Where its elements lie in candle's view of storage, once somebody asked; see ``layout_of``.
+        self.layout: Layout | None = None
         # Where a gradient would have ended, if the inputs that showed it have been let go.
         self.cut: str | None = None
         # Inputs exist before what uses them: the order of the ids is a topological order.
@@ -98,6 +107,8 @@ class GraphNode:
 
     def let_go(self) -> None:
         """Forget the inputs of a node that has its value and that no gradient needs."""
+        if self.operation.is_view:
+            layout_of(self)
         for source in self.inputs:
             self.cut = self.cut or (self.label() if source.tracked else source.cut)
         self.inputs = ()
@@ -127,12 +138,13 @@ class Variable:
     before keeps reading the value of its time.
     """
 
-    __slots__ = ("__weakref__", "_node", "differentiable")
+    __slots__ = ("__weakref__", "_node", "differentiable", "id")
 
     def __init__(self, value: mx.array, device: Device, differentiable: bool = True) -> None:
         self.differentiable = differentiable
         meta = Meta(Shape(value.shape), DType.of(value.dtype))
         self._node = GraphNode(Operation.Input, (), meta, device)
+        self.id = self._node.id
         self.assign(value)
 
     @property
@@ -206,6 +218,18 @@ def tracing() -> Iterator[Trace]:
             variable.restore(node)
 
 
+def layout_of(node: GraphNode) -> Layout:
+    """Where a node's elements lie in the storage of the node it is a view of; row-major if it is none."""
+    chain = []
+    while node.layout is None and node.operation.is_view and node.inputs:
+        chain.append(node)
+        node = node.inputs[0]
+    layout = node.layout or Layout.contiguous(node.shape)
+    for view in reversed(chain):
+        layout = view.layout = view.operation.relayout(layout) or Layout.contiguous(view.shape)
+    return layout
+
+
 def leaf(value: mx.array, device: Device) -> GraphNode:
     """A leaf that holds a value."""
     mx.eval(value)  # MLX is lazy too, and only the thread that recorded an array can compute it
@@ -217,13 +241,18 @@ def placeholder(meta: Meta, device: Device) -> GraphNode:
     return GraphNode(Operation.Input, (), meta, device)
 
 
-def record(operation: Operation, inputs: tuple[GraphNode, ...], device: Device | None = None) -> GraphNode:
+def record(
+    operation: Operation, inputs: tuple[GraphNode, ...], device: Device | None = None, meta: Metas | None = None
+) -> GraphNode:
     """A new node. Raises what the operation's ``infer`` raises, and ``Error`` where devices differ.
 
-    ``device`` is where it is computed, for what moves a tensor; otherwise where the inputs are.
+    ``device`` is where it is computed, for what moves a tensor; otherwise where the inputs are. ``meta`` is what
+    ``infer`` gives, where the caller knows it.
     """
-    meta = operation.infer(*[node.meta for node in inputs])
-    where, tracked = device or inputs[0].device, False
+    if meta is None:
+        meta = operation.infer(*map(_meta, inputs))
+    where = device or inputs[0].device
+    tracked = False
     for node in inputs:
         if node.tracked:
             tracked = True

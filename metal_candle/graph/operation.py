@@ -17,6 +17,7 @@ import numpy as np
 
 from ..dtype import DType
 from ..error import BackwardNotSupportedError, ShapeMismatchError
+from ..layout import Layout
 from ..shape import Shape
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Operation(metaclass=Variants):
     - ``methods``: names under which tensors offer it; empty for what only the package records.
     - ``samples``: what the derived tests try; ``numpy``: the reference they compare with.
     - ``differentiable``: ``False`` ends the gradient here, as in candle (``round``, comparisons).
+    - ``is_view``: the result may share its input's storage, as ``relayout`` says.
     """
 
     arity: ClassVar[int | None] = 1
@@ -84,6 +86,7 @@ class Operation(metaclass=Variants):
     methods: ClassVar[tuple[str, ...]] = ()
     samples: ClassVar[tuple[Sample, ...]] = ()
     differentiable: ClassVar[bool] = True
+    is_view: ClassVar[bool] = False
     numpy: ClassVar[Callable[..., Any] | None] = None
     key: ClassVar[str] = ""
 
@@ -117,6 +120,10 @@ class Operation(metaclass=Variants):
     def lower(self, *inputs: Any) -> Arrays:
         """The result as MLX arrays."""
         raise AssertionError(f"{self.key} declares no lower")
+
+    def relayout(self, layout: Layout) -> Layout | None:
+        """Where a view's elements lie in the storage of an input laid out so; ``None`` where candle copies."""
+        raise AssertionError(f"{self.key} declares no relayout")
 
     # ``lower`` where a gradient is taken in the same plan: the result, then what ``vjp`` likes to find again. It is
     # given all of this as ``output``; of a result that was computed earlier, the result alone.

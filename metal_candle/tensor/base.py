@@ -10,10 +10,11 @@ import numpy as np
 
 from ..device import Device
 from ..dtype import DType
-from ..error import Error, UnexpectedNumberOfDimsError
+from ..error import Error
 from ..graph.evaluate import evaluate
-from ..graph.node import GraphNode, leaf, record
+from ..graph.node import GraphNode, TensorId, layout_of, leaf, record, topological_order
 from ..graph.operation import Operation, to_numpy
+from ..layout import Layout
 from ..shape import DimLike, Shape, expect_rank, resolve_dim
 
 T = TypeVar("T", bound="TensorBase")
@@ -83,10 +84,26 @@ class TensorBase:
         """Its number of dims."""
         return len(self.shape)
 
+    def layout(self) -> Layout:
+        """Where its elements lie in storage by candle's rules. candle: ``Tensor::layout``."""
+        return layout_of(self._node)
+
     @property
     def stride(self) -> tuple[int, ...]:
-        """Row-major strides in elements."""
-        return self.shape.stride_contiguous()
+        """Its strides in elements, by candle's rules: those of a view are its storage's."""
+        return self.layout().stride
+
+    def is_contiguous(self) -> bool:
+        """Whether its elements lie row-major by candle's rules. MLX may have copied; no operation here asks for it."""
+        return self.layout().is_contiguous()
+
+    def is_fortran_contiguous(self) -> bool:
+        """Whether its elements lie column-major by candle's rules."""
+        return self.layout().is_fortran_contiguous()
+
+    def strided_index(self) -> Iterator[int]:
+        """The place of each element in storage, in row-major order. candle: ``Tensor::strided_index``."""
+        return iter(self.layout().places().reshape(-1).tolist())
 
     @property
     def nelement(self) -> int:
@@ -130,6 +147,24 @@ class TensorBase:
         expect_rank(self.shape, 4, "dims4")
         return self.shape[0], self.shape[1], self.shape[2], self.shape[3]
 
+    def dims5(self) -> tuple[int, int, int, int, int]:
+        """The sizes of a 5-D tensor. Raises ``UnexpectedNumberOfDimsError`` otherwise."""
+        expect_rank(self.shape, 5, "dims5")
+        return self.shape[0], self.shape[1], self.shape[2], self.shape[3], self.shape[4]
+
+    def normalize_axis(self, axis: int) -> int:
+        """``axis``, which may count from the end, from the front. Raises ``DimOutOfRangeError``."""
+        return resolve_dim(axis, self.shape, "normalize_axis")
+
+    def id(self) -> TensorId:
+        """What gradients are kept by: a variable's is that of its cell, any other's that of its node."""
+        variable = self._node.variable
+        return TensorId(self._node.id if variable is None else variable.id)
+
+    def sorted_nodes(self) -> list[GraphNode]:
+        """The nodes a gradient passes through, this tensor's first. candle: ``Tensor::sorted_nodes``."""
+        return [node for node in reversed(topological_order([self._node])) if node.tracked]
+
     def track_op(self) -> bool:
         """Whether a gradient can pass through here: it is a variable or depends on one."""
         return self._node.tracked
@@ -137,6 +172,14 @@ class TensorBase:
     def is_variable(self) -> bool:
         """Whether it is a variable."""
         return self._node.variable is not None
+
+    def apply(self, m: Any) -> Any:
+        """What a module, or a function, gives for this tensor. candle: ``Tensor::apply``."""
+        return m.forward(self) if hasattr(m, "forward") else m(self)
+
+    def apply_t(self, m: Any, train: bool) -> Any:
+        """As ``apply``, for a module that acts differently while training. candle: ``Tensor::apply_t``."""
+        return m.forward_t(self, train) if hasattr(m, "forward_t") else self.apply(m)
 
     # --- values -------------------------------------------------------------------------------
 
@@ -150,10 +193,6 @@ class TensorBase:
     def numpy(self) -> np.ndarray[Any, Any]:
         """The value as a NumPy array; BF16, which NumPy lacks, as float32."""
         return to_numpy(self.mlx())
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        array = self.numpy()
-        return array if dtype is None else array.astype(dtype)
 
     def tolist(self) -> Any:
         """The value as nested lists."""
@@ -184,32 +223,6 @@ class TensorBase:
         expect_rank(self.shape, rank, f"to_vec{rank}")
         values: list[Any] = self.tolist()
         return values
-
-    def _one(self) -> Any:
-        if self.elem_count() != 1:
-            raise UnexpectedNumberOfDimsError("a Python number", "0, or one element", self.shape)
-        return self.mlx().reshape(()).item()
-
-    def __float__(self) -> float:
-        return float(self._one())
-
-    def __int__(self) -> int:
-        return int(self._one())
-
-    def __bool__(self) -> bool:
-        return bool(self._one())
-
-    def __len__(self) -> int:
-        if not self.shape:
-            raise UnexpectedNumberOfDimsError("len", "1 or more", self.shape)
-        return self.shape[0]
-
-    def __iter__(self: T) -> Iterator[T]:
-        for i in range(len(self)):
-            yield self[i]  # type: ignore[index]
-
-    def __hash__(self) -> int:
-        return id(self)
 
     def __str__(self) -> str:
         where = "" if self.device.is_cpu() else f", {self.device}"

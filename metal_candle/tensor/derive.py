@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from ..graph import operations  # fills the registry
 from ..graph.node import GraphNode, record
 from ..graph.operation import REGISTRY, Operation
 from ..graph.operations.binary import Binary
-from ..graph.operations.unary import Affine
+from ..graph.operations.affine import Affine
 from .base import TensorBase
 
 __all__ = ["documentation", "method_table", "operations", "operator_table", "parameters"]
@@ -109,21 +110,42 @@ def _of_two(record_class: type[Binary], name: str, bind: Binder) -> Callable[...
 def _of_any(name: str, bind: Binder, operands: int, declared: list[inspect.Parameter]) -> Callable[..., Any]:
     names = [p.name for p in declared]
     required = sum(p.default is p.empty for p in declared)
+    # What an operation of dims and shapes gives depends on nothing but them and its operands' shapes and dtypes, so a
+    # loop that records it again need not work it out again.
+    known = all(p.annotation in _REMEMBERED for p in declared[operands:])
+    bound = functools.lru_cache(_REMEMBER)(_bound) if known else _bound
 
     def method(self: TensorBase, *args: Any, **kwargs: Any) -> Any:
         if kwargs:
             args = _positional(name, names, args, kwargs)
         if not required <= len(args) <= len(names):
             raise TypeError(f"{name}() takes {', '.join(names)}; got {len(args)} of {len(names)} arguments")
-        nodes: tuple[GraphNode, ...] = (self._node,)
+        node = self._node
+        nodes: tuple[GraphNode, ...] = (node,)
+        metas: tuple[Any, ...] = (node.meta,)
         for operand in args[:operands]:
             if not isinstance(operand, TensorBase):
                 raise _no_tensor(name, operand)
-            nodes += (self._operand(operand),)
-        operation = bind(*[node.meta for node in nodes], *args[operands:])
-        return self._wrap(record(operation, nodes))
+            other = self._operand(operand)
+            nodes += (other,)
+            metas += (other.meta,)
+        try:
+            operation, meta = bound(bind, metas, args[operands:])
+        except TypeError:  # dims in a list cannot be remembered; or it is a mistake, which is then raised again
+            operation, meta = _bound(bind, metas, args[operands:])
+        return self._wrap(record(operation, nodes, None, meta))
 
     return method
+
+
+_REMEMBERED = ("DimLike", "DimsLike", "ShapeLike", "int", "bool")
+_REMEMBER = 1024
+
+
+def _bound(bind: Binder, metas: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Operation, Any]:
+    """The operation of a call, and the shape and dtype of its result."""
+    operation = bind(*metas, *args)
+    return operation, operation.infer(*metas)
 
 
 def _no_tensor(name: str, operand: Any) -> Error:

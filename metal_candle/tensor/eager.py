@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import copyreg
 from typing import Any, TypeVar
+
+import mlx.core as mx
 
 from ..device import DeviceLike
 from ..dtype import DTypeLike
 from ..error import Error
-from ..graph.evaluate import evaluate
-from ..graph.node import GraphNode, current_trace
+from ..graph.evaluate import evaluate_one
+from ..graph.node import GraphNode, Variable, current_trace, record
 from ..graph.node_data import NodeData
+from ..graph.operations.storage import AsStrided, StridedUpdate
+from ..graph.operations.structure import Detach
+from ..layout import Layout
 from .base import TensorBase
 from .construct import Constructors, as_array
 from .grad_store import GradStore, backward
+from .inplace import InPlaceMethods
+from .python import Packed, pack, present, unpack
 
 E = TypeVar("E", bound="Tensor")
+K = TypeVar("K", bound="CellTensor")
+_detach = Detach()
 
 
-class Tensor(Constructors):
+class Tensor(InPlaceMethods, Constructors):
     """A tensor with its value.
 
     It remembers its operation only where a variable is among its ancestors, as candle does. Inside a
@@ -32,13 +42,47 @@ class Tensor(Constructors):
     @classmethod
     def _from_node(cls: type[E], node: GraphNode) -> E:
         if node.value is None and current_trace() is None:
-            evaluate([node])
+            evaluate_one(node)
         tensor: E = Tensor.__new__(Tensor)  # type: ignore[assignment]
         tensor._node = node
         return tensor
 
     def _wrap(self: E, node: GraphNode) -> E:
-        return type(self)._from_node(node)
+        if node.operation.is_view:
+            return self._view(node)
+        if node.value is None and current_trace() is None:
+            evaluate_one(node)
+        tensor: E = Tensor.__new__(Tensor)  # type: ignore[assignment]
+        tensor._node = node
+        return tensor
+
+    def _view(self: E, node: GraphNode) -> E:
+        """The result of an operation that, as in candle, shares this tensor's storage if its layout allows."""
+        layout = node.operation.relayout(self.layout())
+        node.layout = layout or Layout.contiguous(node.shape)
+        if layout is None:
+            return self._from_node(node)
+        if node.value is None and current_trace() is None:
+            evaluate_one(node)
+        return ViewTensor(self._storage(), node, layout)  # type: ignore[return-value]
+
+    def layout(self) -> Layout:
+        """Where its elements lie in the storage it shares with its views. candle: ``Tensor::layout``."""
+        return Layout.contiguous(self.shape)
+
+    def _storage(self) -> Tensor:
+        """The tensor whose content this one's is a part of: itself, unless it is a view."""
+        return self
+
+    def _store(self, node: GraphNode) -> None:
+        """Take a recorded content, which this tensor's views see."""
+        if current_trace() is None:
+            evaluate_one(node)
+        elif self._node.value is not None:
+            raise Error(
+                "in place: a function that compile is tracing changes a tensor from outside of it; takes a Var there"
+            )
+        self._node = node
 
     def _operand(self, other: TensorBase) -> GraphNode:
         if not isinstance(other, Tensor):
@@ -64,6 +108,103 @@ class Tensor(Constructors):
             values = ", ".join(str(value) for value in self.numpy().reshape(-1).tolist())
             return f"Tensor[{values}; {self.dtype}{where}]"
         return f"Tensor[dims {', '.join(map(str, self.shape))}; {self.dtype}{where}]"
+
+
+class CellTensor(Tensor):
+    """A tensor that shares a variable's cell: it always has the value that was set last."""
+
+    __slots__ = ("_variable",)
+
+    def __init__(self, variable: Variable) -> None:
+        self._variable = variable
+
+    @property
+    def _node(self) -> GraphNode:  # type: ignore[override]
+        return self._variable.node
+
+    def _store(self, node: GraphNode) -> None:
+        if current_trace() is None:
+            evaluate_one(node)
+            self._variable.assign(node.value)  # type: ignore[arg-type]
+        else:
+            self._variable.assign_node(node)
+
+
+    def __deepcopy__(self: K, memo: dict[int, Any]) -> K:
+        """A tensor of the copied cell: what shared a cell shares the copy."""
+        cell = memo.get(id(self._variable))
+        if cell is None:
+            cell = Variable(mx.array(self.mlx()), self.device, self._variable.differentiable)
+            memo[id(self._variable)] = cell
+        return _of_cell(type(self), cell)
+
+    def __reduce__(self) -> Any:
+        return _of_cell, (type(self), self._variable)
+
+
+def _of_cell(kind: type[K], cell: Variable) -> K:
+    tensor = kind.__new__(kind)
+    CellTensor.__init__(tensor, cell)
+    return tensor
+
+
+def _pickled_cell(cell: Variable) -> Any:
+    where = cell.node.device
+    return _cell, (pack(cell.node.value), (where.kind.value, where.index), cell.differentiable)  # type: ignore[arg-type]
+
+
+def _cell(packed: Packed, device: tuple[str, int], differentiable: bool) -> Variable:
+    return Variable(unpack(packed), present(device), differentiable)
+
+
+# Through pickle's own memory of objects, tensors that shared a cell share one again.
+copyreg.pickle(Variable, _pickled_cell)
+
+
+class ViewTensor(Tensor):
+    """A part of another tensor's storage, as candle's ``narrow``, ``t``, ``detach`` … give it.
+
+    MLX's arrays are values. What was computed stands until the storage is written to; then the part is read anew,
+    so that a write through any tensor of a storage is seen by all of them.
+    """
+
+    __slots__ = ("_detached", "_layout", "_own", "_root", "_seen")
+
+    def __init__(self, root: Tensor, node: GraphNode, layout: Layout) -> None:
+        self._root, self._seen, self._own, self._layout = root, root._node, node, layout
+        self._detached = not node.tracked
+
+    @property
+    def _node(self) -> GraphNode:  # type: ignore[override]
+        storage = self._root._node
+        if storage is self._seen:
+            trace = current_trace()
+            if trace is None or storage.variable is None or self._own.value is None:
+                return self._own
+            # A compiled function reads variables anew at each call, through views from outside of it too.
+            return self._read(storage)
+        own = self._read(storage)
+        if current_trace() is None:
+            evaluate_one(own)
+        self._own, self._seen = own, storage
+        return own
+
+    def _read(self, storage: GraphNode) -> GraphNode:
+        node = record(AsStrided(self._layout), (storage,))
+        return record(_detach, (node,)) if self._detached and node.tracked else node
+
+    def layout(self) -> Layout:
+        return self._layout
+
+    def _storage(self) -> Tensor:
+        return self._root
+
+    def _store(self, node: GraphNode) -> None:
+        if self._layout.overlaps():
+            raise Error(
+                f"in place: the tensor is a view of shape {list(self.shape)} that repeats elements; takes copy() first"
+            )
+        self._root._store(record(StridedUpdate(self._layout), (self._root._node, node)))
 
 
 NodeData.tensor_of = staticmethod(Tensor._from_node)

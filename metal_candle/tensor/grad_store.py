@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..error import GradientNotFoundError
+from ..error import DTypeMismatchError, GradientNotFoundError, ShapeMismatchBinaryOpError
 from ..graph.differentiate import explain_missing, gradients
 from ..graph.evaluate import evaluate
-from ..graph.node import GraphNode, Variable, current_trace
+from ..graph.node import GraphNode, TensorId, current_trace, record
+from ..graph.operations.binary import Add
 from .base import TensorBase
 
 if TYPE_CHECKING:
     from .eager import Tensor
 
+_add = Add()
+
 
 class GradStore:
-    """Gradients by variable. candle: ``candle_core::backprop::GradStore``."""
+    """Gradients by tensor: after ``backward()`` those of the variables. candle: ``candle_core::backprop::GradStore``."""
 
-    def __init__(self, loss: GraphNode, nodes: dict[Variable, GraphNode], wrap: Callable[[GraphNode], Tensor]) -> None:
+    def __init__(self, loss: GraphNode, nodes: dict[TensorId, GraphNode], wrap: Callable[[GraphNode], Tensor]) -> None:
         self._loss, self._nodes, self._wrap = loss, nodes, wrap
 
     def get(self, tensor: TensorBase) -> Tensor | None:
-        """The gradient of a variable, or ``None`` where no path leads to it."""
-        variable = tensor._node.variable
-        node = self._nodes.get(variable) if variable is not None else None
+        """The gradient of a tensor, or ``None`` where no path leads to it; see ``explain``."""
+        return self.get_id(tensor.id())
+
+    def get_id(self, id: TensorId) -> Tensor | None:
+        """The gradient of the tensor with this id, or ``None``."""
+        node = self._nodes.get(id)
         return None if node is None else self._wrap(node)
 
     def __getitem__(self, tensor: TensorBase) -> Tensor:
@@ -34,36 +40,51 @@ class GradStore:
         return gradient
 
     def __contains__(self, tensor: TensorBase) -> bool:
-        return tensor._node.variable in self._nodes
+        return tensor.id() in self._nodes
 
     def __len__(self) -> int:
         return len(self._nodes)
 
-    def get_ids(self) -> Iterator[Variable]:
-        """The variables that have a gradient."""
-        return iter(self._nodes)
+    def get_ids(self) -> list[TensorId]:
+        """The ids of the tensors that have a gradient."""
+        return list(self._nodes)
 
-    def insert(self, tensor: TensorBase, gradient: TensorBase) -> None:
-        """Put a gradient in place of a variable's own, as clipping does."""
-        variable = tensor._node.variable
-        if variable is None:
-            raise GradientNotFoundError("insert: got a tensor that is no variable; takes a Var")
-        self._nodes[variable] = gradient._node
+    def insert(self, tensor: TensorBase, gradient: TensorBase) -> Tensor | None:
+        """Put a gradient in place of a tensor's own, as clipping does, and return the one that was there.
+
+        Raises ``ShapeMismatchBinaryOpError`` and ``DTypeMismatchError`` unless it is like the tensor.
+        """
+        if gradient.shape != tensor.shape:
+            raise ShapeMismatchBinaryOpError("insert", tensor.shape, gradient.shape, "a gradient of the tensor's shape")
+        if gradient.dtype is not tensor.dtype:
+            raise DTypeMismatchError("insert", tensor.dtype, gradient.dtype)
+        return self.insert_id(tensor.id(), gradient)
+
+    def insert_id(self, id: TensorId, gradient: TensorBase) -> Tensor | None:
+        """As ``insert``, for the tensor with this id."""
+        earlier = self.get_id(id)
+        self._nodes[id] = gradient._node
+        return earlier
 
     def remove(self, tensor: TensorBase) -> Tensor | None:
         """Take a gradient out and return it."""
         gradient = self.get(tensor)
-        if gradient is not None and tensor._node.variable is not None:
-            del self._nodes[tensor._node.variable]
+        self._nodes.pop(tensor.id(), None)
         return gradient
+
+    def extend(self, other: GradStore) -> None:
+        """Take over another store's gradients; where both have one, their sum."""
+        for id, node in other._nodes.items():
+            own = self._nodes.get(id)
+            self._nodes[id] = node if own is None else record(_add, (own, node))
 
     def explain(self, tensor: TensorBase) -> str:
         """Why a variable has no gradient here: where its path to the loss is cut."""
+        if tensor.id() in self._nodes:
+            return "it has a gradient"
         variable = tensor._node.variable
         if variable is None:
             return "the tensor is no variable; gradients are kept for Var only"
-        if variable in self._nodes:
-            return "it has a gradient"
         return explain_missing(self._loss, variable)
 
 
@@ -72,4 +93,4 @@ def backward(loss: TensorBase, wrap: Callable[[GraphNode], Tensor]) -> GradStore
     found = gradients(loss._node)
     if current_trace() is None:
         evaluate([loss._node, *found.values()])
-    return GradStore(loss._node, found, wrap)
+    return GradStore(loss._node, {TensorId(variable.id): node for variable, node in found.items()}, wrap)

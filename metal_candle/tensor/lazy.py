@@ -16,6 +16,8 @@ from .eager import Tensor
 from .grad_store import GradStore, backward
 
 L = TypeVar("L", bound="LazyTensor")
+_new = object.__new__
+_ref = weakref.ref
 
 
 class LazyTensor(Constructors):
@@ -37,7 +39,11 @@ class LazyTensor(Constructors):
         return cls(node)
 
     def _wrap(self: L, node: GraphNode) -> L:
-        return type(self)(node)
+        tensor = _new(type(self))
+        tensor._node = node
+        if node.handle is None:
+            node.handle = _ref(tensor)
+        return tensor
 
     def _lift(self: L, other: TensorBase) -> L:
         return other if isinstance(other, type(self)) else type(self)(other._node)

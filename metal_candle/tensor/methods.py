@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .base import TensorBase
 from .derive import method_table, operator_table
+from .python import PythonProtocols
 
 
-class TensorMethods(TensorBase):
+class TensorMethods(PythonProtocols):
     """The methods that the records give, on top of what every tensor has."""
 
     __slots__ = ()
@@ -17,4 +17,4 @@ for _name, (_, _function) in method_table().items():
 for _name, _function in operator_table().items():
     setattr(TensorMethods, _name, _function)
 # Python drops __hash__ from a class that defines __eq__; comparing gives a tensor, hashing is by identity.
-TensorMethods.__hash__ = TensorBase.__hash__  # type: ignore[method-assign]
+TensorMethods.__hash__ = PythonProtocols.__hash__  # type: ignore[method-assign]

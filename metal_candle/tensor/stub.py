@@ -21,8 +21,9 @@ from typing_extensions import Self
 from ..dtype import DTypeLike
 from ..shape import DimLike, DimsLike, ShapeLike
 from .base import TensorBase
+from .python import PythonProtocols
 
-class TensorMethods(TensorBase):
+class TensorMethods(PythonProtocols):
 '''
 
 

@@ -6,25 +6,12 @@ from typing import Any, TypeVar
 
 from ..device import DeviceLike
 from ..dtype import DTypeLike
-from ..error import CannotSetVarError
-from ..graph.node import GraphNode, Variable, current_trace
+from ..error import CannotSetVarError, DTypeMismatchError, ShapeMismatchBinaryOpError
+from ..graph.node import GraphNode, Variable
 from .base import TensorBase
-from .eager import Tensor
+from .eager import CellTensor, Tensor
 
 V = TypeVar("V", bound="Var")
-
-
-class CellTensor(Tensor):
-    """A tensor that shares a variable's cell: it always has the value that was set last."""
-
-    __slots__ = ("_variable",)
-
-    def __init__(self, variable: Variable) -> None:
-        self._variable = variable
-
-    @property
-    def _node(self) -> GraphNode:  # type: ignore[override]
-        return self._variable.node
 
 
 class Var(CellTensor):
@@ -48,9 +35,6 @@ class Var(CellTensor):
         start = Tensor._from_node(node)
         return cls.from_tensor(start)
 
-    def _wrap(self, node: GraphNode) -> Any:
-        return Tensor._from_node(node)
-
     @classmethod
     def from_tensor(cls: type[V], tensor: TensorBase) -> V:
         """A variable that starts from a tensor's value; a ``Var`` comes back sharing its cell."""
@@ -62,25 +46,31 @@ class Var(CellTensor):
         return var
 
     def set(self, src: TensorBase) -> None:
-        """Take the values of ``src``, of the same shape and dtype. Raises ``CannotSetVarError``."""
+        """Take the values of ``src``, of the same shape and dtype, which layers and views of this variable then see.
+
+        Raises ``ShapeMismatchBinaryOpError``, ``DTypeMismatchError``, and ``CannotSetVarError`` for a view of this
+        variable itself: ``copy()`` it first.
+
+        candle: ``Var::set(&self, src: &Tensor) -> Result<()>``
+        """
         if not isinstance(src, TensorBase):
             raise CannotSetVarError(f"set: got a {type(src).__name__}; takes a tensor, Tensor(...) makes one")
-        if src.shape != self.shape or src.dtype is not self.dtype:
-            raise CannotSetVarError(
-                f"set: variable is {list(self.shape)} {self.dtype}, got {list(src.shape)} {src.dtype}; "
-                "takes the same shape and dtype"
-            )
-        if current_trace() is None:
-            self._variable.assign(src.mlx())
-        else:
-            self._variable.assign_node(src._node)
+        if src.shape != self.shape:
+            raise ShapeMismatchBinaryOpError("set", self.shape, src.shape, "the variable's shape")
+        if src.dtype is not self.dtype:
+            raise DTypeMismatchError("set", self.dtype, src.dtype)
+        if isinstance(src, Tensor):
+            root = src._storage()
+            if isinstance(root, CellTensor) and root._variable is self._variable:
+                raise CannotSetVarError("set: got a tensor that shares the variable's storage; takes copy() of it")
+        self._store(src._node)
 
     def as_tensor(self) -> Tensor:
         """A tensor that shares the cell and is tracked."""
         return CellTensor(self._variable)
 
     def as_detached_tensor(self) -> Tensor:
-        """The value as it is now, not tracked."""
+        """A tensor that shares the cell and is not tracked. candle: ``Var::as_detached_tensor``."""
         return self.detach()
 
     def __repr__(self) -> str:

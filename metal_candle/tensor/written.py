@@ -8,12 +8,13 @@ from ..device import Device
 from ..graph.node import record
 from ..graph.operations.structure import ToDevice
 from .arithmetic import ArithmeticMethods
+from .custom_op import CustomOpMethods
 from .shaping import ShapingMethods
 
 T = TypeVar("T", bound="WrittenMethods")
 
 
-class WrittenMethods(ArithmeticMethods, ShapingMethods):
+class WrittenMethods(ArithmeticMethods, CustomOpMethods, ShapingMethods):
     """Methods spelled out by hand."""
 
     __slots__ = ()

@@ -163,15 +163,35 @@ def test_a_gradient_is_taken_of_a_part(lift: Lift) -> None:
 def test_the_store_can_be_changed() -> None:
     w = Var([1.0, 2.0])
     grads = w.sqr().sum_all().backward()
-    grads.insert(w, grads[w] * 0.5)
+    earlier = grads.insert(w, grads[w] * 0.5)
+    assert earlier is not None
+    assert earlier.to_vec1() == [2.0, 4.0]
     assert grads[w].to_vec1() == [1.0, 2.0]
-    assert list(grads.get_ids()) == [w._node.variable]
+    assert grads.get_ids() == [w.id()] == [w.as_tensor().id()]
+    assert grads.get_id(w.id()) is not None
+    w.set(Tensor([5.0, 6.0]))
+    assert grads.get_ids() == [w.id()], "a variable's id does not change with its value"
     removed = grads.remove(w)
     assert removed is not None
     assert removed.to_vec1() == [1.0, 2.0]
     assert grads.get(w) is None
-    with pytest.raises(mc.Error, match="insert: got a tensor that is no variable; takes a Var"):
-        grads.insert(Tensor([1.0]), Tensor([1.0]))
+    assert grads.remove(w) is None
+    other = Tensor([1.0])
+    assert grads.insert(other, Tensor([3.0])) is None
+    assert grads[other].to_vec1() == [3.0]
+    with pytest.raises(ValueError, match=r"insert: got shapes \(1,\) and \(2,\); takes a gradient of the tensor's shape"):
+        grads.insert(other, w)
+    with pytest.raises(TypeError, match="insert: dtypes differ, lhs f32, rhs i64"):
+        grads.insert(other, Tensor([1]))
+
+
+def test_stores_add_up() -> None:
+    w, v = Var([1.0, 2.0]), Var([1.0])
+    grads = w.sqr().backward()
+    grads.extend((w * 3.0).sum_all().backward())
+    grads.extend(v.sqr().backward())
+    assert grads[w].to_vec1() == [5.0, 7.0]
+    assert grads[v].to_vec1() == [2.0]
 
 
 def test_only_paths_to_variables_are_walked() -> None:

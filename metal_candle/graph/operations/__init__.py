@@ -1,17 +1,7 @@
-"""The records, a file per family. Importing this package fills the registry."""
+"""The records, a file per family. Importing this package imports every file in it, which fills the registry."""
 
-from . import binary, fused, index, linalg, movement, norm, random, reduce, structure, unary, update
+import importlib
+import pkgutil
 
-__all__ = [
-    "binary",
-    "fused",
-    "index",
-    "linalg",
-    "movement",
-    "norm",
-    "random",
-    "reduce",
-    "structure",
-    "unary",
-    "update",
-]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -11,6 +11,7 @@ import numpy as np
 from ...device import Device
 from ...dtype import DType
 from ...error import UnsupportedDTypeForOpError
+from ...layout import Layout
 from ..operation import Arrays, Gradients, Meta, Metas, Operation, Sample
 
 
@@ -76,9 +77,13 @@ class Detach(Operation):
     samples = (Sample(((),)), Sample(((0, 3),)), Sample(((5, 123),)))
     numpy = np.asarray
     differentiable = False
+    is_view = True
 
     def infer(self, x: Meta) -> Meta:
         return x
+
+    def relayout(self, layout: Layout) -> Layout:
+        return layout
 
     def lower(self, x: mx.array) -> mx.array:
         return x
@@ -109,9 +114,13 @@ class Contiguous(Operation):
     methods = ("contiguous",)
     samples = (Sample(((),)), Sample(((0, 3),)), Sample(((5, 123),)))
     numpy = np.asarray
+    is_view = True
 
     def infer(self, x: Meta) -> Meta:
         return x
+
+    def relayout(self, layout: Layout) -> Layout | None:
+        return layout if layout.is_contiguous() else None
 
     def lower(self, x: mx.array) -> mx.array:
         return mx.contiguous(x)
