@@ -30,7 +30,10 @@ class DType(Enum):
 
     @classmethod
     def of(cls, value: DTypeLike) -> DType:
-        """A ``DType``, its name ("f32"), an ``mx.Dtype`` or a NumPy dtype. Raises ``DTypeParseError``."""
+        """A ``DType``, its name ("f32"), an ``mx.Dtype`` or a NumPy dtype. Raises ``DTypeParseError``.
+
+        Booleans are U8. 8- and 16-bit types that candle lacks (i8, u16) and u64, complex numbers are refused.
+        """
         if isinstance(value, cls):
             return value
         try:
@@ -41,6 +44,14 @@ class DType(Enum):
         if name not in _BY_NUMPY_NAME:
             raise DTypeParseError(value)
         return _BY_NUMPY_NAME[name]
+
+    @classmethod
+    def from_str(cls, name: str) -> DType:
+        """The dtype that candle calls ``name``: "u8", "f32" … Raises ``DTypeParseError``, which quotes it."""
+        try:
+            return cls(name)
+        except ValueError:
+            raise DTypeParseError(name) from None
 
     def as_str(self) -> str:
         """candle's name: "f32"."""
