@@ -18,6 +18,7 @@ from ..error import (
     UnexpectedShapeError,
     UnsupportedSafeTensorDtypeError,
 )
+from ..formats.gguf import read_gguf_header
 from ..formats.sharded import load_directory
 from ..nn.var_builder import VarBuilder
 from .config import ModelConfig
@@ -26,7 +27,6 @@ from .download import Progress
 from .fetch import resolve
 from .tokenizer import Tokenizer
 from .weights.gguf import load_gguf
-from .weights.gguf_container import read_gguf_header
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from metal_candle.error import CheckpointError, ModelError
+from metal_candle.formats.gguf import read_gguf_header
 from metal_candle.models.gguf_tokenizer import tokenizer_json
 from metal_candle.models.tokenizer import Tokenizer
-from metal_candle.models.weights.gguf_container import read_gguf_header
 
 import pytest
 import tokenizers

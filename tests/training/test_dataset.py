@@ -66,8 +66,8 @@ def test_every_row_has_a_trained_span(rows: dict[str, list[Row]]) -> None:
 
 @pytest.mark.slow
 def test_lengths_with_the_real_tokenizer(rows: dict[str, list[Row]], smollm2_gguf: Path) -> None:
+    from metal_candle.formats.gguf import read_gguf_header
     from metal_candle.models.tokenizer import Tokenizer
-    from metal_candle.models.weights.gguf_container import read_gguf_header
 
     tokenizer: Any = Tokenizer.from_gguf(read_gguf_header(smollm2_gguf).metadata)
     examples = [example for name in FILES for example in tokenize(rows[name], tokenizer, max_length=143)]

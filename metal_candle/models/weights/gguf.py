@@ -11,9 +11,9 @@ import mlx.core as mx
 import numpy as np
 
 from ...error import ModelError
+from ...formats.ggml_blocks import BLOCKS, decode
+from ...formats.gguf import GGUFHeader, GGUFTensor, read_gguf_header
 from ..config import ModelConfig
-from .gguf_blocks import BLOCKS, decode
-from .gguf_container import GGUFHeader, GGUFTensor, read_gguf_header
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """The ``general.architecture``s that are read. Mistral and SmolLM2 files say ``llama``."""

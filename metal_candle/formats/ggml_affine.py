@@ -1,0 +1,62 @@
+"""ggml's blocks of 32 as the operands of MLX's affine quantisation, without loss.
+
+MLX reads ``scale · code + bias`` with codes packed as one little-endian stream of bits per row. The products are
+exact in float32 (11 bits of scale times at most 8 of code), so that the numbers are those of ``decode``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from .ggml_blocks import Bytes, Floats, take_apart
+
+GROUP = 32
+AFFINE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q8_1")
+"""The types that can be repacked."""
+
+Scales: TypeAlias = "np.ndarray[Any, np.dtype[np.float16 | np.float32]]"
+
+
+class Affine(NamedTuple):
+    """``codes`` uint32 ``(rows, in · bits / 32)``, ``scales`` and ``biases`` ``(rows, in / 32)``, bits per code.
+
+    Scales and biases are float16 where that holds them exactly, else float32.
+    """
+
+    codes: np.ndarray[Any, np.dtype[np.uint32]]
+    scales: Scales
+    biases: Scales
+    bits: int
+
+
+def repack(raw: Bytes, kind: str) -> Affine | None:
+    """Rows of blocks, uint8 ``(rows, bytes)``, repacked; ``None`` if a scale is infinite or NaN.
+
+    (``scale · code − scale · offset`` is NaN then where ``scale · (code − offset)`` is infinite.)
+    """
+    rows = len(raw)
+    codes, scales, minima, offset, bits = take_apart(raw, kind)
+    biases = scales * np.float32(-offset) if minima is None else minima
+    if not (np.isfinite(scales).all() and np.isfinite(biases).all()):
+        return None
+    packed = np.ascontiguousarray(_stream(codes, bits)).reshape(rows, -1).view("<u4")
+    return Affine(packed, *(_smallest(part.reshape(rows, -1)) for part in (scales, biases)), bits)
+
+
+def _stream(codes: Bytes, bits: int) -> Bytes:
+    if bits == 8:
+        return codes
+    if bits == 4:
+        return codes[:, 0::2] | (codes[:, 1::2] << 4)
+    # Eight codes of five bits are five bytes.
+    eights = codes.reshape(-1, 8).astype("<u8") << np.arange(0, 40, 5, dtype=np.uint64)
+    joined = np.bitwise_or.reduce(eights, axis=1)
+    return joined[:, None].view(np.uint8)[:, :5]
+
+
+def _smallest(numbers: Floats) -> Scales:
+    with np.errstate(over="ignore"):
+        half = numbers.astype(np.float16)
+    return half if np.array_equal(half, numbers) else numbers
