@@ -1,62 +1,189 @@
-"""``t[...]`` and ``t.i(...)``: what may stand between the brackets and which operations it becomes."""
+"""``t[...]``, ``t.i(...)`` and the ranges of ``slice_assign``: what may stand there and what it becomes."""
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from typing import Any
 
-from ..error import DimOutOfRangeError, Error, InvalidIndexError
-from ..graph.operations.index import IndexSelect, Slice
+import mlx.core as mx
+import numpy as np
+
+from ..dtype import DType
+from ..error import DimOutOfRangeError, Error, InvalidIndexError, ShapeMismatchError
+from ..graph.node import leaf
+from ..graph.operations.index import IndexSelect
+from ..graph.operations.part import Slice
 from .base import TensorBase
+
+_TAKES = "takes ints, slices, `...`, None, lists and tensors of ids"
 
 
 def index(tensor: Any, at: Any) -> Any:
-    """The part of ``tensor`` that ``at`` names.
+    """The part of ``tensor`` that ``at`` names, which is one of these or a tuple of them:
 
-    Takes ints (the dim is dropped), slices, ``...``, ``None`` (a new dim of size 1), 1-D tensors of ids, and
-    tuples of these. Raises ``InvalidIndexError`` and ``DimOutOfRangeError``.
+    - an int, which drops its dim; negative ones count from the end;
+    - a slice with any step, clamped as Python's are; ``...``, the dims between; ``None``, a new dim of size 1;
+    - ids: a tensor of any rank whose dtype is U8, U32, I32 or I64, whose dims take the place of its dim (one of
+      rank 0 drops it), as in ``index_select``: the dtype's largest value gives zeros, others outside raise when
+      the values are there; or a list, a ``range`` or a NumPy array of ints, where negative ones count from the
+      end.
+
+    Every item acts on its own dim: ids in several dims give every combination of them, as in candle. NumPy would
+    pair them off; ``gather`` or ``flatten`` with computed ids does that.
+
+    Raises ``InvalidIndexError``, ``DimOutOfRangeError`` for too many items, and ``Error`` for anything else, such
+    as a U8 mask of the tensor's own shape: ``where_cond`` chooses by condition.
     """
-    items = list(at) if isinstance(at, tuple) else [at]
-    consumed = sum(item is not None and item is not Ellipsis for item in items)
-    if consumed > tensor.rank:
-        raise DimOutOfRangeError("index", tensor.shape, consumed - 1)
-    if sum(item is Ellipsis for item in items) > 1:
-        raise Error("index: got two `...`; takes one")
-    if Ellipsis in [item for item in items if not isinstance(item, TensorBase)]:
-        place = next(i for i, item in enumerate(items) if item is Ellipsis)
-        items[place : place + 1] = [slice(None)] * (tensor.rank - consumed)
-
+    # The call that loops make.
+    if type(at) is int and tensor.shape:
+        first = _position(at, tensor.shape[0])
+        return _reshaped(tensor._record(Slice(((first, first + 1, 1),))), tensor.shape[1:])
+    items = _full(at, tensor)
     bounds: list[tuple[int, int, int]] = []
-    selected: list[tuple[int, TensorBase]] = []
+    selected: list[tuple[int, Any]] = []
     shape: list[int] = []
     for item in items:
         if item is None:
             shape.append(1)
             continue
         size = tensor.shape[len(bounds)]
-        if isinstance(item, bool) or not isinstance(item, (int, slice, TensorBase)):
-            raise Error(f"index: got {type(item).__name__}; takes ints, slices, `...`, None and 1-D tensors of ids")
         if isinstance(item, int):
-            if not -size <= item < size:
-                raise InvalidIndexError("index", item, size)
-            start = item % size
+            start = _position(item, size)
             bounds.append((start, start + 1, 1))
         elif isinstance(item, slice):
-            kept = range(*item.indices(size))
+            kept = _kept(item, size)
             # Of none or one element neither the step nor the far bound matters, and MLX takes no huge ones.
             bounds.append((kept.start, kept.stop, kept.step) if len(kept) > 1 else _run(kept))
             shape.append(len(kept))
         else:
-            selected.append((len(bounds), item))
+            ids = item if isinstance(item, TensorBase) else _ids(tensor, item, size)
+            selected.append((len(bounds), ids))
             bounds.append((0, size, 1))
-            shape.append(item.elem_count())
+            shape += ids.shape
     shape += tensor.shape[len(bounds) :]
     result = tensor
     if any(b != (0, size, 1) for b, size in zip(bounds, tensor.shape)):
         result = result._record(Slice(tuple(bounds)))
     for dim, ids in selected:
-        result = result._record(IndexSelect(dim), ids)
+        result = result._record(IndexSelect(dim), ids if len(ids.shape) == 1 else ids.reshape((ids.elem_count(),)))
+    return _reshaped(result, shape)
+
+
+def _reshaped(result: Any, shape: Sequence[int]) -> Any:
     return result if tuple(result.shape) == tuple(shape) else result.reshape(tuple(shape))
+
+
+def _full(at: Any, tensor: Any) -> list[Any]:
+    """The items of an index, each an int, a slice, None, a tensor or a NumPy array; no ``...`` any more."""
+    items = [_item(item) for item in (at if isinstance(at, tuple) else (at,))]
+    if len(items) == 1 and isinstance(items[0], TensorBase):
+        mask = items[0]
+        if mask.dtype is DType.U8 and mask.shape and mask.shape == tensor.shape:
+            raise Error(
+                f"index: got a u8 tensor of the tensor's own shape {tuple(mask.shape)}, as masks have; "
+                "where_cond chooses by condition, index_select takes u8 ids"
+            )
+    consumed = sum(item is not None and item is not Ellipsis for item in items)
+    if consumed > tensor.rank:
+        raise DimOutOfRangeError("index", tensor.shape, consumed - 1)
+    places = [i for i, item in enumerate(items) if item is Ellipsis]
+    if len(places) > 1:
+        raise Error("index: got two `...`; takes one")
+    for place in places:
+        items[place : place + 1] = [slice(None)] * (tensor.rank - consumed)
+    return items
+
+
+def _item(item: Any) -> Any:
+    if item is None or item is Ellipsis or isinstance(item, (slice, TensorBase)):
+        return item
+    if isinstance(item, (list, range, np.ndarray)):
+        try:
+            ids = np.asarray(item)
+        except (ValueError, OverflowError) as error:
+            raise Error(f"index: got lists of different lengths or huge numbers; {_TAKES}") from error
+        if not ids.size and not isinstance(item, np.ndarray):
+            ids = ids.astype(np.int64)
+        if ids.dtype.kind in "iu":
+            return ids
+        hint = "; where_cond chooses by condition" if ids.dtype.kind == "b" else ""
+        raise Error(f"index: got {type(item).__name__} of {ids.dtype}; {_TAKES}{hint}")
+    if isinstance(item, (bool, np.bool_)):
+        raise Error(f"index: got bool; {_TAKES}; where_cond chooses by condition")
+    try:
+        return operator.index(item)
+    except TypeError:
+        raise Error(f"index: got {type(item).__name__}; {_TAKES}") from None
+
+
+def _position(item: int, size: int) -> int:
+    """An int, negative ones from the end, as a place in a dim. Raises ``InvalidIndexError``."""
+    if not -size <= item < size:
+        raise InvalidIndexError("index", item, size)
+    return item + size if item < 0 else item
+
+
+def _kept(item: slice, size: int) -> range:
+    try:
+        return range(*item.indices(size))
+    except (TypeError, ValueError) as error:  # bounds that are no integers, a step of 0
+        raise Error(f"index: got {item}; {error}") from error
 
 
 def _run(kept: range) -> tuple[int, int, int]:
     return (kept[0], kept[0] + 1, 1) if kept else (0, 0, 1)
+
+
+def _ids(tensor: Any, ids: np.ndarray[Any, Any], size: int) -> Any:
+    """Known ids, negative ones from the end, as a tensor. Raises ``InvalidIndexError``."""
+    wrong = ids[(ids >= size) | ((ids < -size) if ids.dtype.kind == "i" else False)]
+    if wrong.size:
+        raise InvalidIndexError("index", int(wrong.flat[0]), size)
+    places = ids.astype(np.int64)
+    return tensor._wrap(leaf(mx.array(np.where(places < 0, places + size, places)), tensor.device))
+
+
+def block(ranges: Any, shape: Sequence[int]) -> list[tuple[int, int]]:
+    """Where ``slice_assign``'s ranges begin and end, one for each dim.
+
+    A range is a slice or a ``range`` of step 1, a pair ``(start, end)``, or an int for one place; negative
+    numbers count from the end. Raises ``ShapeMismatchError`` for another number of them, for one that is empty
+    or leaves its dim: nothing is clamped.
+    """
+    listed = (ranges,) if isinstance(ranges, (int, slice, range)) else tuple(ranges)
+    if len(listed) != len(shape):
+        raise ShapeMismatchError(
+            f"slice_assign: got {len(listed)} ranges for shape {tuple(shape)}; takes one for each dim"
+        )
+    found = []
+    for dim, (item, size) in enumerate(zip(listed, shape)):
+        start, end, step = _ends(item, size)
+        if step != 1 or not 0 <= start < end <= size:
+            raise ShapeMismatchError(
+                f"slice_assign: got range {item} in dim {dim} of shape {tuple(shape)}; "
+                "takes ranges of step 1, not empty, inside the dim"
+            )
+        found.append((start, end))
+    return found
+
+
+def _ends(item: Any, size: int) -> tuple[int, int, int]:
+    """Start, end and step of one range, negative numbers counted from the end."""
+    step = None
+    if isinstance(item, (slice, range)):
+        first, last, step = item.start, item.stop, item.step
+    elif isinstance(item, (tuple, list)) and len(item) == 2:
+        first, last = item
+    else:
+        first, last = item, None
+    try:
+        start = 0 if first is None else operator.index(first)
+        start = start + size if start < 0 else start
+        end = size if last is None else operator.index(last)
+        end = end + size if end < 0 else end
+    except TypeError as error:
+        raise ShapeMismatchError(f"slice_assign: got range {item!r}; {error}") from error
+    if first is item:
+        end = start + 1
+    return start, end, 1 if step is None else step

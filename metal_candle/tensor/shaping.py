@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from ..error import OpRequiresAtLeastOneTensorError, ShapeMismatchBinaryOpError, ShapeMismatchError
+from ..error import (
+    Error,
+    OpRequiresAtLeastOneTensorError,
+    OpRequiresAtLeastTwoTensorsError,
+    ShapeMismatchBinaryOpError,
+    ShapeMismatchError,
+)
 from ..graph.node import record
 from ..graph.operation import Operation
-from ..graph.operations.movement import Cat, Transpose
-from ..shape import DimLike, Shape, ShapeLike, resolve_dim, resolve_insertion
-from .index import index
+from ..graph.operations.counts import integer
+from ..graph.operations.join import Cat
+from ..graph.operations.movement import Transpose
+from ..graph.operations.part import SliceAssign
+from ..graph.operations.sort import SortLastDim
+from ..graph.operations.structure import Pick
+from ..shape import DimLike, Shape, ShapeLike, expect_rank, resolve_dim, resolve_insertion
+from .base import TensorBase
+from .index import block, index
 from .methods import TensorMethods
 
 S = TypeVar("S", bound="ShapingMethods")
@@ -50,9 +63,20 @@ class ShapingMethods(TensorMethods):
         """Entry ``i`` of the first dim, which is dropped. Raises ``NarrowInvalidArgsError``."""
         return self if not self.shape else self.narrow(0, i, 1).squeeze(0)
 
+    def get_on_dim(self: S, dim: DimLike, index: int) -> S:
+        """Entry ``index`` of a dim, which is dropped. Raises ``DimOutOfRangeError``, ``NarrowInvalidArgsError``.
+
+        candle: ``Tensor::get_on_dim<D: Dim>(&self, dim: D, index: usize) -> Result<Tensor>``
+        """
+        axis = resolve_dim(dim, self.shape, "get_on_dim")
+        return self.narrow(axis, index, 1).squeeze(axis)
+
     def chunk(self: S, chunks: int, dim: DimLike) -> list[S]:
-        """``chunks`` nearly equal parts of a dim, the larger ones first; fewer if it is shorter."""
-        if chunks < 1:
+        """``chunks`` nearly equal parts of a dim, the larger ones first; fewer if it is shorter.
+
+        Raises ``DimOutOfRangeError``, and ``ShapeMismatchError`` for less than one chunk.
+        """
+        if integer("chunk", "chunks", chunks) < 1:
             raise ShapeMismatchError(f"chunk: got {chunks} chunks; takes at least 1")
         axis = resolve_dim(dim, self.shape, "chunk")
         size, parts, start = self.shape[axis], [], 0
@@ -66,8 +90,62 @@ class ShapingMethods(TensorMethods):
         """The tensor repeated along new leading dims."""
         return self.broadcast_as((*Shape.of(left), *self.shape))
 
+    def slice_assign(self: S, ranges: Any, src: TensorBase) -> S:
+        """The tensor with the block that ``ranges`` names, one for each dim, replaced by ``src``.
+
+        A range is a slice or ``range`` of step 1, a pair ``(start, end)``, or an int for one place. Raises
+        ``ShapeMismatchError`` for a range that is empty or leaves its dim and where ``src`` has other sizes.
+
+        candle: ``Tensor::slice_assign<D: RangeBounds<usize>>(&self, ranges: &[D], src: &Tensor) -> Result<Self>``
+        """
+        if not isinstance(src, TensorBase):
+            raise Error(f"slice_assign: got {type(src).__name__} for an operand; takes a tensor")
+        found = block(ranges, self.shape)
+        sizes = tuple(end - start for start, end in found)
+        if sizes != tuple(src.shape):
+            raise ShapeMismatchBinaryOpError("slice_assign (ranges, src)", sizes, src.shape, "equal shapes")
+        return self._record(SliceAssign(tuple(start for start, _ in found)), src)
+
+    def sort_last_dim(self: S, asc: bool) -> tuple[S, S]:
+        """The last dim sorted, ascending if ``asc``, and the ids, U32, that sort it; see ``arg_sort_last_dim``.
+
+        Raises ``UnexpectedNumberOfDimsError`` for a scalar.
+
+        candle: ``Tensor::sort_last_dim(&self, asc: bool) -> Result<(Tensor, Tensor)>``
+        """
+        both = record(SortLastDim(bool(asc)), (self._node,))
+        return self._wrap(record(Pick(0), (both,))), self._wrap(record(Pick(1), (both,)))
+
+    @staticmethod
+    def meshgrid(args: Sequence[S], xy_indexing: bool) -> list[S]:
+        """Two or more 1-D tensors, each spread over the grid of all of them.
+
+        The grid's sizes are in the order of ``args``; with ``xy_indexing`` in the reverse order, of all dims, as
+        in candle (NumPy swaps the first two only). Raises ``OpRequiresAtLeastTwoTensorsError`` and
+        ``UnexpectedNumberOfDimsError``.
+
+        candle: ``Tensor::meshgrid<A: AsRef<Tensor>>(args: &[A], xy_indexing: bool) -> Result<Vec<Self>>``
+        """
+        if len(args) < 2:
+            raise OpRequiresAtLeastTwoTensorsError("meshgrid", len(args))
+        for arg in args:
+            expect_rank(arg.shape, 1, "meshgrid")
+        sizes = [arg.shape[0] for arg in args]
+        places = range(len(args))
+        if xy_indexing:
+            sizes, places = sizes[::-1], places[::-1]
+        return [
+            arg.reshape(tuple(size if i == place else 1 for i, size in enumerate(sizes))).broadcast_as(tuple(sizes))
+            for arg, place in zip(args, places)
+        ]
+
     def i(self: S, at: Any) -> S:
-        """The part that ``at`` names: ints, slices, ``...``, ``None``, a 1-D tensor of ids, or a tuple of these."""
+        """The part that ``at`` names: ints, slices, ``...``, ``None``, ids as tensors, lists and NumPy arrays, or a
+        tuple of these, each for its own dim. Ints and slices are as in Python, where candle's are not clamped and
+        not negative.
+
+        Raises ``InvalidIndexError``, ``DimOutOfRangeError``, and ``Error`` for what is no index, such as a mask.
+        """
         part: S = index(self, at)
         return part
 
@@ -76,9 +154,12 @@ class ShapingMethods(TensorMethods):
 
 
 def cat(tensors: Any, dim: DimLike) -> Any:
-    """Tensors joined along ``dim``. Raises where ranks, dtypes or the other sizes differ."""
-    if not tensors:
-        raise OpRequiresAtLeastOneTensorError("cat")
+    """Tensors joined along ``dim``; a single one is given back, whatever ``dim``, as in candle.
+
+    Raises ``OpRequiresAtLeastOneTensorError``, ``DimOutOfRangeError``, ``UnexpectedNumberOfDimsError``,
+    ``ShapeMismatchCatError``, ``DTypeMismatchError``: nothing is promoted.
+    """
+    _expect_tensors("cat", tensors)
     first = tensors[0]
     if len(tensors) == 1:
         return first
@@ -87,11 +168,18 @@ def cat(tensors: Any, dim: DimLike) -> Any:
 
 
 def stack(tensors: Any, dim: DimLike) -> Any:
-    """Tensors of one shape along a new ``dim``."""
-    if not tensors:
-        raise OpRequiresAtLeastOneTensorError("stack")
+    """Tensors of one shape along a new ``dim``, which may be their rank; ``-1`` makes it the last."""
+    _expect_tensors("stack", tensors)
     for other in tensors:
         if other.shape != tensors[0].shape:
             raise ShapeMismatchBinaryOpError("stack", tensors[0].shape, other.shape, "equal shapes")
     axis = resolve_insertion(dim, tensors[0].rank, "stack")
     return cat([tensor.unsqueeze(axis) for tensor in tensors], axis)
+
+
+def _expect_tensors(op: str, tensors: Any) -> None:
+    if not tensors:
+        raise OpRequiresAtLeastOneTensorError(op)
+    for tensor in tensors:
+        if not isinstance(tensor, TensorBase):
+            raise Error(f"{op}: got {type(tensor).__name__} for an operand; takes a tensor")

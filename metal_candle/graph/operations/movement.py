@@ -1,4 +1,4 @@
-"""Records that move elements and compute nothing."""
+"""Records that look at the same elements in another shape or order."""
 
 from __future__ import annotations
 
@@ -8,14 +8,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...error import (
-    BroadcastIncompatibleShapesError,
-    DTypeMismatchError,
-    NarrowInvalidArgsError,
-    ShapeMismatchCatError,
-    ShapeMismatchError,
-    UnexpectedNumberOfDimsError,
-)
+from ...error import BroadcastIncompatibleShapesError, ShapeMismatchError, UnexpectedNumberOfDimsError
+from ...layout import Layout
 from ...shape import (
     DimLike,
     DimsLike,
@@ -31,11 +25,16 @@ from .binary import reduce_to
 
 
 class Reshape(Operation):
-    """The elements in another shape; one size may be the hole ``-1``."""
+    """The elements in another shape; one size may be the hole ``-1`` (candle's ``()``).
+
+    Raises ``ShapeMismatchError`` where the counts differ, or the hole cannot be filled: the other sizes do not
+    divide the count, or one of them is 0.
+    """
 
     candle = "Tensor::reshape<S: ShapeWithOneHole>(&self, s: S) -> Result<Tensor>"
     methods = ("reshape",)
     samples = (Sample(((5, 6),), ((3, 10),)), Sample(((0, 3),), ((3, 0),)), Sample(((),), ((1, 1),)))
+    is_view = True
     shape: Shape
 
     @classmethod
@@ -44,6 +43,9 @@ class Reshape(Operation):
 
     def infer(self, x: Meta) -> Meta:
         return Meta(self.shape, x.dtype)
+
+    def relayout(self, layout: Layout) -> Layout | None:
+        return layout.reshaped(self.shape)
 
     def lower(self, x: mx.array) -> mx.array:
         return mx.reshape(x, self.shape)
@@ -57,11 +59,15 @@ class Reshape(Operation):
 
 
 class Permute(Operation):
-    """The dims in another order."""
+    """The dims in another order.
+
+    Raises ``DuplicateDimIndexError``, ``DimOutOfRangeError``, and ``ShapeMismatchError`` if one is left out.
+    """
 
     candle = "Tensor::permute<D: Dims>(&self, dims: D) -> Result<Tensor>"
     methods = ("permute",)
     samples = (Sample(((2, 3, 4),), ((2, 0, 1),)), Sample(((5, 7),), ((1, 0),)))
+    is_view = True
     dims: tuple[int, ...]
 
     @classmethod
@@ -73,6 +79,9 @@ class Permute(Operation):
 
     def infer(self, x: Meta) -> Meta:
         return Meta(Shape(x.shape[i] for i in self.dims), x.dtype)
+
+    def relayout(self, layout: Layout) -> Layout:
+        return layout.permute(self.dims)
 
     def lower(self, x: mx.array) -> mx.array:
         return mx.transpose(x, self.dims)
@@ -91,6 +100,7 @@ class Transpose(Operation):
     candle = "Tensor::transpose<D1: Dim, D2: Dim>(&self, dim1: D1, dim2: D2) -> Result<Tensor>"
     methods = ("transpose",)
     samples = (Sample(((2, 3, 4),), (0, 2)), Sample(((5, 7),), (0, 1)))
+    is_view = True
     dim1: int
     dim2: int
 
@@ -110,6 +120,9 @@ class Transpose(Operation):
         sizes[self.dim1], sizes[self.dim2] = sizes[self.dim2], sizes[self.dim1]
         return Meta(Shape(sizes), x.dtype)
 
+    def relayout(self, layout: Layout) -> Layout:
+        return layout.transpose(self.dim1, self.dim2)
+
     def lower(self, x: mx.array) -> mx.array:
         return mx.swapaxes(x, self.dim1, self.dim2)
 
@@ -122,11 +135,15 @@ class Transpose(Operation):
 
 
 class BroadcastAs(Operation):
-    """The tensor repeated, without a copy, to a larger shape."""
+    """The tensor repeated, without a copy, to a larger shape; sizes are aligned at the last dim.
+
+    Raises ``BroadcastIncompatibleShapesError``. There is no placeholder ``-1``, as in candle.
+    """
 
     candle = "Tensor::broadcast_as<S: Into<Shape>>(&self, shape: S) -> Result<Tensor>"
     methods = ("broadcast_as", "expand")
     samples = (Sample(((1, 3),), ((4, 5, 3),)), Sample(((),), ((2, 2),)))
+    is_view = True
     shape: Shape
 
     @classmethod
@@ -140,6 +157,9 @@ class BroadcastAs(Operation):
     def infer(self, x: Meta) -> Meta:
         return Meta(self.shape, x.dtype)
 
+    def relayout(self, layout: Layout) -> Layout:
+        return layout.broadcast_as(self.shape)
+
     def lower(self, x: mx.array) -> mx.array:
         return mx.broadcast_to(x, self.shape)
 
@@ -151,49 +171,13 @@ class BroadcastAs(Operation):
         return (reduce_to(cotangent, inputs[0]),)
 
 
-class Narrow(Operation):
-    """``len`` elements of a dim from ``start`` on."""
-
-    candle = "Tensor::narrow<D: Dim>(&self, dim: D, start: usize, len: usize) -> Result<Tensor>"
-    methods = ("narrow",)
-    samples = (Sample(((5, 123),), (1, 100, 23)), Sample(((2, 3, 4),), (0, 1, 1)), Sample(((4,),), (0, 4, 0)))
-    dim: int
-    start: int
-    length: int
-
-    @classmethod
-    def bind(cls, x: Meta, dim: DimLike, start: int, len: int) -> Operation:
-        index = resolve_dim(dim, x.shape, "narrow")
-        if start < 0 or len < 0 or start + len > x.shape[index]:
-            raise NarrowInvalidArgsError(x.shape, index, start, len)
-        return cls(index, start, len)
-
-    def infer(self, x: Meta) -> Meta:
-        return Meta(Shape((*x.shape[: self.dim], self.length, *x.shape[self.dim + 1 :])), x.dtype)
-
-    def _index(self) -> tuple[slice, ...]:
-        return (slice(None),) * self.dim + (slice(self.start, self.start + self.length),)
-
-    def lower(self, x: mx.array) -> mx.array:
-        return x[self._index()]
-
-    @staticmethod
-    def numpy(x: Any, dim: int, start: int, length: int) -> Any:
-        return x[(slice(None),) * dim + (slice(start, start + length),)]
-
-    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        shape = inputs[0].shape
-        pads = [(0, 0)] * len(shape)
-        pads[self.dim] = (self.start, shape[self.dim] - self.start - self.length)
-        return (mx.pad(cotangent, pads),)
-
-
 class Squeeze(Operation):
     """A dim of size 1 removed; a dim of another size is left as it is."""
 
     candle = "Tensor::squeeze<D: Dim>(&self, dim: D) -> Result<Tensor>"
     methods = ("squeeze",)
     samples = (Sample(((5, 1, 3),), (1,)), Sample(((5, 3),), (1,)))
+    is_view = True
     dim: int
 
     @classmethod
@@ -204,6 +188,12 @@ class Squeeze(Operation):
         if x.shape[self.dim] != 1:
             return x
         return Meta(Shape(x.shape[: self.dim] + x.shape[self.dim + 1 :]), x.dtype)
+
+    def relayout(self, layout: Layout) -> Layout:
+        if layout.shape[self.dim] != 1:
+            return layout
+        sizes, strides = (part[: self.dim] + part[self.dim + 1 :] for part in (layout.shape, layout.stride))
+        return layout._replace(shape=Shape(sizes), stride=strides)
 
     def lower(self, x: mx.array) -> mx.array:
         return mx.squeeze(x, self.dim) if x.shape[self.dim] == 1 else x
@@ -222,6 +212,7 @@ class Unsqueeze(Operation):
     candle = "Tensor::unsqueeze<D: Dim>(&self, dim: D) -> Result<Tensor>"
     methods = ("unsqueeze",)
     samples = (Sample(((5, 3),), (0,)), Sample(((5, 3),), (2,)), Sample(((),), (0,)))
+    is_view = True
     dim: int
 
     @classmethod
@@ -230,6 +221,13 @@ class Unsqueeze(Operation):
 
     def infer(self, x: Meta) -> Meta:
         return Meta(Shape((*x.shape[: self.dim], 1, *x.shape[self.dim :])), x.dtype)
+
+    def relayout(self, layout: Layout) -> Layout:
+        # A dim of size 1 may have any stride; candle gives it the one of the dim it is put before.
+        sizes, strides = list(layout.shape), list(layout.stride)
+        strides.insert(self.dim, strides[self.dim] if self.dim < len(strides) else 1)
+        sizes.insert(self.dim, 1)
+        return layout._replace(shape=Shape(sizes), stride=tuple(strides))
 
     def lower(self, x: mx.array) -> mx.array:
         return mx.expand_dims(x, self.dim)
@@ -240,35 +238,3 @@ class Unsqueeze(Operation):
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
         return (cotangent.reshape(inputs[0].shape),)
-
-
-class Cat(Operation):
-    """Tensors joined along a dim they may differ in."""
-
-    arity = None
-    candle = "Tensor::cat<A: AsRef<Tensor>, D: Dim>(args: &[A], dim: D) -> Result<Tensor>"
-    samples = (Sample(((2, 3), (2, 5)), (1,)), Sample(((4,), (0,), (2,)), (0,)))
-    dim: int
-
-    def infer(self, *inputs: Meta) -> Meta:
-        first, total = inputs[0], 0
-        for n, other in enumerate(inputs, 1):
-            if other.dtype is not first.dtype:
-                raise DTypeMismatchError("cat", first.dtype, other.dtype)
-            if len(other.shape) != len(first.shape) or any(
-                a != b for i, (a, b) in enumerate(zip(first.shape, other.shape)) if i != self.dim
-            ):
-                raise ShapeMismatchCatError(self.dim, first.shape, n, other.shape)
-            total += other.shape[self.dim]
-        return Meta(Shape((*first.shape[: self.dim], total, *first.shape[self.dim + 1 :])), first.dtype)
-
-    def lower(self, *inputs: mx.array) -> mx.array:
-        return mx.concatenate(list(inputs), axis=self.dim)
-
-    @staticmethod
-    def numpy(*arguments: Any) -> Any:
-        return np.concatenate(arguments[:-1], axis=arguments[-1])
-
-    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        ends = np.cumsum([x.shape[self.dim] for x in inputs])[:-1].tolist()
-        return tuple(mx.split(cotangent, ends, axis=self.dim))
