@@ -7,6 +7,7 @@ from typing import Union
 import mlx.core as mx
 
 from ..error import ShapeMismatchBinaryOpError
+from . import double
 from .kernel import (
     Gradients,
     Kernel,
@@ -43,7 +44,7 @@ def _reference(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask =
     group = q.shape[1] // k.shape[1]
     keys, values = (mx.repeat(x, group, axis=1) for x in (k, v))
     scores = masked((q * scale) @ mx.swapaxes(keys, -1, -2), mask)
-    return mx.softmax(scores, axis=-1, precise=True) @ values
+    return double.softmax(scores) @ values
 
 
 def _fast(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = None) -> mx.array:
@@ -57,7 +58,7 @@ def _grouped(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = N
     b, h, t, _ = q.shape
     scores = (_folded(q, k.shape[1]) * scale) @ mx.swapaxes(k, -1, -2)
     apart = masked(scores.reshape(b, h, t, k.shape[2]), None if t == 1 and isinstance(mask, str) else mask)
-    weights = mx.softmax(apart, axis=-1, precise=True).reshape(scores.shape)
+    weights = double.softmax(apart).reshape(scores.shape)
     return (weights @ v).reshape(b, h, t, v.shape[-1])
 
 

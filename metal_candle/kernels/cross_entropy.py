@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from . import double
 from .elementary import exp_up_to_zero
 from .kernel import Gradients, Kernel, Outputs, Variant, is_half, on_cpu
 from .rms_norm import row_sum
@@ -20,21 +21,24 @@ GPU_ROWS, GPU_WORDS = 4096, 16384
 def _reference(
     hidden: mx.array, weight: mx.array, targets: mx.array, label_smoothing: float = 0.0, gradient: bool = True
 ) -> mx.array:
-    """Loss of each row, ``-log_softmax(hidden · weightᵀ)[target]``, in float32.
+    """Loss of each row, ``-log_softmax(hidden · weightᵀ)[target]``, in float32, of float64 in float64.
 
     hidden ``(n, h)``, weight ``(v, h)``, integer targets ``(n,)``, each below v. With label smoothing ε the target
     distribution is ``(1 - ε)·onehot + ε/v``, as in PyTorch.
     """
-    return _of_logits_reference(hidden.astype(mx.float32) @ weight.astype(mx.float32).T, targets, label_smoothing)
+    return _of_logits_reference(_wide(hidden) @ _wide(weight).T, targets, label_smoothing)
 
 
 def _of_logits_reference(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> mx.array:
-    """``logsumexp(logits) - logits[target]`` of each row: logits ``(…, v)``, integer targets ``(…)``; float32."""
-    wide = logits.astype(mx.float32)
+    """``logsumexp(logits) - logits[target]`` of each row: logits ``(…, v)``, integer targets ``(…)``.
+
+    The result is float32, of float64 float64.
+    """
+    wide = _wide(logits)
     picked = mx.take_along_axis(wide, targets[..., None], axis=-1)[..., 0]
     if label_smoothing:
         picked = (1 - label_smoothing) * picked + label_smoothing * wide.mean(axis=-1)
-    return mx.logsumexp(wide, axis=-1) - picked
+    return double.logsumexp(wide, (-1,)) - picked
 
 
 def _exp() -> Callable[[mx.array], mx.array]:
@@ -151,6 +155,8 @@ def _select(
 ) -> tuple[Variant | None, str]:
     if hidden.shape[0] == 0:
         return None, "no rows"
+    if hidden.dtype == mx.float64:
+        return None, "float64"
     return _BLOCKS, "the logits never exist at once"
 
 

@@ -35,6 +35,9 @@ def addmm(c: mx.array, a: mx.array, b: mx.array, alpha: float = 1.0, beta: float
     On the CPU, given an optimised BLAS, operands of the same half precision are added up in float32 and
     rounded once. Raises ``ValueError``, as ``mx.addmm`` does, if the shapes do not fit.
     """
+    if a.dtype == mx.float64:
+        # mx.addmm rounds alpha and beta to float32.
+        return alpha * (a @ b) + beta * c
     if not _through_float32(a, b, c):
         return mx.addmm(c, a, b, alpha, beta)
     c32, a32, b32 = (operand.astype(mx.float32) for operand in (c, a, b))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from . import double
 from .elementary import exp_up_to_zero
 from .kernel import Gradients, Kernel, Outputs, Variant, is_half, on_cpu, through_float32
 from .rms_norm import row_sum
@@ -22,7 +23,7 @@ def _reference(x: mx.array, scale: float = 1.0, mask: mx.array | str | None = No
     diagonal that ends bottom-right. Both broadcast to x. A row without a finite maximum is NaN, as in
     ``mx.softmax(precise=True)``.
     """
-    return mx.softmax(masked(x if scale == 1 else x * scale, mask), axis=-1, precise=True)
+    return double.softmax(masked(x if scale == 1 else x * scale, mask))
 
 
 def masked(scores: mx.array, mask: mx.array | str | None) -> mx.array:
@@ -142,7 +143,7 @@ def _log_reference(x: mx.array) -> mx.array:
     """
     wide = x.astype(mx.float32) if is_half(x) else x
     shifted = wide - mx.max(wide, axis=-1, keepdims=True)
-    return (shifted - mx.log(mx.sum(mx.exp(shifted), axis=-1, keepdims=True))).astype(x.dtype)
+    return (shifted - mx.log(mx.sum(double.exp(shifted), axis=-1, keepdims=True))).astype(x.dtype)
 
 
 def _select(x: mx.array, cpu: Variant, half: Variant) -> tuple[Variant | None, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from . import double
 from .elementary import selected, sigmoid_of_slice
 from .kernel import Gradients, Kernel, Outputs, Variant, through_float32
 from .slices import sliced
@@ -11,7 +12,7 @@ from .slices import sliced
 
 def _reference(gate: mx.array, up: mx.array) -> mx.array:
     """``silu(gate) · up`` for arrays of one shape. Shazeer 2020, https://arxiv.org/abs/2002.05202."""
-    return gate * mx.sigmoid(gate) * up
+    return gate * double.sigmoid(gate) * up
 
 
 def _of_slice(gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:

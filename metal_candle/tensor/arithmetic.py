@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeVar
 
 from ..error import Error, ShapeMismatchBinaryOpError
+from ..graph.operations.comparison import CmpOp
 from ..graph.operations.linalg import Matmul
 from .base import TensorBase
 from .methods import TensorMethods
@@ -19,19 +21,69 @@ class ArithmeticMethods(TensorMethods):
     __slots__ = ()
 
     def matmul(self: A, rhs: TensorBase) -> A:
-        """Matrix product ``(…, m, k) · (…, k, n)`` to ``(…, m, n)``, with equal leading dims.
+        """Matrix product ``(…, m, k) · (…, k, n)`` to ``(…, m, n)``; the result has the left's leading dims.
 
-        Raises ``ShapeMismatchBinaryOpError``; ``broadcast_matmul`` broadcasts the leading dims.
+        Ranks are equal and leading dims hold the same number of matrices, as candle demands; ``broadcast_matmul``
+        broadcasts them. Raises ``ShapeMismatchBinaryOpError``, ``DTypeMismatchError``, and for integers
+        ``UnsupportedDTypeForOpError``.
 
         candle: ``Tensor::matmul(&self, rhs: &Self) -> Result<Self>``
         """
         if not isinstance(rhs, TensorBase):
-            raise Error(f"matmul: got {type(rhs).__name__} for an operand; takes a tensor")
+            raise _no_tensor("matmul", rhs)
         left, right = self.shape, rhs.shape
         if not len(left) == len(right) == 2 and left[:-2] != right[:-2]:
-            takes = "equal leading dims; broadcast_matmul broadcasts"
-            raise ShapeMismatchBinaryOpError("matmul", left, right, takes)
+            if len(left) != len(right) or math.prod(left[:-2]) != math.prod(right[:-2]):
+                takes = "equal leading dims; broadcast_matmul broadcasts"
+                raise ShapeMismatchBinaryOpError("matmul", left, right, takes)
+            rhs = self._lift(rhs).reshape((*left[:-2], *right[-2:]))
         return self._record(_matmul, rhs)
+
+    def dot(self: A, rhs: TensorBase) -> A:
+        """Sum of the products of two 1-D tensors of one length, rank 0; the dtype is kept.
+
+        Raises ``ShapeMismatchBinaryOpError``, ``DTypeMismatchError``.
+
+        candle: ``Tensor::dot(&self, rhs: &Self) -> Result<Self>``
+        """
+        if not isinstance(rhs, TensorBase):
+            raise _no_tensor("dot", rhs)
+        if len(self.shape) != 1 or self.shape != rhs.shape:
+            raise ShapeMismatchBinaryOpError("dot", self.shape, rhs.shape, "two 1-D tensors of one length")
+        return self.mul(rhs).sum_all()
+
+    def mv(self: A, rhs: TensorBase) -> A:
+        """Product of a matrix ``(m, n)`` and a vector ``(n,)`` to ``(m,)``.
+
+        Raises ``ShapeMismatchBinaryOpError``, ``DTypeMismatchError``, and for integers ``UnsupportedDTypeForOpError``.
+
+        candle: ``Tensor::mv(&self, rhs: &Self) -> Result<Self>``
+        """
+        if not isinstance(rhs, TensorBase):
+            raise _no_tensor("mv", rhs)
+        if len(self.shape) != 2 or len(rhs.shape) != 1 or self.shape[1] != rhs.shape[0]:
+            raise ShapeMismatchBinaryOpError("mv", self.shape, rhs.shape, "a matrix (m, n) and a vector (n,)")
+        return self._record(_matmul, self._lift(rhs).unsqueeze(1)).squeeze(1)
+
+    def clamp(self: A, min: TensorBase | float, max: TensorBase | float) -> A:
+        """Elements below ``min`` become ``min``, then those above ``max`` become ``max``.
+
+        Each bound is a number, cast to the tensor's dtype, or a tensor of its shape. Where ``min`` is above ``max`` the
+        result is ``max``. At a bound half of the gradient passes, as in candle. NaN stays NaN.
+
+        candle: ``Tensor::clamp<T1: TensorOrScalar, T2: TensorOrScalar>(&self, min: T1, max: T2) -> Result<Self>``
+        """
+        return self.maximum(min).minimum(max)
+
+    def cmp(self: A, rhs: TensorBase | float, op: CmpOp) -> A:
+        """The comparison ``op`` with a tensor of the same shape, or a number: U8, 1 where it holds.
+
+        candle: ``Tensor::cmp<T: TensorOrScalar>(&self, rhs: T, op: CmpOp) -> Result<Self>``
+        """
+        if not isinstance(op, CmpOp):
+            raise Error(f"cmp: got op {op!r}; takes CmpOp.Eq, Ne, Le, Ge, Lt or Gt")
+        compared: A = getattr(self, op.value)(rhs)
+        return compared
 
     def __matmul__(self: A, rhs: Any) -> A:
         return self._record(_matmul, rhs) if isinstance(rhs, TensorBase) else NotImplemented
@@ -39,8 +91,8 @@ class ArithmeticMethods(TensorMethods):
     def __neg__(self: A) -> A:
         return self.neg()
 
-    def __pow__(self: A, e: float) -> A:
-        return self.powf(e)
+    def __abs__(self: A) -> A:
+        return self.abs()
 
     def softmax_stable(self: A) -> A:
         """Softmax over the last dim; metal-candle's ``TensorExt::softmax_stable``."""
@@ -49,3 +101,7 @@ class ArithmeticMethods(TensorMethods):
     def softmax_fused(self: A) -> A:
         """Softmax over the last dim; metal-candle's ``CustomMetalOps::softmax_fused``."""
         return self.softmax(-1)
+
+
+def _no_tensor(name: str, operand: Any) -> Error:
+    return Error(f"{name}: got {type(operand).__name__} for an operand; takes a tensor")

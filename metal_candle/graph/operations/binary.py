@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import numpy as np
 
-from ...dtype import DType
-from ...error import DTypeMismatchError, ShapeMismatchBinaryOpError
+from ...error import DTypeMismatchError, ShapeMismatchBinaryOpError, UnsupportedDTypeForOpError
 from ...shape import broadcast_shapes
 from ..operation import Gradients, Meta, Operation, Sample
 
@@ -42,7 +41,7 @@ class Binary(Operation, abstract=True):
     samples: ClassVar[tuple[Sample, ...]] = PAIRS
     function: ClassVar[Callable[..., mx.array]]
     operator: ClassVar[str] = ""
-    # Whether the named method also takes a number, as candle's TensorOrScalar; operators always do.
+    # Whether the method for equal shapes also takes a number, as candle's TensorOrScalar; operators always do.
     takes_number: ClassVar[bool] = False
 
     @classmethod
@@ -115,7 +114,7 @@ class Mul(Binary):
 
 
 class Div(Binary):
-    """Quotient of two tensors; integers truncate toward zero."""
+    """Quotient of two tensors; integers truncate toward zero, and give 0 where the divisor is 0 (candle panics)."""
 
     candle = "Tensor::div(&self, rhs: &Tensor) -> Result<Tensor>"
     methods = ("div",)
@@ -127,13 +126,55 @@ class Div(Binary):
     def function(lhs: mx.array, rhs: mx.array) -> mx.array:
         if mx.issubdtype(lhs.dtype, mx.floating):
             return mx.divide(lhs, rhs)
-        floor = mx.floor_divide(lhs, rhs)
-        rounded_down = (lhs - floor * rhs != 0) & ((lhs < 0) != (rhs < 0))
-        return floor + rounded_down.astype(floor.dtype)
+        return _truncating_quotient(lhs, rhs)
+
+
+def _truncating_quotient(lhs: mx.array, rhs: mx.array) -> mx.array:
+    if lhs.dtype in (mx.uint8, mx.uint32):
+        return mx.where(rhs == 0, mx.array(0, lhs.dtype), mx.floor_divide(lhs, mx.maximum(rhs, 1)))
+    # The processor traps on a divisor of 0 and on the smallest integer by -1.
+    by = mx.where((rhs == 0) | (rhs == -1), mx.array(1, rhs.dtype), rhs)
+    floor = mx.floor_divide(lhs, by)
+    rounded_down = (lhs - floor * by != 0) & ((lhs < 0) != (by < 0))
+    quotient = floor + rounded_down.astype(floor.dtype)
+    return mx.where(rhs == 0, mx.array(0, lhs.dtype), mx.where(rhs == -1, -quotient, quotient))
+
+
+class Pow(Binary):
+    """The left element to the power of the right one; integers raise ``UnsupportedDTypeForOpError``.
+
+    Negative bases have their integer powers and x⁰ is 1, also at 0; candle's exp(rhs · log(self)) gives NaN there.
+    The gradient of the exponent is 0 where the base is 0 and the power is not a pole.
+    """
+
+    candle = "Tensor::pow(&self, rhs: &Tensor) -> Result<Tensor>"
+    methods = ("pow",)
+    operator = "pow"
+    samples = POSITIVE_PAIRS
+    function = mx.power
+    numpy = np.power
+
+    def infer(self, lhs: Meta, rhs: Meta) -> Meta:
+        if not lhs.dtype.is_float_:
+            raise UnsupportedDTypeForOpError(self.key, lhs.dtype, "bf16, f16, f32 or f64")
+        return super().infer(lhs, rhs)
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        lhs, rhs = inputs
+        left = right = None
+        zero = mx.array(0, cotangent.dtype)
+        if needs[0]:
+            left = reduce_to(mx.where(rhs == 0, zero, cotangent * rhs * mx.power(lhs, rhs - 1)), lhs)
+        if needs[1]:
+            right = reduce_to(mx.where((lhs == 0) & (rhs >= 0), zero, cotangent * output * mx.log(lhs)), rhs)
+        return left, right
 
 
 class Maximum(Binary):
-    """Larger of two elements; a tie gives each side half of the gradient, as in candle."""
+    """Larger of two elements, NaN if either is; a tie gives each side half of the gradient, as in candle.
+
+    candle keeps NaN on one side only: the left on its CPU back-end, the right on Metal.
+    """
 
     candle = "Tensor::maximum<T: TensorOrScalar>(&self, rhs: T) -> Result<Tensor>"
     methods = ("maximum",)
@@ -142,11 +183,14 @@ class Maximum(Binary):
     numpy = np.maximum
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return _split_at_ties(cotangent, inputs, inputs[0] > inputs[1], inputs[0] < inputs[1])
+        return _split_at_ties(cotangent, inputs, needs, inputs[0] > inputs[1], inputs[0] < inputs[1])
 
 
 class Minimum(Binary):
-    """Smaller of two elements; a tie gives each side half of the gradient, as in candle."""
+    """Smaller of two elements, NaN if either is; a tie gives each side half of the gradient, as in candle.
+
+    candle keeps NaN on one side only: the left on its CPU back-end, the right on Metal.
+    """
 
     candle = "Tensor::minimum<T: TensorOrScalar>(&self, rhs: T) -> Result<Tensor>"
     methods = ("minimum",)
@@ -155,82 +199,12 @@ class Minimum(Binary):
     numpy = np.minimum
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return _split_at_ties(cotangent, inputs, inputs[0] < inputs[1], inputs[0] > inputs[1])
+        return _split_at_ties(cotangent, inputs, needs, inputs[0] < inputs[1], inputs[0] > inputs[1])
 
 
-def _split_at_ties(cotangent: mx.array, inputs: Sequence[Any], left: mx.array, right: mx.array) -> Gradients:
+def _split_at_ties(
+    cotangent: mx.array, inputs: Sequence[Any], needs: Sequence[bool], left: mx.array, right: mx.array
+) -> Gradients:
     share = (left.astype(cotangent.dtype) - right.astype(cotangent.dtype) + 1) * 0.5
-    return reduce_to(cotangent * share, inputs[0]), reduce_to(cotangent * (1 - share), inputs[1])
-
-
-class Comparison(Binary, abstract=True):
-    """Family: two tensors of one dtype compared; U8 with 1 for true."""
-
-    differentiable = False
-    takes_number = True
-
-    def infer(self, lhs: Meta, rhs: Meta) -> Meta:
-        return Meta(super().infer(lhs, rhs).shape, DType.U8)
-
-    def lower(self, lhs: mx.array, rhs: mx.array) -> mx.array:
-        return type(self).function(lhs, rhs).astype(mx.uint8)
-
-
-class Eq(Comparison):
-    """1 where the elements are equal."""
-
-    candle = "Tensor::eq<T: TensorOrScalar>(&self, rhs: T) -> Result<Tensor>"
-    methods = ("eq",)
-    operator = "eq"
-    function = mx.equal
-    numpy = np.equal
-
-
-class Ne(Comparison):
-    """1 where the elements differ; NaN differs from itself."""
-
-    candle = "Tensor::ne<T: TensorOrScalar>(&self, rhs: T) -> Result<Tensor>"
-    methods = ("ne",)
-    operator = "ne"
-    function = mx.not_equal
-    numpy = np.not_equal
-
-
-class Lt(Comparison):
-    """1 where the left element is smaller."""
-
-    candle = "Tensor::lt<T: TensorOrScalar>(&self, rhs: T) -> Result<Tensor>"
-    methods = ("lt",)
-    operator = "lt"
-    function = mx.less
-    numpy = np.less
-
-
-class Le(Comparison):
-    """1 where the left element is smaller or equal."""
-
-    candle = "Tensor::le<T: TensorOrScalar>(&self, rhs: T) -> Result<Tensor>"
-    methods = ("le",)
-    operator = "le"
-    function = mx.less_equal
-    numpy = np.less_equal
-
-
-class Gt(Comparison):
-    """1 where the left element is larger."""
-
-    candle = "Tensor::gt<T: TensorOrScalar>(&self, rhs: T) -> Result<Tensor>"
-    methods = ("gt",)
-    operator = "gt"
-    function = mx.greater
-    numpy = np.greater
-
-
-class Ge(Comparison):
-    """1 where the left element is larger or equal."""
-
-    candle = "Tensor::ge<T: TensorOrScalar>(&self, rhs: T) -> Result<Tensor>"
-    methods = ("ge",)
-    operator = "ge"
-    function = mx.greater_equal
-    numpy = np.greater_equal
+    of_left = reduce_to(cotangent * share, inputs[0]) if needs[0] else None
+    return of_left, reduce_to(cotangent * (1 - share), inputs[1]) if needs[1] else None

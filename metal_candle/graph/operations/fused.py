@@ -200,9 +200,9 @@ class Sdpa(Operation):
 class HeadCrossEntropy(Operation):
     """Loss of each row from its hidden state: ``-log_softmax(hidden · weightᵀ)[target]``.
 
-    hidden ``(n, h)``, weight ``(v, h)``, targets ``(n,)`` to the losses ``(n,)`` in F32. The logits of all
-    rows never exist at once; where a gradient is taken, the hidden state's is computed from the same
-    exponentials. Hsu et al. 2024 (Liger Kernel), https://arxiv.org/abs/2410.10989.
+    hidden ``(n, h)``, weight ``(v, h)``, targets ``(n,)`` to the losses ``(n,)`` in F32, of F64 in F64. But for F64
+    the logits of all rows never exist at once; where a gradient is taken, the hidden state's is computed from the
+    same exponentials. Hsu et al. 2024 (Liger Kernel), https://arxiv.org/abs/2410.10989.
     """
 
     arity = 3
@@ -219,7 +219,7 @@ class HeadCrossEntropy(Operation):
             )
         if targets.dtype.is_float_:
             raise UnsupportedDTypeForOpError("head_cross_entropy", targets.dtype, "integer targets")
-        return Meta(Shape((hidden.shape[0],)), DType.F32)
+        return Meta(Shape((hidden.shape[0],)), DType.F64 if hidden.dtype is DType.F64 else DType.F32)
 
     def lower(self, hidden: mx.array, weight: mx.array, targets: mx.array) -> mx.array:
         return head_cross_entropy.forward(hidden, weight, targets, 0.0, False)[0]

@@ -25,11 +25,23 @@ def expect_floats(op: str, *metas: Meta) -> None:
             raise UnsupportedDTypeForOpError(op, meta.dtype, "bf16, f16, f32 or f64")
 
 
-class Matmul(Operation):
-    """Matrix product ``(…, m, k) · (…, k, n)`` to ``(…, m, n)``; leading dims broadcast.
+def _product_shape(lhs: Shape, rhs: Shape, op: str) -> Shape:
+    """The shape of a matrix product, leading dims broadcast. Raises ``ShapeMismatchBinaryOpError`` naming ``op``."""
+    if len(lhs) < 2 or len(rhs) < 2 or lhs[-1] != rhs[-2]:
+        raise ShapeMismatchBinaryOpError(op, lhs, rhs, "(…, m, k) and (…, k, n)")
+    if len(lhs) == len(rhs) == 2:
+        return Shape((lhs[0], rhs[1]))
+    try:
+        leading = broadcast_shapes(lhs[:-2], rhs[:-2], op)
+    except ShapeMismatchBinaryOpError:
+        raise ShapeMismatchBinaryOpError(op, lhs, rhs, "leading dims that broadcast") from None
+    return Shape((*leading, lhs[-2], rhs[-1]))
 
-    Offered as ``matmul``, which wants equal leading dims as candle's does, as ``broadcast_matmul`` and
-    as ``@``.
+
+class Matmul(Operation):
+    """Matrix product ``(…, m, k) · (…, k, n)`` to ``(…, m, n)`` of float tensors; leading dims broadcast.
+
+    Offered as ``matmul``, which does not broadcast, as ``broadcast_matmul`` and as ``@``. A ``k`` of 0 gives zeros.
     """
 
     arity = 2
@@ -43,18 +55,19 @@ class Matmul(Operation):
         Sample(((1, 4), (4, 1))),
     )
 
+    @classmethod
+    def bind(cls, lhs: Meta, rhs: Meta) -> Operation:
+        """``broadcast_matmul``, whose errors about shapes carry its name."""
+        _product_shape(lhs.shape, rhs.shape, "broadcast_matmul")
+        return cls()
+
     @staticmethod
     def numpy(lhs: Any, rhs: Any) -> Any:
         return np.matmul(lhs, rhs)
 
     def infer(self, lhs: Meta, rhs: Meta) -> Meta:
         expect_floats("matmul", lhs, rhs)
-        if len(lhs.shape) < 2 or len(rhs.shape) < 2 or lhs.shape[-1] != rhs.shape[-2]:
-            raise ShapeMismatchBinaryOpError("matmul", lhs.shape, rhs.shape, "(…, m, k) and (…, k, n)")
-        if len(lhs.shape) == len(rhs.shape) == 2:
-            return Meta(Shape((lhs.shape[0], rhs.shape[1])), lhs.dtype)
-        leading = broadcast_shapes(lhs.shape[:-2], rhs.shape[:-2], "matmul")
-        return Meta(Shape((*leading, lhs.shape[-2], rhs.shape[-1])), lhs.dtype)
+        return Meta(_product_shape(lhs.shape, rhs.shape, "matmul"), lhs.dtype)
 
     def lower(self, lhs: mx.array, rhs: mx.array) -> mx.array:
         return matmul(lhs, rhs)

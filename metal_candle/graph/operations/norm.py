@@ -171,7 +171,13 @@ class LayerNorm(Operation):
 
     def lower(self, x: mx.array, *weight_and_bias: mx.array) -> mx.array:
         weight, bias = (*weight_and_bias, None, None)[:2]
-        return mx.fast.layer_norm(x, weight, bias, self.eps)
+        if x.dtype != mx.float64:
+            return mx.fast.layer_norm(x, weight, bias, self.eps)
+        # mx.fast.layer_norm computes float64 in float32.
+        centred = x - mx.mean(x, axis=-1, keepdims=True)
+        normed = centred * mx.rsqrt(mx.mean(mx.square(centred), axis=-1, keepdims=True) + self.eps)
+        scaled = normed if weight is None else normed * weight
+        return scaled if bias is None else scaled + bias
 
     @staticmethod
     def numpy(x: Any, *rest: Any) -> Any:

@@ -1,27 +1,50 @@
-"""Records that combine the elements of some dimensions."""
+"""Records that add up the elements of some dims; the family of all that reduce dims."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import mlx.core as mx
 import numpy as np
 
-from ...dtype import DType
-from ...error import EmptyTensorError, UnsupportedDTypeForOpError
+from ...error import EmptyTensorError, OnlySingleDimensionError, UnsupportedDTypeForOpError
 from ...shape import DimLike, DimsLike, Shape, resolve_dim, resolve_dims
 from ..operation import Gradients, Meta, Operation, Sample
+from .elementwise import in_float32
 
 
-def _reduced(shape: Shape, dims: tuple[int, ...], keepdim: bool) -> Shape:
+def reduced(shape: Shape, dims: tuple[int, ...], keepdim: bool) -> Shape:
+    """The shape without ``dims``, or with 1 in their place."""
     if keepdim:
         return Shape(1 if i in dims else size for i, size in enumerate(shape))
     return Shape(size for i, size in enumerate(shape) if i not in dims)
 
 
-def _expand(array: mx.array, like: mx.array, dims: tuple[int, ...], keepdim: bool) -> mx.array:
+def expand(array: mx.array, like: mx.array, dims: tuple[int, ...], keepdim: bool) -> mx.array:
+    """A reduction's result, or its gradient, repeated along the reduced ``dims`` to the shape of ``like``."""
     return mx.broadcast_to(array if keepdim else mx.expand_dims(array, dims), like.shape)
+
+
+def one_dim(dim: DimLike, shape: Shape, op: str) -> int:
+    """The one dim that ``op`` reduces, from the front. Raises ``OnlySingleDimensionError``, ``DimOutOfRangeError``."""
+    if isinstance(dim, (tuple, list)):
+        raise OnlySingleDimensionError(op, tuple(dim))
+    return resolve_dim(dim, shape, op)
+
+
+def expect_elements(op: str, shape: Shape, dims: tuple[int, ...]) -> None:
+    """Raise ``EmptyTensorError`` if there is nothing to choose an element from."""
+    for dim in dims:
+        if shape[dim] == 0:
+            raise EmptyTensorError(op, shape, dim)
+
+
+def expect_float(op: str, x: Meta) -> None:
+    """Raise ``UnsupportedDTypeForOpError`` for integers, whose result would be no integer."""
+    if not x.dtype.is_float_:
+        raise UnsupportedDTypeForOpError(op, x.dtype, "a float dtype; to_dtype first")
 
 
 class Reduction(Operation, abstract=True):
@@ -52,7 +75,7 @@ class Reduction(Operation, abstract=True):
         return {name: cls.bind, f"{name}_keepdim": keepdim, f"{name}_all": cls.bind_all}
 
     def infer(self, x: Meta) -> Meta:
-        return Meta(_reduced(x.shape, self.dims, self.keepdim), x.dtype)
+        return Meta(reduced(x.shape, self.dims, self.keepdim), x.dtype)
 
     def lower(self, x: mx.array) -> mx.array:
         if not self.dims:
@@ -74,7 +97,10 @@ class OverDims(Reduction, abstract=True):
 
 
 class Sum(OverDims):
-    """Sum over dims; the dtype is kept, halves are accumulated in float32."""
+    """Sum over dims, of no dims the tensor itself; the dtype is kept.
+
+    Integers wrap around, also narrow ones; halves are accumulated in float32 and rounded once.
+    """
 
     candle = "Tensor::sum<D: Dims>(&self, sum_dims: D) -> Result<Tensor>"
     methods = ("sum",)
@@ -85,155 +111,35 @@ class Sum(OverDims):
         return np.sum(x, axis=dims, keepdims=keepdim)
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return (_expand(cotangent, inputs[0], self.dims, self.keepdim),)
+        return (expand(cotangent, inputs[0], self.dims, self.keepdim),)
 
 
 class Mean(OverDims):
-    """Mean over dims of a float tensor."""
+    """Mean over dims of a float tensor, NaN of no elements, of no dims the tensor itself.
+
+    Halves are accumulated in float32. Integers raise ``UnsupportedDTypeForOpError`` (candle gives 0).
+    """
 
     candle = "Tensor::mean<D: Dims>(&self, mean_dims: D) -> Result<Tensor>"
     methods = ("mean",)
-    function = mx.mean
+
+    @classmethod
+    def bind_keepdim(cls, x: Meta, dims: DimsLike) -> Operation:
+        return cls(resolve_dims(dims, x.shape, "mean-keepdim"), True)
 
     def infer(self, x: Meta) -> Meta:
-        if not x.dtype.is_float_:
-            raise UnsupportedDTypeForOpError("mean", x.dtype, "a float dtype; to_dtype first")
+        expect_float("mean", x)
         return super().infer(x)
+
+    @staticmethod
+    def function(x: mx.array, axis: tuple[int, ...], keepdims: bool) -> mx.array:
+        # The sum of halves may be beyond their range where the mean is not.
+        return in_float32(lambda wide: mx.mean(wide, axis=axis, keepdims=keepdims), x)
 
     @staticmethod
     def numpy(x: Any, dims: tuple[int, ...], keepdim: bool) -> Any:
         return np.mean(x, axis=dims, keepdims=keepdim)
 
-
-def _expect_elements(op: str, shape: Shape, dims: tuple[int, ...]) -> None:
-    """Raise if there is nothing to choose an element from."""
-    for dim in dims:
-        if shape[dim] == 0:
-            raise EmptyTensorError(op, shape, dim)
-
-
-class Extreme(Reduction, abstract=True):
-    """Family: the largest or smallest element of one dim; every tie gets the full gradient."""
-
-    @classmethod
-    def bind(cls, x: Meta, dim: DimLike) -> Operation:
-        return cls((resolve_dim(dim, x.shape, cls.key),), False)
-
-    @classmethod
-    def bind_keepdim(cls, x: Meta, dim: DimLike) -> Operation:
-        """The form that keeps the reduced dim as 1."""
-        return cls((resolve_dim(dim, x.shape, cls.key),), True)
-
-    def infer(self, x: Meta) -> Meta:
-        _expect_elements(self.key, x.shape, self.dims)
-        return super().infer(x)
-
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        x = inputs[0]
-        best = _expand(output, x, self.dims, self.keepdim)
-        return ((x == best).astype(cotangent.dtype) * _expand(cotangent, x, self.dims, self.keepdim),)
-
-
-class Max(Extreme):
-    """Largest element of a dim."""
-
-    candle = "Tensor::max<D: Dim>(&self, dim: D) -> Result<Tensor>"
-    methods = ("max",)
-    function = mx.max
-
-    @staticmethod
-    def numpy(x: Any, dims: tuple[int, ...], keepdim: bool) -> Any:
-        return np.max(x, axis=dims, keepdims=keepdim)
-
-
-class Min(Extreme):
-    """Smallest element of a dim."""
-
-    candle = "Tensor::min<D: Dim>(&self, dim: D) -> Result<Tensor>"
-    methods = ("min",)
-    function = mx.min
-
-    @staticmethod
-    def numpy(x: Any, dims: tuple[int, ...], keepdim: bool) -> Any:
-        return np.min(x, axis=dims, keepdims=keepdim)
-
-
-class ArgExtreme(Operation, abstract=True):
-    """Family: where a dim's largest or smallest element is, U32; of equals the first."""
-
-    differentiable = False
-    function: ClassVar[Callable[..., mx.array]]
-    samples = (Sample(((5, 123),), (1, False)), Sample(((5, 7),), (0, True)))
-    dim: int
-    keepdim: bool
-
-    @classmethod
-    def bind(cls, x: Meta, dim: DimLike) -> Operation:
-        return cls(resolve_dim(dim, x.shape, cls.key), False)
-
-    @classmethod
-    def bind_keepdim(cls, x: Meta, dim: DimLike) -> Operation:
-        """The form that keeps the reduced dim as 1."""
-        return cls(resolve_dim(dim, x.shape, cls.key), True)
-
-    @classmethod
-    def surface(cls) -> dict[str, Callable[..., Operation]]:
-        name = cls.methods[0]
-        return {name: cls.bind, f"{name}_keepdim": cls.bind_keepdim}
-
-    def infer(self, x: Meta) -> Meta:
-        _expect_elements(self.key, x.shape, (self.dim,))
-        return Meta(_reduced(x.shape, (self.dim,), self.keepdim), DType.U32)
-
-    def lower(self, x: mx.array) -> mx.array:
-        return type(self).function(x, axis=self.dim, keepdims=self.keepdim).astype(mx.uint32)
-
-
-class Argmax(ArgExtreme):
-    """Index of a dim's largest element."""
-
-    candle = "Tensor::argmax<D: Dim>(&self, dim: D) -> Result<Tensor>"
-    methods = ("argmax",)
-    function = mx.argmax
-
-    @staticmethod
-    def numpy(x: Any, dim: int, keepdim: bool) -> Any:
-        return np.argmax(x, axis=dim, keepdims=keepdim)
-
-
-class Argmin(ArgExtreme):
-    """Index of a dim's smallest element."""
-
-    candle = "Tensor::argmin<D: Dim>(&self, dim: D) -> Result<Tensor>"
-    methods = ("argmin",)
-    function = mx.argmin
-
-    @staticmethod
-    def numpy(x: Any, dim: int, keepdim: bool) -> Any:
-        return np.argmin(x, axis=dim, keepdims=keepdim)
-
-
-class LogSumExp(Operation):
-    """log(sum(exp(x))) over dims, shifted by the maximum; no dims give the tensor back."""
-
-    candle = "Tensor::log_sum_exp<D: Dims>(&self, sum_dims: D) -> Result<Tensor>"
-    methods = ("log_sum_exp",)
-    samples = (Sample(((5, 123),), ((1,),)), Sample(((2, 3, 4),), ((0, 2),)))
-    dims: tuple[int, ...]
-
-    @classmethod
-    def bind(cls, x: Meta, dims: DimsLike) -> Operation:
-        return cls(resolve_dims(dims, x.shape, "log-sum-exp"))
-
-    def infer(self, x: Meta) -> Meta:
-        if not x.dtype.is_float_:
-            raise UnsupportedDTypeForOpError("log_sum_exp", x.dtype, "a float dtype; to_dtype first")
-        _expect_elements("log_sum_exp", x.shape, self.dims)
-        return Meta(_reduced(x.shape, self.dims, False), x.dtype)
-
-    def lower(self, x: mx.array) -> mx.array:
-        return mx.logsumexp(x, axis=self.dims) if self.dims else x
-
-    @staticmethod
-    def numpy(x: Any, dims: tuple[int, ...]) -> Any:
-        return np.log(np.sum(np.exp(x), axis=dims))
+        count = math.prod(inputs[0].shape[dim] for dim in self.dims)
+        return (expand(cotangent / max(count, 1), inputs[0], self.dims, self.keepdim),)

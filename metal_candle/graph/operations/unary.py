@@ -1,42 +1,18 @@
-"""Records of one tensor, element by element."""
+"""Records of one tensor, element by element: elementary functions, powers, dtypes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ...dtype import DType, DTypeLike
-from ...error import UnsupportedDTypeForOpError
-from ...kernels import elementary
+from ...kernels import double, elementary
+from ...kernels.cast import cast
 from ..operation import Gradients, Meta, Operation, Sample
-
-ANY_SHAPE = (Sample(((),)), Sample(((0,),)), Sample(((1,),)), Sample(((5, 123),)), Sample(((2, 3, 4),)))
-POSITIVE = tuple(Sample(sample.shapes, low=0.1, high=3.0) for sample in ANY_SHAPE)
-
-
-class UnaryFloat(Operation, abstract=True):
-    """Family: one float tensor in, the same shape and dtype out."""
-
-    samples: ClassVar[tuple[Sample, ...]] = ANY_SHAPE
-    function: ClassVar[Callable[..., mx.array]]
-
-    def infer(self, x: Meta) -> Meta:
-        if not x.dtype.is_float_:
-            raise UnsupportedDTypeForOpError(self.key, x.dtype, "bf16, f16, f32 or f64")
-        return x
-
-    def lower(self, x: mx.array) -> mx.array:
-        return type(self).function(x)
-
-
-class UnaryAny(UnaryFloat, abstract=True):
-    """Family: one tensor of any dtype in, the same shape and dtype out."""
-
-    def infer(self, x: Meta) -> Meta:
-        return x
+from .elementwise import ANY_SHAPE, POSITIVE, UnaryAny, UnaryFloat
 
 
 class Exp(UnaryFloat):
@@ -56,7 +32,7 @@ class Exp(UnaryFloat):
 
 
 class Log(UnaryFloat):
-    """Natural logarithm; NaN for negative elements."""
+    """Natural logarithm; NaN for negative elements, -inf for 0."""
 
     candle = "Tensor::log(&self) -> Result<Tensor>"
     methods = ("log",)
@@ -70,8 +46,11 @@ class Sin(UnaryFloat):
 
     candle = "Tensor::sin(&self) -> Result<Tensor>"
     methods = ("sin",)
-    function = mx.sin
+    function = double.sin
     numpy = np.sin
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        return (cotangent * double.cos(inputs[0]),)
 
 
 class Cos(UnaryFloat):
@@ -79,8 +58,11 @@ class Cos(UnaryFloat):
 
     candle = "Tensor::cos(&self) -> Result<Tensor>"
     methods = ("cos",)
-    function = mx.cos
+    function = double.cos
     numpy = np.cos
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        return (-cotangent * double.sin(inputs[0]),)
 
 
 class Tanh(UnaryFloat):
@@ -118,47 +100,8 @@ class Recip(UnaryFloat):
     samples = POSITIVE
 
 
-class Sigmoid(UnaryFloat):
-    """1 / (1 + exp(-x))."""
-
-    candle = "candle_nn::ops::sigmoid(xs: &Tensor) -> Result<Tensor>"
-    methods = ("sigmoid",)
-
-    @staticmethod
-    def function(x: mx.array) -> mx.array:
-        return elementary.sigmoid.forward(x)[0]
-
-    @staticmethod
-    def numpy(x: Any) -> Any:
-        return 1 / (1 + np.exp(-x))
-
-    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return (cotangent * output * (1 - output),)
-
-
-class Silu(UnaryFloat):
-    """x * sigmoid(x)."""
-
-    candle = "Tensor::silu(&self) -> Result<Tensor>"
-    methods = ("silu",)
-
-    @staticmethod
-    def function(x: mx.array) -> mx.array:
-        return elementary.silu.forward(x)[0]
-
-    @staticmethod
-    def numpy(x: Any) -> Any:
-        return x / (1 + np.exp(-x))
-
-    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return elementary.silu.vjp(cotangent, inputs, output, needs)
-
-    def lower_and_save(self, x: mx.array) -> tuple[mx.array, ...]:
-        return elementary.silu.forward(x)
-
-
 class Neg(UnaryAny):
-    """-x; unsigned elements wrap."""
+    """-x; unsigned elements wrap (candle panics on integers)."""
 
     candle = "Tensor::neg(&self) -> Result<Tensor>"
     methods = ("neg",)
@@ -167,7 +110,7 @@ class Neg(UnaryAny):
 
 
 class Sqr(UnaryAny):
-    """x * x."""
+    """x * x; integers wrap (candle panics on them)."""
 
     candle = "Tensor::sqr(&self) -> Result<Tensor>"
     methods = ("sqr",)
@@ -187,89 +130,22 @@ class Abs(UnaryAny):
         return (mx.where(inputs[0] >= 0, cotangent, -cotangent),)
 
 
-class Relu(UnaryAny):
-    """max(x, 0); NaN stays NaN; its gradient at 0 is 1, as candle's."""
-
-    candle = "Tensor::relu(&self) -> Result<Tensor>"
-    methods = ("relu",)
-
-    @staticmethod
-    def function(x: mx.array) -> mx.array:
-        return mx.maximum(x, mx.array(0, x.dtype))
-
-    @staticmethod
-    def numpy(x: Any) -> Any:
-        return np.maximum(x, 0)
-
-    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return (mx.where(inputs[0] >= 0, cotangent, mx.array(0, cotangent.dtype)),)
-
-
-class Affine(Operation):
-    """x * mul + add, both numbers cast to the tensor's dtype first."""
-
-    candle = "Tensor::affine(&self, mul: f64, add: f64) -> Result<Tensor>"
-    methods = ("affine",)
-    samples = tuple(Sample(sample.shapes, (1.5, -0.25)) for sample in ANY_SHAPE)
-    mul: float
-    add: float
-
-    @classmethod
-    def bind(cls, x: Meta, mul: float, add: float) -> Operation:
-        return cls(mul, add)
-
-    def infer(self, x: Meta) -> Meta:
-        return x
-
-    def lower(self, x: mx.array) -> mx.array:
-        scaled = x if self.mul == 1 else x * mx.array(self.mul, x.dtype)
-        return scaled if self.add == 0 else scaled + mx.array(self.add, x.dtype)
-
-    @staticmethod
-    def numpy(x: Any, mul: float, add: float) -> Any:
-        return x * mul + add
-
-    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return (cotangent * mx.array(self.mul, cotangent.dtype),)
-
-
-class MulScalar(Operation):
-    """x * value, the number cast to the tensor's dtype first."""
-
-    candle = "metal_candle::LazyTensor::mul_scalar(&self, value: f32) -> Result<LazyTensor>"
-    methods = ("mul_scalar",)
-    samples = tuple(Sample(sample.shapes, (0.5,)) for sample in ANY_SHAPE)
-    value: float
-
-    @classmethod
-    def bind(cls, x: Meta, value: float) -> Operation:
-        return cls(value)
-
-    def infer(self, x: Meta) -> Meta:
-        return x
-
-    def lower(self, x: mx.array) -> mx.array:
-        return x * mx.array(self.value, x.dtype)
-
-    @staticmethod
-    def numpy(x: Any, value: float) -> Any:
-        return x * value
-
-    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return (cotangent * mx.array(self.value, cotangent.dtype),)
-
-
 class Powf(UnaryFloat):
-    """x to the power of a number."""
+    """x to the power of a number; integers raise ``UnsupportedDTypeForOpError``."""
 
     candle = "Tensor::powf(&self, e: f64) -> Result<Tensor>"
     methods = ("powf",)
-    samples = tuple(Sample(sample.shapes, (2.5,), low=0.1, high=3.0) for sample in ANY_SHAPE)
+    samples = (
+        *(Sample(sample.shapes, (2.5,), low=0.1, high=3.0) for sample in ANY_SHAPE),
+        Sample(((5, 13),), (3.0,)),
+        Sample(((5, 13),), (0.0,)),
+        Sample(((5, 13),), (-1.0,), low=0.5, high=3.0),
+    )
     e: float
 
     @classmethod
     def bind(cls, x: Meta, e: float) -> Operation:
-        return cls(e)
+        return cls(float(e))
 
     def lower(self, x: mx.array) -> mx.array:
         return mx.power(x, mx.array(self.e, x.dtype))
@@ -278,9 +154,19 @@ class Powf(UnaryFloat):
     def numpy(x: Any, e: float) -> Any:
         return np.power(x, e)
 
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        # x⁰ is 1 everywhere; the general rule would give 0 · 0⁻¹ = NaN at 0.
+        if self.e == 0:
+            return (mx.zeros_like(cotangent),)
+        x = inputs[0]
+        return (cotangent * self.e * mx.power(x, mx.array(self.e - 1, x.dtype)),)
+
 
 class ToDtype(Operation):
-    """The values in another dtype: float to integer truncates, saturates, and turns NaN into 0."""
+    """The values in another dtype: float to integer truncates, saturates, and turns NaN into 0.
+
+    Integers wrap in a narrower integer; F64 is rounded once to a half. The gradient passes between floats only.
+    """
 
     candle = "Tensor::to_dtype(&self, dtype: DType) -> Result<Tensor>"
     methods = ("to_dtype",)
@@ -295,19 +181,11 @@ class ToDtype(Operation):
         return Meta(x.shape, self.dtype)
 
     def lower(self, x: mx.array) -> mx.array:
-        if self.dtype.is_float_ or not mx.issubdtype(x.dtype, mx.floating):
-            return x.astype(self.dtype.mlx_)
-        info = mx.iinfo(self.dtype.mlx_)
-        # The range's upper end need not be exact in x's dtype: compare with the power of two above it.
-        wide = x if x.dtype == mx.float64 else x.astype(mx.float32)
-        low, high = mx.array(float(info.min), wide.dtype), mx.array(float(info.max) + 1, wide.dtype)
-        inside = mx.where((wide > low) & (wide < high), wide, mx.array(0, wide.dtype)).astype(self.dtype.mlx_)
-        top = mx.where(wide >= high, mx.array(info.max, self.dtype.mlx_), inside)
-        return mx.where(wide <= low, mx.array(info.min, self.dtype.mlx_), top)
+        return cast(x, self.dtype.mlx_)
 
     @staticmethod
     def numpy(x: Any, dtype: DType) -> Any:
         return x.astype(str(dtype.mlx_).rpartition(".")[2])
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return (cotangent.astype(inputs[0].dtype),)
+        return (cast(cotangent, inputs[0].dtype),)

@@ -1,0 +1,69 @@
+"""Records of one tensor and numbers that multiply it or are added to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from ..operation import Gradients, Meta, Operation, Sample
+from .elementwise import ANY_SHAPE, scalar
+
+
+class Affine(Operation):
+    """x * mul + add, both numbers cast to the tensor's dtype first, as candle does.
+
+    Into an integer dtype they truncate and saturate: ``affine(0.5, 0.0)`` of integers is all zeros, and they wrap
+    around where the result leaves the range. A ``mul`` of 0 gives a gradient of zeros (candle: no entry).
+    """
+
+    candle = "Tensor::affine(&self, mul: f64, add: f64) -> Result<Tensor>"
+    methods = ("affine",)
+    samples = tuple(Sample(sample.shapes, (1.5, -0.25)) for sample in ANY_SHAPE)
+    mul: float
+    add: float
+
+    @classmethod
+    def bind(cls, x: Meta, mul: float, add: float) -> Operation:
+        return cls(float(mul), float(add))
+
+    def infer(self, x: Meta) -> Meta:
+        return x
+
+    def lower(self, x: mx.array) -> mx.array:
+        scaled = x if self.mul == 1 else x * scalar(self.mul, x.dtype)
+        return scaled if self.add == 0 else scaled + scalar(self.add, x.dtype)
+
+    @staticmethod
+    def numpy(x: Any, mul: float, add: float) -> Any:
+        return x * mul + add
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        return (cotangent * scalar(self.mul, cotangent.dtype),)
+
+
+class MulScalar(Operation):
+    """x * value, the number cast to the tensor's dtype first."""
+
+    candle = "metal_candle::LazyTensor::mul_scalar(&self, value: f32) -> Result<LazyTensor>"
+    methods = ("mul_scalar",)
+    samples = tuple(Sample(sample.shapes, (0.5,)) for sample in ANY_SHAPE)
+    value: float
+
+    @classmethod
+    def bind(cls, x: Meta, value: float) -> Operation:
+        return cls(float(value))
+
+    def infer(self, x: Meta) -> Meta:
+        return x
+
+    def lower(self, x: mx.array) -> mx.array:
+        return x * scalar(self.value, x.dtype)
+
+    @staticmethod
+    def numpy(x: Any, value: float) -> Any:
+        return x * value
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        return (cotangent * scalar(self.value, cotangent.dtype),)
