@@ -7,12 +7,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ..error import Error
+from ..error import Error, ShapeMismatchBinaryOpError
 from ..graph import operations  # fills the registry
 from ..graph.node import GraphNode, record
 from ..graph.operation import REGISTRY, Operation
-from ..graph.operations.binary import Binary
 from ..graph.operations.affine import Affine
+from ..graph.operations.binary import Binary, Div
+from ..graph.operations.unary import Powf
 from .base import TensorBase
 
 __all__ = ["documentation", "method_table", "operations", "operator_table", "parameters"]
@@ -30,15 +31,15 @@ def method_table() -> dict[str, tuple[str, Callable[..., Any]]]:
 
 
 def operator_table() -> dict[str, Callable[..., Any]]:
-    """Python's operators, which broadcast and take numbers: ``__add__``, ``__radd__``, ``__lt__`` …"""
+    """Python's operators, which broadcast and take numbers: ``__add__``, ``__radd__``, ``__pow__``, ``__lt__`` …"""
     table = {}
     for record_class in list(REGISTRY.values()):
         if not issubclass(record_class, Binary) or not record_class.operator:
             continue
         name = record_class.operator
-        table[f"__{name}__"] = _operator(record_class(), _AFFINE.get(name), reflected=False)
-        if name in ("add", "sub", "mul", "truediv"):
-            table[f"__r{name}__"] = _operator(record_class(), _AFFINE.get(f"r{name}"), reflected=True)
+        table[f"__{name}__"] = _operator(record_class(), _WITH_NUMBER.get(name), reflected=False)
+        if name in ("add", "sub", "mul", "truediv", "pow"):
+            table[f"__r{name}__"] = _operator(record_class(), _WITH_NUMBER.get(f"r{name}"), reflected=True)
     return table
 
 
@@ -54,14 +55,15 @@ def parameters(key: str, bind: Binder) -> list[inspect.Parameter]:
     record_class = REGISTRY[key]
     arity = record_class.arity or 1
     operands = list(inspect.signature(record_class.infer).parameters.values())[2 : arity + 1]
-    number = " | float" if _takes_number(record_class) else ""
+    number = " | float" if _takes_number(record_class, bind) else ""
     plain = [inspect.Parameter(p.name, p.POSITIONAL_OR_KEYWORD, annotation=f"TensorBase{number}") for p in operands]
     own = [p for p in inspect.signature(bind).parameters.values() if p.kind is not p.VAR_POSITIONAL]
     return [*plain, *own[arity:]]
 
 
-def _takes_number(record_class: type[Operation]) -> bool:
-    return issubclass(record_class, Binary) and record_class.takes_number
+def _takes_number(record_class: type[Operation], bind: Binder) -> bool:
+    """Whether a number may stand for the right tensor: as in candle, not beside ``broadcast_<name>``."""
+    return issubclass(record_class, Binary) and record_class.takes_number and bind == record_class.bind_strict
 
 
 def _method(key: str, name: str, bind: Binder) -> Callable[..., Any]:
@@ -90,7 +92,7 @@ def _without_parameters(operation: Operation) -> Callable[..., Any]:
 
 
 def _of_two(record_class: type[Binary], name: str, bind: Binder) -> Callable[..., Any]:
-    operation, strict, numbers = record_class(), bind == record_class.bind_strict, record_class.takes_number
+    operation, strict, numbers = record_class(), bind == record_class.bind_strict, _takes_number(record_class, bind)
 
     def method(self: TensorBase, rhs: Any) -> Any:
         node = self._node
@@ -102,7 +104,12 @@ def _of_two(record_class: type[Binary], name: str, bind: Binder) -> Callable[...
             other = self._number(rhs)
         else:
             raise _no_tensor(name, rhs)
-        return self._wrap(record(operation, (node, other)))
+        try:
+            result = record(operation, (node, other))
+        except ShapeMismatchBinaryOpError as error:
+            # The operation goes by its own name; who called broadcast_<name> is told of that.
+            raise ShapeMismatchBinaryOpError(name, error.lhs, error.rhs, "shapes that broadcast") from None
+        return self._wrap(result)
 
     return method
 
@@ -162,25 +169,33 @@ def _positional(name: str, names: list[str], args: tuple[Any, ...], kwargs: dict
 
 
 # What an operator with a number is on floats, as in candle: one operation of one tensor.
-_AFFINE: dict[str, Callable[[float], Operation]] = {
+_WITH_NUMBER: dict[str, Callable[[float], Operation]] = {
     "add": lambda number: Affine(1.0, number),
     "radd": lambda number: Affine(1.0, number),
     "sub": lambda number: Affine(1.0, -number),
     "rsub": lambda number: Affine(-1.0, number),
     "mul": lambda number: Affine(number, 0.0),
     "rmul": lambda number: Affine(number, 0.0),
+    "pow": lambda number: Powf(number),
 }
 
 
-def _operator(operation: Operation, affine: Callable[[float], Operation] | None, reflected: bool) -> Callable[..., Any]:
+def _operator(
+    operation: Operation, with_number: Callable[[float], Operation] | None, reflected: bool
+) -> Callable[..., Any]:
+    divides = isinstance(operation, Div) and not reflected
+
     def operator(self: TensorBase, other: Any) -> Any:
         node: GraphNode = self._node
         if isinstance(other, TensorBase):
             return self._wrap(record(operation, (node, self._operand(other))))
         if not self._is_number(other):
             return NotImplemented
-        if affine is not None and node.meta[1].is_float_:  # type: ignore[union-attr]
-            return self._wrap(record(affine(float(other)), (node,)))
+        if node.meta[1].is_float_:  # type: ignore[union-attr]
+            if with_number is not None:
+                return self._wrap(record(with_number(float(other)), (node,)))
+        elif divides and other == 0:
+            raise Error(f"div: got 0 for a tensor of {node.dtype} to be divided by; takes any other integer")
         number = self._number(other)
         return self._wrap(record(operation, (number, node) if reflected else (node, number)))
 
