@@ -1,1 +1,1 @@
-"""Files of tensors as bytes and NumPy arrays: no tensors, no MLX."""
+"""Files of tensors as bytes, NumPy and MLX arrays and metadata, and back; nothing here knows tensors."""
