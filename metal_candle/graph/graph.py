@@ -97,17 +97,20 @@ class ComputationGraph:
         number = handle.id if isinstance(handle, GraphNode) else int(handle)
         return any(node.id == number for node in self.nodes())
 
-    def explain(self) -> str:
-        """A line per node: id, operation with its parameters, shape, dtype, inputs, whether it has a value."""
-        return render.text(self.nodes())
+    def explain(self, limit: int | None = render.LIMIT) -> str:
+        """A line per node: id, operation with its parameters, shape, dtype, inputs, whether it has a value.
 
-    def to_dot(self) -> str:
-        """The graph in Graphviz's language."""
-        return render.dot(self.nodes())
+        Of a graph of more than ``limit`` nodes both ends, and a count of what it consists of.
+        """
+        return render.text(self.nodes(), limit)
 
-    def to_mermaid(self) -> str:
-        """The graph as a Mermaid flow chart, which GitHub draws in Markdown."""
-        return render.mermaid(self.nodes())
+    def to_dot(self, limit: int | None = render.LIMIT) -> str:
+        """The graph in Graphviz's language; the middle of one of more than ``limit`` nodes as one box."""
+        return render.dot(self.nodes(), limit)
+
+    def to_mermaid(self, limit: int | None = render.LIMIT) -> str:
+        """The graph as a Mermaid flow chart, which GitHub draws in Markdown; large ones as in ``to_dot``."""
+        return render.mermaid(self.nodes(), limit)
 
     def __repr__(self) -> str:
         return f"ComputationGraph({len(self)} nodes, {self._device})"

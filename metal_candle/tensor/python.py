@@ -116,7 +116,7 @@ def unpack(packed: Packed) -> mx.array:
     dtype = DType.of(name)
     stored = "uint16" if dtype is DType.BF16 else str(dtype.mlx_).rpartition(".")[2]
     with on_device(Device.Cpu):  # float64 exists there only
-        array = mx.array(np.frombuffer(data, stored).reshape(shape))
+        array = mx.array(np.frombuffer(data, stored).reshape(shape), mx.uint16 if dtype is DType.BF16 else dtype.mlx_)
         array = array.view(mx.bfloat16) if dtype is DType.BF16 else array
         mx.eval(array)
     return array

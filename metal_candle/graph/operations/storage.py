@@ -40,7 +40,8 @@ class AsStrided(Operation):
         return self.layout
 
     def lower(self, storage: mx.array) -> mx.array:
-        return mx.as_strided(storage.reshape(-1), self.layout.shape, self.layout.stride, self.layout.start_offset)
+        flat = mx.contiguous(storage.reshape(-1))  # as_strided takes no other
+        return mx.as_strided(flat, self.layout.shape, self.layout.stride, self.layout.start_offset)
 
     @staticmethod
     def numpy(storage: Any, layout: Layout) -> Any:
