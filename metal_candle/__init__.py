@@ -23,7 +23,21 @@ blas.load()
 __version__ = VERSION
 
 if TYPE_CHECKING:
-    from . import compat, error, features, graph, inference, kernels, models, nn, training
+    from . import (
+        compat,
+        error,
+        features,
+        graph,
+        inference,
+        kernels,
+        models,
+        nn,
+        npy,
+        pickle,
+        quantized,
+        safetensors,
+        training,
+    )
     from .device import Device, DeviceInfo, DeviceType
     from .dtype import DType
     from .error import (
@@ -68,6 +82,10 @@ __all__ = [
     "kernels",
     "models",
     "nn",
+    "npy",
+    "pickle",
+    "quantized",
+    "safetensors",
     "training",
 ]
 

@@ -9,12 +9,13 @@ from ..graph.node import record
 from ..graph.operations.structure import ToDevice
 from .arithmetic import ArithmeticMethods
 from .custom_op import CustomOpMethods
+from .files import FileMethods
 from .shaping import ShapingMethods
 
 T = TypeVar("T", bound="WrittenMethods")
 
 
-class WrittenMethods(ArithmeticMethods, CustomOpMethods, ShapingMethods):
+class WrittenMethods(ArithmeticMethods, CustomOpMethods, FileMethods, ShapingMethods):
     """Methods spelled out by hand."""
 
     __slots__ = ()
