@@ -349,6 +349,8 @@ def test_ranks_dtypes_and_numbers_are_refused_when_recorded(kind: Any) -> None:
     ]:
         with pytest.raises(mc.error.ShapeMismatchError, match=f"conv1d: got {text}"):
             x.conv1d(k, *numbers)
+    with pytest.raises(mc.error.ShapeMismatchError, match="takes sizes up to"):
+        x.conv1d(k, 10**12, 1, 1, 1)
     with pytest.raises(mc.error.ShapeMismatchError, match="output_padding -1"):
         x.conv_transpose1d(k, 0, -1, 1, 1, 1)
     with pytest.raises(TypeError, match="5 arguments"):

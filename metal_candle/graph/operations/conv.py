@@ -84,7 +84,7 @@ class Forward(Convolution, abstract=True):
         if min(count) < 1:
             reach = windows.reach((1,) * self.spatial)
             raise self._refuse(x, kernel, f"an input that, padded by {self.padding}, is no smaller than {reach}")
-        return Meta(Shape((x.shape[0], c_out, *count)), x.dtype)
+        return Meta(Shape.of((x.shape[0], c_out, *count)), x.dtype)
 
     def lower(self, x: mx.array, kernel: mx.array) -> mx.array:
         return conv.forward(x, kernel, self.padding, self.stride, self.dilation, self.groups)[0]
@@ -176,7 +176,7 @@ class Transposed(Convolution, abstract=True):
         size = transposed_size(tuple(x.shape[2:]), windows, self.output_padding)
         if 0 in x.shape[2:] or min(size) < 1:
             raise self._refuse(x, kernel, f"sizes that leave a result; with padding {self.padding} it is {size}")
-        return Meta(Shape((x.shape[0], kernel.shape[1] * self.groups, *size)), x.dtype)
+        return Meta(Shape.of((x.shape[0], kernel.shape[1] * self.groups, *size)), x.dtype)
 
     def _params(self) -> tuple[int, ...]:
         return self.padding, self.output_padding, self.stride, self.dilation, self.groups

@@ -63,7 +63,7 @@ class Pool2d(Operation, abstract=True):
                 f"{self.key}: got shape {tuple(x.shape)} and windows of {self.kernel_size}; "
                 "takes windows no larger than (h, w)"
             )
-        return Meta(Shape((*x.shape[:2], *count)), x.dtype)
+        return Meta(Shape.of((*x.shape[:2], *count)), x.dtype)
 
 
 def _seen(x: Any, kernel_size: tuple[int, int], stride: tuple[int, int]) -> Any:
