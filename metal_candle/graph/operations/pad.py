@@ -36,8 +36,8 @@ class _Pad(Operation, abstract=True):
     def bind(cls, x: Meta, dim: DimLike, left: int, right: int) -> Operation:
         before, after = integer(cls.key, "left", left, 0), integer(cls.key, "right", right, 0)
         if before == after == 0:
-            return cls(0, 0, 0)  # type: ignore[call-arg]
-        return cls(resolve_dim(dim, x.shape, cls.key), before, after)  # type: ignore[call-arg]
+            return cls(0, 0, 0)
+        return cls(resolve_dim(dim, x.shape, cls.key), before, after)
 
     def infer(self, x: Meta) -> Meta:
         if self.left == self.right == 0:

@@ -29,7 +29,7 @@ class _Scatters(Operation, abstract=True):
 
     @classmethod
     def bind(cls, x: Meta, indexes: Meta, source: Meta, dim: DimLike) -> Operation:
-        return cls(resolve_dim(dim, x.shape, cls.key))  # type: ignore[call-arg]
+        return cls(resolve_dim(dim, x.shape, cls.key))
 
     def infer(self, x: Meta, indexes: Meta, source: Meta) -> Meta:
         expect_ids(self.key, indexes, WRITES)
@@ -87,7 +87,8 @@ class Scatter(_Scatters):
     def numpy(x: Any, ids: Any, source: Any, dim: int) -> Any:
         result = x.copy()
         for place in np.ndindex(*ids.shape):
-            result[(*place[:dim], ids[place], *place[dim + 1 :])] = source[place]
+            target = (*place[:dim], ids[place], *place[dim + 1 :])
+            result[target] = source[place]
         return result
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
@@ -121,7 +122,8 @@ class ScatterAdd(_Scatters):
     def numpy(x: Any, ids: Any, source: Any, dim: int) -> Any:
         result = x.copy()
         for place in np.ndindex(*ids.shape):
-            result[(*place[:dim], ids[place], *place[dim + 1 :])] += source[place]
+            target = (*place[:dim], ids[place], *place[dim + 1 :])
+            result[target] += source[place]
         return result
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:

@@ -65,7 +65,7 @@ class Roll(Operation):
 
     def lower(self, x: mx.array) -> mx.array:
         # A huge shift does not fit MLX's int.
-        return mx.roll(x, self.shift % x.shape[self.dim], axis=self.dim) if x.size else x
+        return mx.roll(x, self.shift % x.shape[self.dim], self.dim) if x.size else x
 
     @staticmethod
     def numpy(x: Any, shift: int, dim: int) -> Any:
