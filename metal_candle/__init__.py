@@ -6,13 +6,14 @@ Names are resolved on first use, so that ``import metal_candle`` stays quick.
 from __future__ import annotations
 
 import importlib
-import logging
 from typing import TYPE_CHECKING, Any
 
 from . import blas, settings
 from .version import VERSION
 
 if settings.DEBUG.words:
+    import logging
+
     # Whoever sets the variable wants to see the lines, whether or not the program configures logging.
     logging.getLogger(__name__).addHandler(logging.StreamHandler())
     logging.getLogger(__name__).setLevel(logging.INFO)

@@ -114,21 +114,21 @@ def evaluate(nodes: Sequence[GraphNode]) -> None:
     if current_trace() is not None:
         raise NotEvaluatedError("eval: a function that compile is tracing cannot look at values; return them instead")
     for device in {node.device: None for node in wanted}:
-        own = {node: None for node in wanted if node.device == device}
-        own.update((node.inputs[0], None) for node in list(own) if _shares_a_result(node))
-        order = unevaluated_order(list(own))
         with on_device(device):
-            held = _lower(order, own, device)
+            held = lower([node for node in wanted if node.device == device])
             mx.eval(list(held.values()))
         for node, value in held.items():
             keep(node, value)
 
 
-def _lower(order: Sequence[GraphNode], own: Collection[GraphNode], device: Device) -> dict[GraphNode, Any]:
-    """The arrays, not yet evaluated by MLX, of the nodes in ``own`` and of those that somebody holds.
+def lower(nodes: Sequence[GraphNode]) -> dict[GraphNode, Any]:
+    """The arrays, not yet evaluated by MLX, of these nodes of one device, and of nodes on the way that somebody holds.
 
     What a ``Plan`` does for many runs, for one.
     """
+    device, own = nodes[0].device, set(nodes)
+    own.update(node.inputs[0] for node in nodes if _shares_a_result(node))
+    order = unevaluated_order(list(own))
     values: dict[GraphNode, Any] = {}
     held: dict[GraphNode, Any] = {}
     saving = _saving(order)
@@ -141,15 +141,15 @@ def _lower(order: Sequence[GraphNode], own: Collection[GraphNode], device: Devic
             operation = node.operation
             if not inputs and operation.arity == 0:
                 raise _placeholder(node)
-            lower: Callable[..., Any] = operation.lower
+            call: Callable[..., Any] = operation.lower
             if saving and node in saving:
-                lower = cast("Callable[..., Any]", operation.lower_and_save)
+                call = cast("Callable[..., Any]", operation.lower_and_save)
             if node.device is not device and node.device != device:
-                lower = _Elsewhere(node.device, lower)
+                call = _Elsewhere(node.device, call)
             if saved and type(operation) is Vjp and inputs[-1] in saved:
-                value = lower(*map(value_of, inputs[:-1]), saved[inputs[-1]])
+                value = call(*map(value_of, inputs[:-1]), saved[inputs[-1]])
             else:
-                value = lower(*map(value_of, inputs))
+                value = call(*map(value_of, inputs))
             if saving and node in saving:
                 saved[node] = value
                 value = value[0]

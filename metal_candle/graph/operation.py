@@ -68,6 +68,7 @@ class Variants(type):
 
 
 @dataclass_transform()
+@dataclass(eq=False, repr=False)
 class Operation(metaclass=Variants):
     """Base of all records. A subclass is registered under its snake-case name when it is defined.
 
@@ -91,13 +92,25 @@ class Operation(metaclass=Variants):
     key: ClassVar[str] = ""
 
     def __init_subclass__(cls, abstract: bool = False) -> None:
-        dataclass(eq=True, unsafe_hash=True)(cls)
+        # Each method that dataclass writes is compiled at import; equality and hash are the same for all, below.
+        if any(not str(annotation).startswith("ClassVar") for annotation in cls.__annotations__.values()):
+            dataclass(eq=False, repr=False)(cls)
         if abstract:
             return
         cls.key = cls.__dict__.get("key") or _snake_case(cls.__name__)
         REGISTRY[cls.key] = cls
         # A variant without data is a value, one with data a constructor, as in a Rust enum.
         setattr(Operation, cls.__name__, cls if fields(cls) else cls())  # type: ignore[arg-type]
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.__dict__ == self.__dict__
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self.__dict__.values()))
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())
+        return f"{type(self).__name__}({values})"
 
     def name(self) -> str:
         """The operation's name: "mul_scalar"."""

@@ -1,4 +1,4 @@
-"""Operations that users bring: forward, backward, shapes at record time, in place, and mistakes in them."""
+"""``Custom`` and ``CustomWithoutBackward``, operations that users bring: forward, backward, shapes, in place, mistakes."""
 
 from __future__ import annotations
 
