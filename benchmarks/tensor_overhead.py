@@ -1,0 +1,139 @@
+"""What a tensor operation costs beside the MLX call it becomes: recorded and lowered, eager, and the import.
+
+    python benchmarks/tensor_overhead.py [--rounds 41] [--calls 500]
+
+All sides take turns in one run, so that what else the machine does falls on each; medians are printed.
+"Recorded" is the tensor method alone; "lowered" is what `eval()` does before MLX computes; "more" is both together
+less the raw call, per operation of a chain. "Eager" is the tensor method, which evaluates at once, against the raw
+call followed by `mx.eval`; its ratio depends on what that evaluation costs, so it is given for two sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import metal_candle  # noqa: F401  (before mlx.core: it loads the BLAS)
+from metal_candle import LazyTensor, Tensor
+from metal_candle.graph.evaluate import lower
+
+import mlx.core as mx
+
+
+@dataclass
+class Case:
+    """One operation of a tensor and another, as MLX and as a tensor method."""
+
+    label: str
+    raw: Callable[[mx.array, mx.array], mx.array]
+    method: Callable[[Any, Any], Any]
+
+
+CASES = [
+    Case("sin", lambda x, y: mx.sin(x), lambda x, y: x.sin()),
+    Case("x * 2", lambda x, y: x * 2.0, lambda x, y: x * 2.0),
+    Case("x + y", lambda x, y: x + y, lambda x, y: x + y),
+    Case("mul", mx.multiply, lambda x, y: x.mul(y)),
+    Case("matmul", mx.matmul, lambda x, y: x.matmul(y)),
+    Case("transpose", lambda x, y: mx.swapaxes(x, 0, 1), lambda x, y: x.transpose(0, 1)),
+    Case("reshape", lambda x, y: mx.reshape(x, x.shape), lambda x, y: x.reshape(x.shape)),
+    Case("softmax", lambda x, y: mx.softmax(x, axis=-1), lambda x, y: x.softmax(-1)),
+    Case("sum", lambda x, y: mx.sum(x, axis=1, keepdims=True), lambda x, y: x.sum_keepdim(1)),
+    Case("t[1:]", lambda x, y: x[1:], lambda x, y: x[1:]),
+]
+
+
+def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The median time of each side, in seconds; they take turns."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def recording(case: Case, calls: int, rounds: int) -> tuple[float, float, float]:
+    """Microseconds of the raw call, of recording, of lowering, each per operation."""
+    x, y = mx.ones((4, 4)), mx.ones((4, 4))
+    mx.eval(x, y)
+    lazy, other = LazyTensor.from_mlx(x), LazyTensor.from_mlx(y)
+    kept: list[Any] = []
+
+    def raw() -> None:
+        kept[:] = [case.raw(x, y) for _ in range(calls)]
+
+    def record() -> None:
+        kept[:] = [case.method(lazy, other) for _ in range(calls)]
+
+    def lowering() -> None:
+        lower([tensor._node for tensor in recorded])
+
+    recorded = [case.method(lazy, other) for _ in range(calls)]
+    medians = alternate({"raw": raw, "record": record, "lower": lowering}, rounds)
+    return tuple(medians[name] / calls * 1e6 for name in ("raw", "record", "lower"))  # type: ignore[return-value]
+
+
+def eager(case: Case, size: int, rounds: int) -> float:
+    """Time of the eager method by that of the raw call with ``mx.eval``."""
+    x = mx.random.normal((size, size))
+    mx.eval(x)
+    tensor = Tensor.from_mlx(x)
+    repeats = range(20)
+
+    def raw() -> None:
+        for _ in repeats:
+            mx.eval(case.raw(x, x))
+
+    def ours() -> None:
+        for _ in repeats:
+            case.method(tensor, tensor)
+
+    medians = alternate({"raw": raw, "ours": ours}, rounds)
+    return medians["ours"] / medians["raw"]
+
+
+def importing(rounds: int) -> dict[str, float]:
+    """Milliseconds of whole processes that import one or the other."""
+    programs = {"mlx.core": "import mlx.core", "metal_candle": "import metal_candle"}
+    tensor = "import metal_candle; metal_candle.Tensor"
+    sides = {
+        name: (lambda code=code: subprocess.run([sys.executable, "-c", code], check=True))
+        for name, code in {**programs, "metal_candle.Tensor": tensor}.items()
+    }
+    for side in sides.values():
+        side()
+    return {name: seconds * 1e3 for name, seconds in alternate(sides, rounds).items()}
+
+
+def main() -> None:
+    """Measure and print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=41, help="turns each side takes")
+    parser.add_argument("--calls", type=int, default=500, help="operations recorded in a turn")
+    options = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, mlx {mx.__version__}\n")
+    print("| operation | raw µs | recorded µs | lowered µs | more µs | eager 4x4 | eager 256x256 |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for case in CASES:
+        raw, record, low = recording(case, options.calls, options.rounds)
+        ratios = [eager(case, size, options.rounds) for size in (4, 256)]
+        cells = [f"{value:.2f}" for value in (raw, record, low, record + low - raw, *ratios)]
+        print(f"| `{case.label}` | {' | '.join(cells)} |", flush=True)
+    times = importing(max(5, options.rounds // 4))
+    print("\n| import | ms | more than `mlx.core` |\n| --- | ---: | ---: |")
+    for name, milliseconds in times.items():
+        print(f"| `{name}` | {milliseconds:.0f} | {milliseconds - times['mlx.core']:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
