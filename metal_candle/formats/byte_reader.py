@@ -17,8 +17,9 @@ Source: TypeAlias = "str | os.PathLike[str] | IO[bytes] | bytes | bytearray | me
 
 
 def invalid(name: str, reason: str) -> ModelError:
-    """The error of a damaged file: its name, what is wrong."""
-    return ModelError.InvalidFormat(reason=f"{name}: {reason}")
+    """The error of a damaged file: its name, what is wrong; on one line, whatever names the file holds."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in reason)
+    return ModelError.InvalidFormat(reason=f"{name}: {shown}")
 
 
 @contextmanager

@@ -42,18 +42,20 @@ def repack(raw: Bytes, kind: str) -> Affine | None:
     if not (np.isfinite(scales).all() and np.isfinite(biases).all()):
         return None
     packed = np.ascontiguousarray(_stream(codes, bits)).reshape(rows, -1).view("<u4")
-    return Affine(packed, *(_smallest(part.reshape(rows, -1)) for part in (scales, biases)), bits)
+    return Affine(packed, _smallest(scales.reshape(rows, -1)), _smallest(biases.reshape(rows, -1)), bits)
 
 
 def _stream(codes: Bytes, bits: int) -> Bytes:
     if bits == 8:
         return codes
     if bits == 4:
-        return codes[:, 0::2] | (codes[:, 1::2] << 4)
+        pairs: Bytes = np.bitwise_or(codes[:, 0::2], codes[:, 1::2] << 4, dtype=np.uint8)
+        return pairs
     # Eight codes of five bits are five bytes.
     eights = codes.reshape(-1, 8).astype("<u8") << np.arange(0, 40, 5, dtype=np.uint64)
     joined = np.bitwise_or.reduce(eights, axis=1)
-    return joined[:, None].view(np.uint8)[:, :5]
+    stream: Bytes = joined[:, None].view(np.uint8)[:, :5]
+    return stream
 
 
 def _smallest(numbers: Floats) -> Scales:

@@ -108,7 +108,8 @@ def take_apart(raw: Bytes, kind: str) -> Codes:
     if kind.startswith("Q4"):
         return Codes(codes, scales, minima, 8 if minima is None else 0, 4)
     high = np.unpackbits(blocks[:, -20:-16], axis=1, bitorder="little")
-    return Codes(codes | (high << 4), scales, minima, 16 if minima is None else 0, 5)
+    np.bitwise_or(codes, high << 4, out=codes)
+    return Codes(codes, scales, minima, 16 if minima is None else 0, 5)
 
 
 def _numbers(columns: Bytes, dtype: str) -> Floats:

@@ -88,11 +88,13 @@ def _few_bits(blocks: Floats, bits: int, with_minimum: bool) -> Bytes:
     if bits == 5:
         head.append(np.packbits(codes >> 4, axis=1, bitorder="little"))
     nibbles = codes & 15
-    return np.concatenate([*head, nibbles[:, :16] | (nibbles[:, 16:] << 4)], axis=1)
+    packed: Bytes = np.concatenate([*head, nibbles[:, :16] | (nibbles[:, 16:] << 4)], axis=1)
+    return packed
 
 
 def _inverse(scale: Floats) -> Floats:
-    return np.where(scale != 0, np.float32(1) / scale, np.float32(0))
+    inverse: Floats = np.where(scale != 0, np.float32(1) / scale, np.float32(0))
+    return inverse
 
 
 def _half_away(values: Floats) -> Floats:

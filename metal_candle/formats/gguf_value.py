@@ -207,8 +207,8 @@ class Value:
         values = self._as(ValueType.Array)
         if self._element is ValueType.Array:
             return list(values)
-        element = self._element or ValueType.U32
-        return [Value(element, value) for value in values]
+        assert self._element is not None, "an array knows its type"
+        return [Value(self._element, value) for value in values]
 
     def _as(self, *kinds: ValueType) -> Any:
         if self._type not in kinds:
@@ -248,7 +248,7 @@ def _checked(kind: ValueType, content: Any) -> Any:
 def _float(kind: ValueType, content: Any) -> float:
     """What a file would give back: F32 rounds. Raises ``Error`` for what would round to infinity."""
     try:
-        rounded: float = struct.unpack("<" + CODES[kind], struct.pack("<" + CODES[kind], content))[0]
+        rounded: float = struct.unpack("<" + CODES[kind], struct.pack("<" + CODES[kind], float(content)))[0]
     except OverflowError as error:
         raise Error(f"gguf value: got {content!r}; does not fit {kind.name}") from error
     return rounded

@@ -9,7 +9,7 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import IO, NamedTuple, TypeAlias
+from typing import IO, Any, NamedTuple, TypeAlias
 
 from ..error import Error
 from ..files import write_atomically
@@ -50,7 +50,7 @@ def write_gguf(target: Target, metadata: Mapping[str, Value], tensors: Sequence[
 def _write(file: IO[bytes], header: bytes, tensors: Sequence[Entry], padding: Sequence[int]) -> None:
     file.write(header)
     for tensor, pad in zip(tensors, padding):
-        file.write(memoryview(tensor.data))
+        file.write(tensor.data.data)
         file.write(bytes(pad))
 
 
@@ -103,12 +103,13 @@ def _value(value: Value, depth: int = 0) -> bytes:
         return _text(value.to_string())
     if kind is not ValueType.Array:
         return struct.pack("<" + CODES[kind], value.plain())
-    element = value.element_type() or ValueType.U32
-    values = value.to_vec() if element is ValueType.Array else value.plain()
+    if depth == MAX_NESTING:
+        raise Error(f"gguf write: metadata arrays nested more than {MAX_NESTING} deep")
+    element = value.element_type()
+    assert element is not None, "an array knows its type"
+    values: list[Any] = value.to_vec() if element is ValueType.Array else value.plain()
     head = struct.pack("<IQ", element, len(values))
     if element is ValueType.Array:
-        if depth == MAX_NESTING:
-            raise Error(f"gguf write: metadata arrays nested more than {MAX_NESTING} deep")
         return head + b"".join(_value(inner, depth + 1) for inner in values)
     if element is ValueType.String:
         return head + b"".join(_text(text) for text in values)

@@ -1,4 +1,7 @@
-"""Product with a weight in MLX's affine quantisation, groups of 32, and its gradient.
+"""Product with a quantised weight, and its gradient.
+
+A weight is its codes ``(out, in · bits / 32)``, scales and biases ``(out, in / 32)`` in MLX's affine quantisation with
+groups of 32; or, with ``bits`` 32, one float32 array ``(out, in)``.
 
 Everything is multiplied in float32, whatever the tensor's dtype: ``scale · code + bias`` with a bias of
 ``-128 · scale`` loses three bits of a half and more of a bfloat16. (float64, which MLX's quantised product does not
@@ -13,71 +16,85 @@ product was slower for all of 4, 5 and 8 bits. On a GPU both products stay quant
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 
-from .linear import as_rows
-
 GROUP = 32
-_ROWS = {4: 2, 5: 24, 8: 2}
+DENSE = 32
+"""The ``bits`` of a weight that is not quantised."""
+
+_ROWS = {4: 2, 5: 24, 8: 2, DENSE: 0}
 # Elements that are unpacked at a time: 16 MB of float32.
 _CHUNK = 1 << 22
 
 
-def forward(x: mx.array, codes: mx.array, scales: mx.array, biases: mx.array, bits: int) -> mx.array:
-    """``x · weightᵀ`` in x's dtype: x ``(…, in)``, codes ``(out, in · bits / 32)``, scales and biases ``(out, in / 32)``."""
-    rows = as_rows(x)
-    if x.dtype != mx.float64 and (not _on_cpu() or len(rows) <= _ROWS[bits]):
-        product = mx.quantized_matmul(
-            rows.astype(mx.float32), codes, _wide(scales), _wide(biases), transpose=True, group_size=GROUP, bits=bits
-        )
+def forward(x: mx.array, weight: Sequence[mx.array], bits: int) -> mx.array:
+    """``x · weightᵀ`` in x's dtype: ``(…, in) -> (…, out)``."""
+    rows, out = _rows(x), weight[0].shape[0]
+    if _stays_quantised(x, bits, _ROWS[bits]):
+        product = _product(rows, weight, bits, transpose=True)
     else:
-        wide = rows.astype(_computed_in(x))
-        parts = [wide @ part.T for part in _unpacked(codes, scales, biases, bits, wide.dtype)]
-        product = mx.concatenate(parts, axis=1) if parts else mx.zeros((len(rows), 0), wide.dtype)
-    return product.astype(x.dtype).reshape(*x.shape[:-1], codes.shape[0])
+        parts = [rows @ part.T for part in _unpacked(weight, bits, rows.dtype)]
+        product = mx.concatenate(parts, axis=1) if parts else mx.zeros((len(rows), 0), rows.dtype)
+    return product.astype(x.dtype).reshape(*x.shape[:-1], out)
 
 
-def gradient(cotangent: mx.array, codes: mx.array, scales: mx.array, biases: mx.array, bits: int) -> mx.array:
-    """``cotangent · weight``: the gradient of x, in the cotangent's dtype: ``(…, out) -> (…, in)``."""
-    rows = as_rows(cotangent)
-    if cotangent.dtype != mx.float64 and not _on_cpu():
-        product = mx.quantized_matmul(
-            rows.astype(mx.float32), codes, _wide(scales), _wide(biases), transpose=False, group_size=GROUP, bits=bits
-        )
+def gradient(cotangent: mx.array, weight: Sequence[mx.array], bits: int) -> mx.array:
+    """``cotangent · weight``, the gradient of x in its dtype: ``(…, out) -> (…, in)``."""
+    rows, width = _rows(cotangent), columns(weight, bits)
+    if _stays_quantised(cotangent, bits, 0):
+        product = _product(rows, weight, bits, transpose=False)
     else:
-        wide = rows.astype(_computed_in(cotangent))
-        product, start = mx.zeros((len(rows), scales.shape[1] * GROUP), wide.dtype), 0
-        for part in _unpacked(codes, scales, biases, bits, wide.dtype):
-            product = product + wide[:, start : start + len(part)] @ part
+        product, start = mx.zeros((len(rows), width), rows.dtype), 0
+        for part in _unpacked(weight, bits, rows.dtype):
+            product = product + rows[:, start : start + len(part)] @ part
             start += len(part)
-    return product.astype(cotangent.dtype).reshape(*cotangent.shape[:-1], product.shape[1])
+    return product.astype(cotangent.dtype).reshape(*cotangent.shape[:-1], width)
 
 
-def unpack(codes: mx.array, scales: mx.array, biases: mx.array, bits: int) -> mx.array:
-    """The numbers, float32 ``(…, in)``, exactly those the blocks stand for."""
+def columns(weight: Sequence[mx.array], bits: int) -> int:
+    """The weight's ``in``."""
+    return int(weight[0].shape[1] * 32 // bits)
+
+
+def unpack(weight: Sequence[mx.array], bits: int) -> mx.array:
+    """The weight's numbers, or those of some of its rows: float32 ``(…, in)``, exactly what its blocks stand for."""
+    if bits == DENSE:
+        return weight[0]
+    codes, scales, biases = weight
     return mx.dequantize(codes, _wide(scales), _wide(biases), group_size=GROUP, bits=bits)
 
 
-def _unpacked(
-    codes: mx.array, scales: mx.array, biases: mx.array, bits: int, dtype: mx.Dtype
-) -> Iterator[mx.array]:
-    """The weight, some rows at a time, so that the float32 copy of a large one never exists at once."""
-    step = max(1, _CHUNK // max(1, scales.shape[1] * GROUP))
-    for start in range(0, codes.shape[0], step):
-        rows = slice(start, start + step)
-        yield unpack(codes[rows], scales[rows], biases[rows], bits).astype(dtype)
+def _unpacked(weight: Sequence[mx.array], bits: int, dtype: mx.Dtype) -> Iterator[mx.array]:
+    """The weight, some rows at a time, so that the float32 copy of a large quantised one never exists at once."""
+    count = weight[0].shape[0]
+    step = max(1, _CHUNK // max(1, columns(weight, bits))) if bits != DENSE or dtype != mx.float32 else max(1, count)
+    for start in range(0, count, step):
+        yield unpack([part[start : start + step] for part in weight], bits).astype(dtype)
+
+
+def _product(rows: mx.array, weight: Sequence[mx.array], bits: int, transpose: bool) -> mx.array:
+    codes, scales, biases = weight
+    return mx.quantized_matmul(
+        rows, codes, _wide(scales), _wide(biases), transpose=transpose, group_size=GROUP, bits=bits
+    )
+
+
+def _rows(x: mx.array) -> mx.array:
+    """``(…, n)`` as a matrix in the dtype it is multiplied in."""
+    wide = mx.float64 if x.dtype == mx.float64 else mx.float32
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(wide)
+
+
+def _stays_quantised(x: mx.array, bits: int, rows_on_cpu: int) -> bool:
+    rows = math.prod(x.shape[:-1])
+    if bits == DENSE or x.dtype == mx.float64 or not rows:
+        return False
+    # mx.stream() changes the default device too, so this is the one in use.
+    return rows <= rows_on_cpu or bool(mx.default_device().type != mx.cpu)
 
 
 def _wide(numbers: mx.array) -> mx.array:
     return numbers.astype(mx.float32)
-
-
-def _computed_in(x: mx.array) -> mx.Dtype:
-    return mx.float64 if x.dtype == mx.float64 else mx.float32
-
-
-def _on_cpu() -> bool:
-    # mx.stream() changes the default device too, so this is the one in use.
-    return bool(mx.default_device().type == mx.cpu)

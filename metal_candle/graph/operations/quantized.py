@@ -1,0 +1,89 @@
+"""Records of quantised weights: the product with one, and rows of one.
+
+After x or the ids come the weight's arrays as ``kernels/quantized_linear.py`` takes them: codes, scales and biases, or
+one float32 array where ``bits`` is 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ...dtype import DType
+from ...error import InvalidIndexError, ShapeMismatchBinaryOpError, UnsupportedDTypeForOpError
+from ...kernels import quantized_linear
+from ...shape import Shape
+from ..operation import Gradients, Meta, Operation
+from .ids import expect_ids
+
+
+class QuantizedLinear(Operation):
+    """``x · weightᵀ`` with a quantised weight: ``(…, m, in)`` to ``(…, m, out)`` in x's dtype.
+
+    The weight has no gradient; x has one, which candle's product lacks.
+    """
+
+    arity = None
+    candle = "QMatMul::forward(&self, xs: &Tensor) -> Result<Tensor>"
+    bits: int
+
+    def infer(self, x: Meta, *weight: Meta) -> Meta:
+        shape = _shape(weight, self.bits)
+        if not x.dtype.is_float_:
+            raise UnsupportedDTypeForOpError("qmatmul", x.dtype, "bf16, f16, f32 or f64")
+        if len(x.shape) < 2 or x.shape[-1] != shape[1]:
+            raise ShapeMismatchBinaryOpError("qmatmul", x.shape, shape, "(…, m, in) and a weight (out, in)")
+        return Meta(Shape((*x.shape[:-1], shape[0])), x.dtype)
+
+    def lower(self, x: mx.array, *weight: mx.array) -> mx.array:
+        return quantized_linear.forward(x, weight, self.bits)
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        return quantized_linear.gradient(cotangent, inputs[1:], self.bits), *[None for _ in inputs[1:]]
+
+
+class QuantizedEmbedding(Operation):
+    """Rows of a quantised table, unpacked: ids ``(…)`` to float32 ``(…, in)``.
+
+    Any id outside the table, the largest of its dtype too, raises ``InvalidIndexError`` when the node is evaluated
+    (inside ``mx.compile``, where there are no values to look at, its row is zeros).
+    """
+
+    arity = None
+    candle = "QTensor::embedding(&self, ids: &Tensor) -> Result<Tensor>"
+    bits: int
+
+    def infer(self, ids: Meta, *table: Meta) -> Meta:
+        expect_ids("embedding", ids)
+        return Meta(Shape((*ids.shape, _shape(table, self.bits)[1])), DType.F32)
+
+    def lower(self, ids: mx.array, *table: mx.array) -> mx.array:
+        size = table[0].shape[0]
+        inside = _check_ids(ids, size)
+        if size == 0:
+            return mx.zeros((*ids.shape, quantized_linear.columns(table, self.bits)), mx.float32)
+        # MLX would read foreign memory outside the table.
+        known = ids if inside is None else mx.where(inside, ids, mx.array(0, ids.dtype))
+        rows = quantized_linear.unpack([mx.take(part, known, axis=0) for part in table], self.bits)
+        return rows if inside is None else mx.where(inside[..., None], rows, mx.array(0, mx.float32))
+
+
+def _shape(weight: Sequence[Meta], bits: int) -> tuple[int, int]:
+    rows, packed = weight[0].shape
+    return rows, packed * 32 // bits
+
+
+def _check_ids(ids: mx.array, size: int) -> mx.array | None:
+    """Raise for ids outside the table; where their values are not known, the mask of those inside."""
+    try:
+        values = np.array(ids)
+    except ValueError:
+        wide = ids.astype(mx.int64)
+        return (wide >= 0) & (wide < size)
+    wrong = values[(values < 0) | (values >= size)]
+    if wrong.size:
+        raise InvalidIndexError("embedding", int(wrong.flat[0]), size)
+    return None
