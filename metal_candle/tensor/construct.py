@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -10,131 +10,152 @@ import numpy as np
 
 from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
-from ..error import DTypeParseError, ShapeMismatchError, UnsupportedDTypeForOpError
+from ..error import Error, UnexpectedNumberOfDimsError
 from ..graph.evaluate import on_device
 from ..graph.node import GraphNode, leaf, record
-from ..graph.operation import Meta
 from ..graph.operations.random import Normal, Uniform, random_key
-from ..shape import DimLike, Shape, ShapeLike, fill_hole
+from ..shape import DimLike, Shape, ShapeLike
 from . import shaping
-from .written import WrittenMethods
+from .data import as_array
+from .from_data import FromData
+from .memory import check_room
+from .ranges import numbers
+
+__all__ = ["Constructors", "as_array"]
 
 C = TypeVar("C", bound="Constructors")
 
 
-def as_array(data: Any, dtype: DTypeLike | None = None) -> mx.array:
-    """``data`` as an MLX array in a dtype that candle has.
+class Constructors(FromData):
+    """Static constructors; ``device`` is last but for a ``dtype`` that candle has no place for, and optional.
 
-    Python ints become I64, floats F32, booleans U8; a NumPy array keeps its dtype. Raises
-    ``ShapeMismatchError`` for ragged lists and ``DTypeParseError`` for other elements.
+    A device is a ``Device`` or its name, a dtype a ``DType``, its name or an ``mx.Dtype``. Each raises
+    ``UnsupportedDTypeForOpError`` for F64 off the CPU, ``Error`` for more elements than memory holds.
     """
-    if isinstance(data, mx.array):
-        array = data
-    elif isinstance(data, (np.ndarray, np.generic)):
-        with on_device(Device.Cpu):  # float64 exists there only
-            array = mx.array(np.asarray(data), DType.of(data.dtype).mlx_)
-    elif hasattr(data, "mlx"):
-        array = data.mlx()
-    else:
-        try:
-            values = np.asarray(data)
-        except ValueError as error:
-            raise ShapeMismatchError("new: got lists of different lengths; takes a rectangular nesting") from error
-        if values.dtype.kind not in "biuf":
-            raise DTypeParseError(values.dtype)
-        natural = {"b": mx.uint8, "i": mx.int64, "u": mx.int64, "f": mx.float32}[values.dtype.kind]
-        target = natural if dtype is None else DType.of(dtype).mlx_
-        array = mx.array(values, target)
-    wanted = DType.of(array.dtype if dtype is None else dtype)
-    return array if array.dtype == wanted.mlx_ else array.astype(wanted.mlx_)
-
-
-class Constructors(WrittenMethods):
-    """Static constructors; ``device`` is last and optional."""
 
     __slots__ = ()
 
     @classmethod
-    def _from_node(cls: type[C], node: GraphNode) -> C:
-        raise AssertionError("a tensor class defines _from_node")
+    def _made(cls: type[C], op: str, shape: ShapeLike, dtype: DTypeLike, device: DeviceLike, make: _Make) -> C:
+        return cls._from_node(_made(op, Shape.of(shape), DType.of(dtype), Device.of(device), make))
 
-    @classmethod
-    def _from_array(cls: type[C], array: mx.array, device: DeviceLike) -> C:
-        where = device or Device.default()
-        dtype = DType.of(array.dtype)
-        if dtype is DType.F64 and not where.is_cpu():
-            raise UnsupportedDTypeForOpError("new", "f64", f"f64 on Device.Cpu only, got {where}")
-        return cls._from_node(leaf(array, where))
-
-    @classmethod
-    def new(cls: type[C], data: Any, device: DeviceLike = None, dtype: DTypeLike | None = None) -> C:
-        """A tensor of a number, nested lists, a NumPy or MLX array."""
-        return cls._from_array(as_array(data, dtype), device)
-
-    @classmethod
-    def from_slice(
-        cls: type[C], data: Sequence[Any], shape: ShapeLike, device: DeviceLike = None, dtype: DTypeLike | None = None
-    ) -> C:
-        """A flat list in a shape, which may have one hole ``-1``."""
-        array = as_array(data, dtype)
-        return cls._from_array(array.reshape(fill_hole(shape, array.size, "from_slice")), device)
-
-    from_vec = from_slice
-
-    @classmethod
-    def from_iter(cls: type[C], iterable: Iterable[Any], device: DeviceLike = None) -> C:
-        """A 1-D tensor of what an iterable gives."""
-        return cls.new(list(iterable), device)
-
-    @classmethod
-    def from_numpy(cls: type[C], array: Any, device: DeviceLike = None) -> C:
-        """A NumPy array; its dtype is kept."""
-        return cls.new(np.asarray(array), device)
-
-    @classmethod
-    def from_mlx(cls: type[C], array: mx.array, device: DeviceLike = None) -> C:
-        """An MLX array, shared; a boolean one becomes U8."""
-        return cls.new(array, device)
+    # --- constants ----------------------------------------------------------------------------
 
     @classmethod
     def zeros(cls: type[C], shape: ShapeLike, dtype: DTypeLike = DType.F32, device: DeviceLike = None) -> C:
-        """Zeros."""
-        return cls._from_array(mx.zeros(Shape.of(shape), DType.of(dtype).mlx_), device)
+        """Zeros.
+
+        candle: ``Tensor::zeros<S: Into<Shape>>(shape: S, dtype: DType, device: &Device) -> Result<Self>``
+        """
+        return cls._made("zeros", shape, dtype, device, mx.zeros)
 
     @classmethod
     def ones(cls: type[C], shape: ShapeLike, dtype: DTypeLike = DType.F32, device: DeviceLike = None) -> C:
-        """Ones."""
-        return cls._from_array(mx.ones(Shape.of(shape), DType.of(dtype).mlx_), device)
+        """Ones.
+
+        candle: ``Tensor::ones<S: Into<Shape>>(shape: S, dtype: DType, device: &Device) -> Result<Self>``
+        """
+        return cls._made("ones", shape, dtype, device, mx.ones)
+
+    @classmethod
+    def empty(cls: type[C], shape: ShapeLike, dtype: DTypeLike = DType.F32, device: DeviceLike = None) -> C:
+        """A tensor whose values do not matter. candle leaves them undefined; here they are zeros.
+
+        candle: ``Tensor::empty<S: Into<Shape>>(shape: S, dtype: DType, device: &Device) -> Result<Self>``
+        """
+        return cls._made("empty", shape, dtype, device, mx.zeros)
 
     def zeros_like(self: C) -> C:
-        """Zeros of the same shape, dtype and device, without a gradient."""
-        return self._wrap(leaf(mx.zeros(self.shape, self.dtype.mlx_), self.device))
+        """Zeros of the same shape, dtype and device, without a gradient.
+
+        candle: ``Tensor::zeros_like(&self) -> Result<Self>``
+        """
+        return self._wrap(_made("zeros_like", self.shape, self.dtype, self.device, mx.zeros))
 
     def ones_like(self: C) -> C:
-        """Ones of the same shape, dtype and device, without a gradient."""
-        return self._wrap(leaf(mx.ones(self.shape, self.dtype.mlx_), self.device))
+        """Ones of the same shape, dtype and device, without a gradient.
+
+        candle: ``Tensor::ones_like(&self) -> Result<Self>``
+        """
+        return self._wrap(_made("ones_like", self.shape, self.dtype, self.device, mx.ones))
+
+    def empty_like(self: C) -> C:
+        """A tensor of the same shape, dtype and device whose values do not matter: zeros.
+
+        candle: ``Tensor::empty_like(&self) -> Result<Self>``
+        """
+        return self._wrap(_made("empty_like", self.shape, self.dtype, self.device, mx.zeros))
 
     @classmethod
-    def full(cls: type[C], value: Any, shape: ShapeLike, device: DeviceLike = None) -> C:
-        """One number everywhere, in the dtype the number would have in ``new``."""
-        return cls._from_array(mx.broadcast_to(as_array(value), Shape.of(shape)), device)
+    def full(
+        cls: type[C], value: Any, shape: ShapeLike, device: DeviceLike = None, dtype: DTypeLike | None = None
+    ) -> C:
+        """One number everywhere, in the dtype the number has in ``new``, unless ``dtype`` is given.
 
-    @classmethod
-    def arange(cls: type[C], start: Any, end: Any, device: DeviceLike = None) -> C:
-        """``start``, ``start + 1`` … up to but not including ``end``."""
-        return cls.arange_step(start, end, 1, device)
+        Raises ``UnexpectedNumberOfDimsError`` for anything but one number.
 
-    @classmethod
-    def arange_step(cls: type[C], start: Any, end: Any, step: Any, device: DeviceLike = None) -> C:
-        """``start``, ``start + step`` … up to but not including ``end``. Raises for a step of 0."""
-        if step == 0:
-            raise ShapeMismatchError("arange_step: got step 0; takes any other")
-        return cls.new(np.arange(start, end, step), device, None if isinstance(start, int) else DType.F32)
+        candle: ``Tensor::full<D: WithDType, S: Into<Shape>>(value: D, shape: S, device: &Device) -> Result<Self>``
+        """
+        number = as_array(value, dtype, "full")
+        if number.ndim:
+            raise UnexpectedNumberOfDimsError("full", 0, tuple(number.shape))
+        return cls._made("full", shape, number.dtype, device, lambda sizes, kind: mx.full(sizes, number, kind))
 
     @classmethod
     def eye(cls: type[C], n: int, dtype: DTypeLike = DType.F32, device: DeviceLike = None) -> C:
-        """The identity matrix of n rows."""
-        return cls._from_array(mx.eye(n, dtype=DType.of(dtype).mlx_), device)
+        """The identity matrix of n rows, ``(n, n)``.
+
+        candle: ``Tensor::eye(n: usize, dtype: DType, device: &Device) -> Result<Self>``
+        """
+        return cls._made("eye", (n, n), dtype, device, lambda sizes, kind: mx.eye(sizes[0], dtype=kind))
+
+    @classmethod
+    def tril2(cls: type[C], n: int, dtype: DTypeLike = DType.F32, device: DeviceLike = None) -> C:
+        """Ones on and below the diagonal of an ``(n, n)`` matrix, zeros above.
+
+        candle: ``Tensor::tril2(n: usize, dtype: DType, device: &Device) -> Result<Self>``
+        """
+        return cls._made("tril2", (n, n), dtype, device, lambda sizes, kind: mx.tri(sizes[0], dtype=kind))
+
+    @classmethod
+    def triu2(cls: type[C], n: int, dtype: DTypeLike = DType.F32, device: DeviceLike = None) -> C:
+        """Ones on and above the diagonal of an ``(n, n)`` matrix, zeros below.
+
+        candle: ``Tensor::triu2(n: usize, dtype: DType, device: &Device) -> Result<Self>``
+        """
+        return cls._made("triu2", (n, n), dtype, device, lambda sizes, kind: mx.triu(mx.ones(sizes, kind)))
+
+    @classmethod
+    def arange(cls: type[C], start: Any, end: Any, device: DeviceLike = None, dtype: DTypeLike | None = None) -> C:
+        """``start``, ``start + 1`` … up to but not including ``end``, 1-D; see ``arange_step``.
+
+        candle: ``Tensor::arange<D: WithDType>(start: D, end: D, device: &Device) -> Result<Self>``
+        """
+        return cls._range("arange", start, end, 1, device, dtype)
+
+    @classmethod
+    def arange_step(
+        cls: type[C], start: Any, end: Any, step: Any, device: DeviceLike = None, dtype: DTypeLike | None = None
+    ) -> C:
+        """``start``, ``start + step`` … up to but not including ``end``, 1-D; a negative step goes down.
+
+        I64 if all three are integers, else F32, unless ``dtype`` is given. The step is added again and again in
+        that dtype, as candle does, so that rounding decides how many numbers there are. Raises
+        ``ShapeMismatchError`` for a step of 0, ``Error`` where adding the step changes nothing any more (candle
+        never ends there) and for numbers the dtype does not hold.
+
+        candle: ``Tensor::arange_step<D: WithDType>(start: D, end: D, step: D, device: &Device) -> Result<Self>``
+        """
+        return cls._range("arange_step", start, end, step, device, dtype)
+
+    @classmethod
+    def _range(
+        cls: type[C], op: str, start: Any, end: Any, step: Any, device: DeviceLike, dtype: DTypeLike | None
+    ) -> C:
+        found, kind = numbers(start, end, step, None if dtype is None else DType.of(dtype), op)
+        return cls._made(op, found.shape, kind, device, lambda _, mlx: mx.array(found, mlx))
+
+    # --- random -------------------------------------------------------------------------------
 
     @classmethod
     def rand(
@@ -145,9 +166,21 @@ class Constructors(WrittenMethods):
         device: DeviceLike = None,
         dtype: DTypeLike = DType.F32,
     ) -> C:
-        """Uniform in ``[lo, up)``, drawn once from the generator that ``set_seed`` seeds."""
-        meta = Meta(Shape.of(shape), DType.of(dtype))
-        return cls._from_node(record(Uniform(float(lo), float(up), *meta), (random_key(device or Device.default()),)))
+        """Uniform in ``[lo, up)``, drawn once from the generator that ``Device.set_seed`` seeds.
+
+        MLX draws with 24 bits, in F32, for every dtype. Raises ``UnsupportedDTypeForOpError`` for an integer
+        dtype, ``Error`` unless ``lo < up`` and both are finite.
+
+        candle: ``Tensor::rand<S: Into<Shape>, T: FloatDType>(lo: T, up: T, s: S, device: &Device)``
+        """
+        return cls._from_node(_uniform("rand", lo, up, Shape.of(shape), DType.of(dtype), Device.of(device)))
+
+    def rand_like(self: C, lo: float, up: float) -> C:
+        """Uniform in ``[lo, up)``, of the same shape, dtype and device, without a gradient. Raises as ``rand``.
+
+        candle: ``Tensor::rand_like(&self, lo: f64, up: f64) -> Result<Self>``
+        """
+        return self._wrap(_uniform("rand_like", lo, up, self.shape, self.dtype, self.device))
 
     @classmethod
     def randn(
@@ -158,9 +191,23 @@ class Constructors(WrittenMethods):
         device: DeviceLike = None,
         dtype: DTypeLike = DType.F32,
     ) -> C:
-        """Normal with this mean and standard deviation, drawn once."""
-        meta = Meta(Shape.of(shape), DType.of(dtype))
-        return cls._from_node(record(Normal(float(mean), float(std), *meta), (random_key(device or Device.default()),)))
+        """Normal with this mean and standard deviation, drawn once from the generator that ``set_seed`` seeds.
+
+        MLX draws in F32 for every dtype. Raises ``UnsupportedDTypeForOpError`` for an integer dtype, ``Error``
+        unless both are finite and ``std >= 0``; candle takes a negative one for its absolute value.
+
+        candle: ``Tensor::randn<S: Into<Shape>, T: FloatDType>(mean: T, std: T, s: S, device: &Device)``
+        """
+        return cls._from_node(_normal("randn", mean, std, Shape.of(shape), DType.of(dtype), Device.of(device)))
+
+    def randn_like(self: C, mean: float, stdev: float) -> C:
+        """Normal, of the same shape, dtype and device, without a gradient. Raises as ``randn``.
+
+        candle: ``Tensor::randn_like(&self, mean: f64, stdev: f64) -> Result<Self>``
+        """
+        return self._wrap(_normal("randn_like", mean, stdev, self.shape, self.dtype, self.device))
+
+    # --- joined -------------------------------------------------------------------------------
 
     @classmethod
     def cat(cls: type[C], args: Sequence[C], dim: DimLike) -> C:
@@ -173,3 +220,35 @@ class Constructors(WrittenMethods):
         """Tensors of one shape along a new dim."""
         joined: C = shaping.stack(list(args), dim)
         return joined
+
+
+_Make = Callable[[Shape, mx.Dtype], mx.array]
+
+
+def _made(op: str, shape: Shape, dtype: DType, device: Device, make: _Make) -> GraphNode:
+    """A leaf that MLX fills on its device."""
+    check_room(op, shape, dtype, device)
+    with on_device(device):
+        return leaf(make(shape, dtype.mlx_), device)
+
+
+def _uniform(op: str, lo: Any, up: Any, shape: Shape, dtype: DType, device: Device) -> GraphNode:
+    low, high = _finite(op, "lo", lo), _finite(op, "up", up)
+    if low >= high:
+        raise Error(f"{op}: got lo {lo}, up {up}; takes lo < up")
+    check_room(op, shape, dtype, device)
+    return record(Uniform(low, high, shape, dtype), (random_key(device),))
+
+
+def _normal(op: str, mean: Any, std: Any, shape: Shape, dtype: DType, device: Device) -> GraphNode:
+    center, width = _finite(op, "mean", mean), _finite(op, "std", std)
+    if width < 0:
+        raise Error(f"{op}: got std {std}; takes std >= 0")
+    check_room(op, shape, dtype, device)
+    return record(Normal(center, width, shape, dtype), (random_key(device),))
+
+
+def _finite(op: str, name: str, value: Any) -> float:
+    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and np.isfinite(value):
+        return float(value)
+    raise Error(f"{op}: got {value!r} for {name}; takes a finite number")

@@ -1,0 +1,35 @@
+"""Whether a tensor can be there at all: MLX ends the process when the CPU's memory cannot hold an array."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+from ..device import Device
+from ..dtype import DType
+from ..error import Error, UnsupportedDTypeForOpError
+from ..shape import Shape
+
+_SURE = 1 << 28  # bytes that need no looking up
+
+
+@cache
+def machine_memory() -> int:
+    """Bytes of this machine's memory; where the system does not say, more than any has."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 47
+
+
+def check_room(op: str, shape: Shape, dtype: DType, device: Device) -> None:
+    """Raise unless a tensor of this shape and dtype can be on ``device``.
+
+    ``UnsupportedDTypeForOpError`` for F64 off the CPU, ``Error`` for more bytes than the machine has.
+    """
+    if dtype is DType.F64 and not device.is_cpu():
+        raise UnsupportedDTypeForOpError(op, dtype, f"f64 on Device.Cpu only, got {device}")
+    needed = shape.elem_count() * dtype.size_in_bytes()
+    if needed > _SURE and needed > machine_memory() and not device.is_cuda():
+        gigabytes, there = needed / 1e9, machine_memory() / 1e9
+        raise Error(f"{op}: shape {tuple(shape)} of {dtype} takes {gigabytes:.1f} GB; this machine has {there:.1f} GB")
