@@ -52,6 +52,8 @@ def indexed_files(index: str | PathLike[str]) -> list[Path]:
 def weight_map(index: str | PathLike[str]) -> dict[str, str]:
     """An index: tensor name to the name of the file in the same folder, which is there. Raises as ``find_files``."""
     index = Path(index)
+    if not index.exists():
+        raise NotFoundError(index)
     entries = read_json_object(index, lambda reason: SafeTensorError(index, reason.removeprefix(f"{index}: ")))
     names = entries.get("weight_map")
     if not isinstance(names, dict) or not names:
