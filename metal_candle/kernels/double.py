@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from numpy.polynomial import chebyshev
 
 # What is missing from e as a float64, relative to it.
 E_REST = 1.4456468917292502e-16 / math.e
@@ -50,20 +50,21 @@ def erf(x: mx.array) -> mx.array:
     size = mx.abs(x)
     near, far = mx.minimum(size, 2.0), mx.clip(size, 2.0, 6.0)
     below = near * _chebyshev(inner, mx.square(near) * 0.5 - 1)
-    return mx.sign(x) * mx.where(size > 2, _chebyshev(outer, far * 0.5 - 2), below)
+    return mx.sign(x) * mx.where(size > 2, 1 - _chebyshev(outer, far * 0.5 - 2), below)
 
 
 @cache
 def _erf_series() -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Chebyshev series of erf(x)/x in x² over 0..4, and of erf over 2..6; above 6 erf is 1 to the last digit."""
+    """Chebyshev series of erf(x)/x in x² over 0..4, and of 1 - erf over 2..6; above 6 erf is 1 to the last digit."""
+    from numpy.polynomial import chebyshev  # only here, since importing it takes some milliseconds
 
-    def slope(t: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def slope(t: Any) -> Any:
         # The nodes of the interpolation lie inside, so that the root is never 0.
         roots = np.sqrt(2 * (t + 1))
         return np.array([math.erf(root) / root for root in roots])
 
-    def tail(t: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-        return np.array([math.erf(4 + 2 * place) for place in t])
+    def tail(t: Any) -> Any:
+        return np.array([math.erfc(4 + 2 * place) for place in t])
 
     inner, outer = chebyshev.chebinterpolate(slope, 18), chebyshev.chebinterpolate(tail, 32)
     return tuple(map(float, inner)), tuple(map(float, outer))

@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from odd import FLOATS, INTS, LIMITS, NUMPY, Array, arrays, assert_float, rounded, tensor
 
 KINDS = pytest.mark.parametrize("kind", [Tensor, LazyTensor])
-EXAMPLES = settings(max_examples=25, deadline=None)
+EXAMPLES = settings(max_examples=15, deadline=None)
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
@@ -343,7 +343,7 @@ def converted(values: Array, source: DType, target: DType) -> Array:
 
 @KINDS
 @pytest.mark.parametrize("target", [*FLOATS, *INTS], ids=str)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_conversions(target: DType, kind: Any, data: st.DataObject) -> None:
     source = data.draw(st.sampled_from([*FLOATS, *INTS]))
@@ -373,7 +373,7 @@ def test_floats_saturate_at_the_ends_of_integers(source: DType, target: DType) -
 
 
 @pytest.mark.parametrize("target", [DType.F16, DType.BF16], ids=str)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_f64_is_rounded_to_a_half_once(target: DType, data: st.DataObject) -> None:
     """Next to the middle of two halves, where rounding to float32 on the way would lose the side."""
