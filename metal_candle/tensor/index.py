@@ -38,20 +38,23 @@ def index(tensor: Any, at: Any) -> Any:
     # The call that loops make.
     if type(at) is int and tensor.shape:
         first = _position(at, tensor.shape[0])
-        return _reshaped(tensor._record(Slice(((first, first + 1, 1),))), tensor.shape[1:])
-    items = _full(at, tensor)
+        return tensor._record(Slice(((first, first + 1, 1),), tuple(range(1, tensor.rank))))
     bounds: list[tuple[int, int, int]] = []
     selected: list[tuple[int, Any]] = []
+    dims: list[int] = []
     shape: list[int] = []
-    for item in items:
+    for item in _full(at, tensor):
         if item is None:
+            dims.append(-1)
             shape.append(1)
             continue
         size = tensor.shape[len(bounds)]
         if isinstance(item, int):
             start = _position(item, size)
             bounds.append((start, start + 1, 1))
-        elif isinstance(item, slice):
+            continue
+        dims.append(len(bounds))
+        if isinstance(item, slice):
             kept = _kept(item, size)
             # Of none or one element neither the step nor the far bound matters, and MLX takes no huge ones.
             bounds.append((kept.start, kept.stop, kept.step) if len(kept) > 1 else _run(kept))
@@ -61,16 +64,16 @@ def index(tensor: Any, at: Any) -> Any:
             selected.append((len(bounds), ids))
             bounds.append((0, size, 1))
             shape += ids.shape
+    dims += range(len(bounds), tensor.rank)
     shape += tensor.shape[len(bounds) :]
-    result = tensor
-    if any(b != (0, size, 1) for b, size in zip(bounds, tensor.shape)):
-        result = result._record(Slice(tuple(bounds)))
+    whole = all(b == (0, size, 1) for b, size in zip(bounds, tensor.shape))
+    if not selected:
+        # One view: writing through it in place reaches the tensor.
+        same = whole and dims == list(range(tensor.rank))
+        return tensor if same else tensor._record(Slice(() if whole else tuple(bounds), tuple(dims)))
+    result = tensor if whole else tensor._record(Slice(tuple(bounds)))
     for dim, ids in selected:
         result = result._record(IndexSelect(dim), ids if len(ids.shape) == 1 else ids.reshape((ids.elem_count(),)))
-    return _reshaped(result, shape)
-
-
-def _reshaped(result: Any, shape: Sequence[int]) -> Any:
     return result if tuple(result.shape) == tuple(shape) else result.reshape(tuple(shape))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import metal_candle as mc
 from metal_candle import D, Device, DType, LazyTensor, Tensor, Var
+from metal_candle.graph.node import layout_of
 
 import numpy as np
 import pytest
@@ -127,6 +128,32 @@ def test_cat_and_stack(case: Any, data: st.DataObject) -> None:
     assert_same(type(tensor).cat(parts, dim), np.concatenate(arrays, dim), tensor)
     place = data.draw(st.integers(-x.ndim - 1, x.ndim))
     assert_same(type(tensor).stack([tensor, tensor], place), np.stack([x, x], place), tensor)
+
+
+VIEWS: dict[str, Callable[[Any], Any]] = {
+    "reshape": lambda x: x.reshape((4, -1)),
+    "permute": lambda x: x.permute((2, 0, 1)),
+    "transpose": lambda x: x.transpose(0, -1),
+    "broadcast_as": lambda x: x.narrow(1, 2, 1).broadcast_as((2, 3, 7, 5)),
+    "narrow": lambda x: x.narrow(2, 1, 3),
+    "squeeze": lambda x: x.narrow(1, 2, 1).squeeze(1),
+    "squeeze of more": lambda x: x.t().squeeze(1),
+    "unsqueeze": lambda x: x.t().unsqueeze(1).unsqueeze(-1),
+    "an int": lambda x: x[2],
+    "ints, None and steps": lambda x: x[-1, None, ::-2, 1::2, None],
+    "several": lambda x: x.t()[:, 1:].narrow(0, 1, 2)[..., -1],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_know_where_their_elements_lie(name: str, kind: Any) -> None:
+    x = kind.new(np.arange(60).reshape(3, 4, 5))
+    view = VIEWS[name](x)
+    layout = layout_of(view._node)
+    assert layout.shape == view.shape
+    # The elements are their own places.
+    np.testing.assert_array_equal(layout.places(), view.numpy())
 
 
 def test_empty_shapes_and_holes() -> None:

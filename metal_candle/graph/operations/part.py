@@ -64,35 +64,68 @@ def _as_python(slices: Sequence[tuple[int, int, int]]) -> tuple[slice, ...]:
 
 
 class Slice(Operation):
-    """Python's slices of the leading dims, each with start, stop and step already resolved."""
+    """Python's slices of the leading dims, each with start, stop and step already resolved.
+
+    ``dims`` are the dims that the result has, ``-1`` a new one of size 1; one of size 1 that is not named is
+    dropped. Without it all stay. So ``t[0, :, None]`` is one view.
+    """
 
     slices: tuple[tuple[int, int, int], ...]
+    dims: tuple[int, ...] | None = None
     samples = (
         Sample(((5, 7),), (((0, 5, 2), (1, 6, 1)),)),
         Sample(((5, 7),), (((4, -1, -1),),)),
         Sample(((5, 7, 2),), (((3, 0, -2), (6, 1, -3)),)),
         Sample(((5, 7),), (((0, 0, 1),),)),
+        Sample(((5, 7, 2),), (((0, 5, 1), (3, 4, 1)), (-1, 0, -1, 2))),
+        Sample(((3,),), (((1, 2, 1),), ())),
+        Sample(((),), ((), (-1,))),
     )
     is_view = True
 
-    def infer(self, x: Meta) -> Meta:
+    def _sizes(self, shape: Sequence[int]) -> list[int]:
         sizes = [len(range(*bounds)) for bounds in self.slices]
-        return Meta(Shape((*sizes, *x.shape[len(sizes) :])), x.dtype)
+        return [*sizes, *shape[len(sizes) :]]
+
+    def infer(self, x: Meta) -> Meta:
+        sizes = self._sizes(x.shape)
+        if self.dims is not None:
+            sizes = [1 if dim < 0 else sizes[dim] for dim in self.dims]
+        return Meta(Shape(sizes), x.dtype)
 
     def relayout(self, layout: Layout) -> Layout:
-        return layout.sliced(self.slices)
+        inner = layout.sliced(self.slices)
+        if self.dims is None:
+            return inner
+        sizes, strides, last = [], [], 1
+        for dim in reversed(self.dims):
+            # A dim of size 1 may have any stride; candle gives it the one of the dim it is put before.
+            last = last if dim < 0 else inner.stride[dim]
+            strides.append(last)
+            sizes.append(1 if dim < 0 else inner.shape[dim])
+        return Layout(Shape(reversed(sizes)), tuple(reversed(strides)), inner.start_offset)
 
     def lower(self, x: mx.array) -> mx.array:
-        return x[_as_python(self.slices)]
+        part = x[_as_python(self.slices)] if self.slices else x
+        if self.dims is None:
+            return part
+        dropped = [dim for dim in range(x.ndim) if dim not in self.dims]
+        added = [place for place, dim in enumerate(self.dims) if dim < 0]
+        part = mx.squeeze(part, dropped) if dropped else part
+        return mx.expand_dims(part, added) if added else part
 
     @staticmethod
-    def numpy(x: Any, slices: tuple[tuple[int, int, int], ...]) -> Any:
-        return x[_as_python(slices)]
+    def numpy(x: Any, slices: tuple[tuple[int, int, int], ...], dims: tuple[int, ...] | None = None) -> Any:
+        part = x[_as_python(slices)]
+        return part if dims is None else part.reshape([1 if dim < 0 else part.shape[dim] for dim in dims])
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        sliced = cotangent.reshape(self._sizes(inputs[0].shape))
+        if not self.slices:
+            return (sliced,)
         gradient = mx.zeros_like(inputs[0])
-        if cotangent.size:
-            gradient[_as_python(self.slices)] = cotangent
+        if sliced.size:
+            gradient[_as_python(self.slices)] = sliced
         return (gradient,)
 
 
