@@ -145,7 +145,7 @@ def _parse_fields(text: str, source: str) -> dict[str, Any]:
     while place < len(text):
         match = _TOKEN.match(text, place)
         if match is None:
-            raise NpyError(source, f"cannot read the header at {text[place : place + 20]!r}; takes no records")
+            raise NpyError(source, f"cannot read the header at {text[place : place + 20].strip()!r}; takes no records")
         single, double, boolean, number, sign = match.groups()
         if sign is not None:
             tokens.append(_Sign(sign))
