@@ -13,6 +13,7 @@ from ..error import Error, ShapeMismatchError
 from ..shape import MAX_SIZE
 
 _CHUNK = 1 << 20
+_LARGEST = 1 << 1023  # of the integers that are floats too
 
 
 def numbers(start: Any, end: Any, step: Any, dtype: DType | None, op: str) -> tuple[np.ndarray[Any, Any], DType]:
@@ -26,9 +27,7 @@ def numbers(start: Any, end: Any, step: Any, dtype: DType | None, op: str) -> tu
     target = dtype or (DType.I64 if all(isinstance(value, int) for value in values) else DType.F32)
     first, last, by = values
     if by == 0:
-        raise ShapeMismatchError(f"{op}: got step 0; takes any other")
-    if (last - first) / by > MAX_SIZE:
-        raise ShapeMismatchError(f"{op}: got {first} to {last} by {by}, too many numbers; takes up to {MAX_SIZE}")
+        raise ShapeMismatchError(f"{op}: got step {step}; takes any other")
     if target.is_int():
         return _integers(first, last, by, target, op), target
     rounded = _rounding(target)
@@ -38,17 +37,24 @@ def numbers(start: Any, end: Any, step: Any, dtype: DType | None, op: str) -> tu
         raise Error(f"{op}: got {start}, {end}, {step}; takes numbers that {target} holds")
     if not by:
         raise ShapeMismatchError(f"{op}: step {step} is 0 in {target}; takes any other")
+    _check_count((float(last) - float(first)) / float(by), values, op)
     if target in (DType.F32, DType.F64):
         return _accumulated(first, last, by, target, op), target
     return _halves(first, last, by, target, op), target
 
 
 def _number(value: Any, name: str, op: str) -> int | float:
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and abs(int(value)) < _LARGEST:
         return int(value)
     if isinstance(value, (float, np.floating)) and math.isfinite(value):
         return float(value)
     raise Error(f"{op}: got {value!r} for {name}; takes a finite number")
+
+
+def _check_count(count: float, values: list[int | float], op: str) -> None:
+    if count > MAX_SIZE:
+        first, last, by = values
+        raise ShapeMismatchError(f"{op}: got {first} to {last} by {by}, too many numbers; takes up to {MAX_SIZE}")
 
 
 def _integers(first: float, last: float, by: float, dtype: DType, op: str) -> np.ndarray[Any, Any]:
@@ -56,13 +62,15 @@ def _integers(first: float, last: float, by: float, dtype: DType, op: str) -> np
     for value in (first, last, by):
         if value != int(value):
             raise Error(f"{op}: got {value} beside {dtype}; takes integers")
-    found = range(int(first), int(last), int(by))
+    start, end, step = int(first), int(last), int(by)
+    _check_count((end - start) // step, [start, end, step], op)
+    found = range(start, end, step)
     if found and not (info.min <= min(found[0], found[-1]) and max(found[0], found[-1]) <= info.max):
         raise Error(f"{op}: {found[0]} to {found[-1]} leave {dtype}; takes integers from {info.min} to {info.max}")
     # The product may leave 64 bits, the sum then comes back into them.
     values: np.ndarray[Any, Any] = np.arange(len(found), dtype=np.int64)
-    values *= np.int64(_wrapped(int(by)))
-    values += np.int64(_wrapped(int(first)))
+    values *= np.int64(_wrapped(step))
+    values += np.int64(_wrapped(start))
     return values
 
 
