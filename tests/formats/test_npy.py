@@ -144,7 +144,7 @@ GOOD = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n"
         (with_header(GOOD.replace("(2,)", "(True,)"), bytes(8)), "no dictionary of descr"),
         (with_header(GOOD.replace("(2,)", "2"), bytes(8)), "of another kind"),
         (with_header(GOOD.replace("False", "0"), bytes(8)), "of another kind"),
-        (with_header(GOOD.replace("'<f4'", "None"), bytes(8)), "cannot read the header at 'None"),
+        (with_header(GOOD.replace("'<f4'", "None"), bytes(8)), "cannot read the header at .None"),
         (with_header(GOOD.replace("'<f4'", "'|O'"), bytes(8)), r"holds \|O"),
         (with_header(GOOD.replace("'<f4'", "'<f4', 'descr': '<f4'"), bytes(8)), "no dictionary of descr"),
         (with_header(GOOD.replace("'shape': (2,), ", ""), bytes(8)), "the header has descr, fortran_order; takes"),
