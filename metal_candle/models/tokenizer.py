@@ -6,13 +6,16 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
 from ..error import ModelError
 from ..files import read_json_object, read_text, write_json, write_text
 from .gguf_tokenizer import end_token_ids, special_token_id, tokenizer_json
+
+if TYPE_CHECKING:
+    from ..quantized.gguf_file import Content
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -70,8 +73,15 @@ class Tokenizer:
         return cls(tokenizer, config, ends)
 
     @classmethod
-    def from_gguf(cls, metadata: dict[str, Any]) -> Tokenizer:
-        """Build a byte-level BPE tokenizer from a GGUF's metadata. Raises ``ModelError.TokenizerFailed``."""
+    def from_gguf(cls, content: Content | dict[str, Any]) -> Tokenizer:
+        """Build a byte-level BPE tokenizer from a GGUF's content, or its metadata as plain Python values.
+
+        Raises ``ModelError.TokenizerFailed``. candle: ``TokenizerFromGguf::from_gguf``.
+        """
+        if isinstance(content, dict):
+            metadata = content
+        else:
+            metadata = {key: value.plain() for key, value in content.metadata.items()}
         tokenizer = _parse(json.dumps(tokenizer_json(metadata), ensure_ascii=False), "GGUF metadata")
         tokens = metadata["tokenizer.ggml.tokens"]
         names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}

@@ -61,14 +61,17 @@ class QuantizedEmbedding(Operation):
         return Meta(Shape((*ids.shape, _shape(table, self.bits)[1])), DType.F32)
 
     def lower(self, ids: mx.array, *table: mx.array) -> mx.array:
-        size = table[0].shape[0]
-        inside = _check_ids(ids, size)
-        if size == 0:
-            return mx.zeros((*ids.shape, quantized_linear.columns(table, self.bits)), mx.float32)
+        size, width = table[0].shape[0], quantized_linear.columns(table, self.bits)
+        flat = ids.flatten()
+        inside = _check_ids(flat, size) if ids.size else None
+        if not (ids.size and size):
+            return mx.zeros((*ids.shape, width), mx.float32)
         # MLX would read foreign memory outside the table.
-        known = ids if inside is None else mx.where(inside, ids, mx.array(0, ids.dtype))
+        known = flat if inside is None else mx.where(inside, flat, mx.array(0, ids.dtype))
         rows = quantized_linear.unpack([mx.take(part, known, axis=0) for part in table], self.bits)
-        return rows if inside is None else mx.where(inside[..., None], rows, mx.array(0, mx.float32))
+        if inside is not None:
+            rows = mx.where(inside[:, None], rows, mx.array(0, mx.float32))
+        return rows.reshape(*ids.shape, width)
 
 
 def _shape(weight: Sequence[Meta], bits: int) -> tuple[int, int]:
