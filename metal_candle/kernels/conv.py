@@ -1,18 +1,19 @@
 """Convolution and its adjoint, channels first: ``(batch, channels, *size)`` with one or two spatial dims.
 
 MLX's own are channels last. On the CPU they multiply columns as here, but in float32 even for float64 arrays, and
-their gradient for the input is a convolution with stride-many zeros inserted. Measured on two x86-64 cores with
+their gradient for the input is a convolution with stride-many zeros inserted. Measured on one x86-64 core with
 OpenBLAS, float32, in milliseconds, MLX's against the ones here:
 
-| batch x channels x side, kernel, stride | forward | input's gradient | kernel's gradient |
+| batch x channels x side, kernels, stride | forward | input's gradient | kernel's gradient |
 |---|---|---|---|
-| 32 x 1 x 28, 32 of 5x5, 1 | 1.1, 0.7 | 65, 1.6 | 1.1, 0.8 |
-| 8 x 64 x 56, 64 of 3x3, 1 | 26, 19 | 23, 20 | 24, 20 |
-| 8 x 64 x 56, 128 of 3x3, 2 | 10, 8.5 | 877, 18 | 9.7, 9.1 |
-| 8 x 256 x 14, 256 of 3x3, 1 | 13, 13 | 14, 14 | 12, 15 |
-| 1 x 3 x 224, 64 of 7x7, 2 | 3.8, 2.4 | 227, 6.3 | 2.7, 2.7 |
+| 32 x 1 x 28, 32 of 5x5, 1 | 1.2, 0.7 | 74, 2.4 | 1.2, 0.8 |
+| 8 x 64 x 56, 64 of 3x3, 1 | 75, 62 | 72, 45 | 69, 40 |
+| 8 x 64 x 56, 128 of 3x3, 2 | 16, 14 | 874, 23 | 15, 14 |
+| 8 x 256 x 14, 256 of 3x3, 1 | 24, 23 | 24, 24 | 23, 27 |
+| 1 x 3 x 224, 64 of 7x7, 2 | 5.5, 3.9 | 228, 9.1 | 4.0, 4.2 |
+| 8 x 64 x 56, 64 of 1x1, 1 | 8.9, 3.9 | 6.0, 3.9 | 6.4, 3.2 |
 
-So the CPU takes the columns; a GPU takes MLX's convolution, which has a kernel for it there.
+So the CPU takes the columns; a GPU takes MLX's convolution, which is made for it.
 
 A kernel is ``(c_out, c_in / groups, *k)`` for ``conv`` and ``(c_in, c_out / groups, *k)`` for ``conv_transpose``: the
 latter is the adjoint of the former with the same array as kernel, so both are made of the same three products.

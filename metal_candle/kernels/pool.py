@@ -29,19 +29,24 @@ def max_pool(x: mx.array, windows: Windows) -> mx.array:
 
 
 def max_pool_vjp(cotangent: mx.array, x: mx.array, largest: mx.array, windows: Windows) -> mx.array:
-    """Each window's gradient at the first of its largest elements, in row-major order; of a NaN at the first NaN."""
+    """Each window's gradient at the first of its largest elements, in row-major order; NaN counts as infinite."""
     wide = _wide(cotangent)
     zero = mx.array(0, wide.dtype)
+    # NaN equals nothing, itself included.
+    x, largest = _without_nan(x), _without_nan(largest)
 
     def pieces() -> Iterator[mx.array]:
-        open_ = mx.ones(largest.shape, mx.bool_)
+        without = mx.ones(largest.shape, mx.bool_)
         for index in windows.elements(largest.shape[2:]):
-            seen = x[index]
-            found = open_ & ((seen == largest) | mx.isnan(seen))
-            open_ = open_ & ~found
+            found = without & (x[index] == largest)
+            without = without ^ found
             yield mx.where(found, wide, zero)
 
     return windows.placed_back(pieces(), x.shape[2:], largest.shape[2:]).astype(x.dtype)
+
+
+def _without_nan(x: mx.array) -> mx.array:
+    return mx.where(mx.isnan(x), mx.array(mx.inf, x.dtype), x)
 
 
 def sum_pool(x: mx.array, windows: Windows) -> mx.array:

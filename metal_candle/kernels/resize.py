@@ -71,12 +71,22 @@ def _gathered(x: mx.array, axis: int, taps: Taps) -> mx.array:
     return total
 
 
+def _resized(x: mx.array, taps: list[Taps]) -> mx.array:
+    """The last axes of ``x`` resized by these taps.
+
+    Meanwhile they are the first ones, so that what is looked up are runs of elements and not single ones: 105 ms
+    instead of 150, and 130 instead of 290 for the gradient, of 8 x 64 x 56 x 56 made 100 x 100.
+    """
+    rank = len(taps)
+    y = mx.contiguous(mx.moveaxis(x.reshape(-1, *x.shape[-rank:]), 0, -1))
+    for axis in reversed(range(rank)):
+        y = _gathered(y, axis, taps[axis])
+    return mx.contiguous(mx.moveaxis(y, -1, 0)).reshape(*x.shape[:-rank], *y.shape[:-1])
+
+
 def linear(x: mx.array, taps: list[Taps]) -> mx.array:
     """The last axes of ``x`` resized by these taps; halves are added up in float32."""
-    wide = _wide(x)
-    for axis, of_axis in enumerate(taps, x.ndim - len(taps)):
-        wide = _gathered(wide, axis, of_axis)
-    return wide.astype(x.dtype)
+    return _resized(_wide(x), taps).astype(x.dtype)
 
 
 def linear_vjp(cotangent: mx.array, taps: list[Taps], size: tuple[int, ...]) -> mx.array:
@@ -86,28 +96,28 @@ def linear_vjp(cotangent: mx.array, taps: list[Taps], size: tuple[int, ...]) -> 
 
 def nearest(x: mx.array, target: tuple[int, ...]) -> mx.array:
     """The last axes of ``x`` resized to ``target`` with the element ``⌊i · size / target⌋`` at place i."""
-    for axis, n in enumerate(target, x.ndim - len(target)):
-        size = x.shape[axis]
-        if n == size:
-            continue
-        # Repeating takes a sixth of the time of looking up: 2 and 13 ms for 2.5 million elements.
-        x = mx.repeat(x, n // size, axis=axis) if n % size == 0 else _gathered(x, axis, _nearest_taps(size, n))
+    size = x.shape[-len(target) :]
+    if not _is_multiple(target, size):
+        return _resized(x, [_nearest_taps(s, n) for s, n in zip(size, target)])
+    # Repeating takes a sixth of the time of looking up: 2 and 13 ms for 2.5 million elements.
+    for axis, (s, n) in enumerate(zip(reversed(size), reversed(target)), 1):
+        if n != s:
+            x = mx.repeat(x, n // s, axis=-axis)
     return x
 
 
 def nearest_vjp(cotangent: mx.array, size: tuple[int, ...]) -> mx.array:
     """The gradient of ``nearest``: what came from an element, added up; halves in float32."""
     target = cotangent.shape[-len(size) :]
-    wide = _wide(cotangent)
-    if all(n % s == 0 for n, s in zip(target, size)):
-        factors = tuple(n // s for n, s in zip(target, size))
-        ones = (1,) * len(size)
-        wide = sum_pool(wide, Windows(factors, factors, ones, (0,) * len(size)))
-    else:
-        for axis, (s, n) in enumerate(zip(size, target), cotangent.ndim - len(size)):
-            if s != n:
-                wide = _gathered(wide, axis, _transposed(_nearest_taps(s, n), s))
-    return wide.astype(cotangent.dtype)
+    if not _is_multiple(target, size):
+        taps = [_transposed(_nearest_taps(s, n), s) for s, n in zip(size, target)]
+        return _resized(_wide(cotangent), taps).astype(cotangent.dtype)
+    factors, ones = tuple(n // s for n, s in zip(target, size)), (1,) * len(size)
+    return sum_pool(cotangent, Windows(factors, factors, ones, (0,) * len(size))).astype(cotangent.dtype)
+
+
+def _is_multiple(target: tuple[int, ...], size: tuple[int, ...]) -> bool:
+    return all(n % s == 0 for n, s in zip(target, size))
 
 
 def _nearest_taps(size: int, target: int) -> Taps:
