@@ -26,6 +26,7 @@ __version__ = VERSION
 if TYPE_CHECKING:
     from . import (
         compat,
+        display,
         error,
         features,
         graph,
@@ -37,9 +38,13 @@ if TYPE_CHECKING:
         pickle,
         quantized,
         safetensors,
+        scalar,
+        streaming,
+        test_utils,
         training,
+        utils,
     )
-    from .device import Device, DeviceInfo, DeviceType
+    from .device import Device, DeviceInfo, DeviceLocation, DeviceType
     from .dtype import DType
     from .error import (
         CheckpointError,
@@ -50,7 +55,9 @@ if TYPE_CHECKING:
         ModelError,
         TrainingError,
     )
+    from .scalar import Scalar
     from .shape import D, Shape
+    from .streaming import StreamingBinOp, StreamingModule, StreamTensor
     from .tensor import GradStore, LazyTensor, Tensor, Var, compile, eval_all
 
 __all__ = [
@@ -62,19 +69,25 @@ __all__ = [
     "Device",
     "DeviceError",
     "DeviceInfo",
+    "DeviceLocation",
     "DeviceType",
     "Error",
     "GradStore",
     "InferenceError",
     "LazyTensor",
     "ModelError",
+    "Scalar",
     "Shape",
+    "StreamTensor",
+    "StreamingBinOp",
+    "StreamingModule",
     "Tensor",
     "TrainingError",
     "Var",
     "__version__",
     "compat",
     "compile",
+    "display",
     "error",
     "eval_all",
     "features",
@@ -87,13 +100,19 @@ __all__ = [
     "pickle",
     "quantized",
     "safetensors",
+    "scalar",
+    "streaming",
+    "test_utils",
     "training",
+    "utils",
 ]
 
 _HOME = {
-    "device": "Device DeviceInfo DeviceType",
+    "device": "Device DeviceInfo DeviceLocation DeviceType",
     "dtype": "DType",
+    "scalar": "Scalar",
     "shape": "D Shape",
+    "streaming": "StreamTensor StreamingBinOp StreamingModule",
     "tensor": "GradStore LazyTensor Tensor Var compile eval_all",
     "error": "CheckpointError DataError DeviceError Error InferenceError ModelError TrainingError",
 }
