@@ -45,7 +45,10 @@ def transposed_size(size: Sizes, windows: Windows, output_padding: int) -> Sizes
 
 
 def _correlated(x: mx.array, weight: mx.array, windows: Windows, count: Sizes, groups: int) -> mx.array:
-    """A product for each element of the kernel, and their sum."""
+    """A product for each element of the kernel, and their sum, of halves in float32."""
+    if is_half(x):
+        wide = _correlated(x.astype(mx.float32), weight.astype(mx.float32), windows, count, groups)
+        return wide.astype(x.dtype)
     b, o = x.shape[0], weight.shape[0]
     x = windows.padded(x, count)
     by_element = weight.reshape(groups, o // groups, weight.shape[1], math.prod(windows.kernel))
