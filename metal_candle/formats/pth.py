@@ -42,7 +42,7 @@ PICKLE_LIMIT = 100_000_000
 DEPTH_LIMIT = 64
 """How deep dictionaries and lists may be nested."""
 
-SHARED_LIMIT = 1_000_000
+SHARED_LIMIT = 100_000
 """Most values looked at beyond one for each byte of the description, which can name one dictionary many times."""
 
 REPEAT_LIMIT = 1 << 26
@@ -199,8 +199,6 @@ def _check_kind(path: Path) -> None:
     if not start:
         raise PthError(path, "is empty")
     if start[:1] == b"\x80":
-        raise PthError(
-            path, "is a bare pickle, as PyTorch before 1.6 wrote; load and save it with PyTorch again"
-        )
+        raise PthError(path, "is a bare pickle, as PyTorch before 1.6 wrote; load and save it with PyTorch again")
     if start[:2] != b"PK":
         raise PthError(path, "no PyTorch checkpoint: no zip archive")

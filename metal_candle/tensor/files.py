@@ -1,4 +1,4 @@
-"""Tensors from files and bytes, and back: candle's ``read_npy``, ``write_npz``, ``save_safetensors`` …"""
+"""Tensors from files, and back: candle's ``read_npy``, ``write_npz``, ``save_safetensors`` …"""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import Protocol, TypeVar
 import mlx.core as mx
 
 from ..device import Device, DeviceLike
-from ..dtype import DType, DTypeLike
-from ..error import Error, NpyError, ShapeMismatchError
+from ..error import Error, NpyError
 from ..files import write_atomically
 from ..formats import npy, npz, safetensors
-from ..formats.raw import Buffer, from_bytes, to_bytes
+from ..formats.raw import to_bytes
 from ..formats.reading import io_errors
-from ..shape import Shape, ShapeLike
 from .base import TensorBase
 from .methods import TensorMethods
 
@@ -30,7 +28,7 @@ class BytesWriter(Protocol):
 
 
 class FileMethods(TensorMethods):
-    """Constructors from files and bytes, which give tensors of the class they are called on, and writing.
+    """Constructors from files, which give tensors of the class they are called on, and writing.
 
     npy and npz have no BF16: ``NpyError`` then. What is read is on the CPU, as in candle.
     """
@@ -42,20 +40,6 @@ class FileMethods(TensorMethods):
         raise AssertionError("a tensor class defines _from_array")
 
     # --- constructors -------------------------------------------------------------------------
-
-    @classmethod
-    def from_raw_buffer(cls: type[F], data: Buffer, dtype: DTypeLike, shape: ShapeLike, device: DeviceLike = None) -> F:
-        """Little-endian bytes in C order as a tensor. Raises ``ShapeMismatchError`` unless they are just enough.
-
-        candle: ``Tensor::from_raw_buffer(data: &[u8], dtype: DType, shape: &[usize], device: &Device) -> Result<Self>``
-        """
-        kind, sizes = DType.of(dtype), Shape.of(shape)
-        wanted, size = sizes.elem_count() * kind.size_in_bytes(), memoryview(data).nbytes
-        if size != wanted:
-            raise ShapeMismatchError(
-                f"from_raw_buffer: got {size} bytes; takes {wanted} for shape {tuple(sizes)} of {kind}"
-            )
-        return cls._from_array(from_bytes(data, kind.mlx_, sizes), device)
 
     @classmethod
     def read_npy(cls: type[F], path: str | PathLike[str]) -> F:

@@ -85,7 +85,7 @@ class Restored:
     """Pickles as an object with a state, which Python's unpickler would give to ``__setstate__``."""
 
     def __setstate__(self, state: Any) -> None:
-        Path(state).touch()
+        Path(state["path"]).touch()
 
 
 def restored(canary: str) -> Any:
@@ -108,6 +108,13 @@ HARM: dict[str, Callable[[str], Any]] = {
     "import": lambda canary: Calls(__import__, "antigravity"),
     "type": lambda canary: Calls(type, "x", (), {}),
 }
+
+
+def test_python_would_run_them(tmp_path: Path) -> None:
+    """The test below can fail: its pickles do what they say."""
+    for harm in ("os.system", "subprocess", "state"):
+        pickle.loads(pickle.dumps(HARM[harm](str(tmp_path / harm))))
+        assert (tmp_path / harm).exists()
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
@@ -195,7 +202,7 @@ def test_globals_off_the_list_are_named(tmp_path: Path, name: str, message: str)
         (b"0.", "up to a mark where there is none"),
         (b"h\0.", "recalls a value that it never had"),
         (b"q\0N.", "remembers a value where there is none"),
-        (b"}(Nu.", "a key without a value"),
+        (b"}(Nu.", "key without a value"),
         (b"NNa.", "fills something that is no list"),
         (b"\x80\x06.", "a later protocol than 5"),
         (b"X\xff\xff\xff\xff.", "truncated"),
