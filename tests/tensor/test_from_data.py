@@ -146,7 +146,7 @@ def test_numpy_dtypes(kind: Any, array: Any, dtype: DType) -> None:
 
 
 @KINDS
-@pytest.mark.parametrize("name", ["int8", "uint64", "complex64", "longdouble", "U3", "O", "datetime64[s]"])
+@pytest.mark.parametrize("name", ["int8", "uint64", "complex64", "U3", "O", "datetime64[s]"])
 def test_numpy_dtypes_that_candle_lacks(kind: Any, name: str) -> None:
     array = np.zeros(2, name)
     for call in (kind.from_numpy, kind.new):
