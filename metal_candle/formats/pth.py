@@ -17,7 +17,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..error import PthError
-from .pth_pickle import Pairs, TensorRecord, interpret
+from .pth_pickle import interpret
+from .pth_records import Pairs, TensorRecord
 from .raw import DIM_LIMIT, element_count, from_bytes, numpy_dtype
 from .reading import io_errors
 from .zip_archive import ZipArchive

@@ -1,7 +1,7 @@
 """The pickle inside a PyTorch checkpoint, interpreted without Python's unpickler: nothing in it is ever called.
 
-The opcodes build plain data. A global is only a name on a short list; what the file "calls" is looked up in a table
-of functions of this module, which make records of tensors. Everything else is refused with its name.
+The opcodes build plain data. A global is only a name on the short list of ``pth_records``, whose functions make the
+records of tensors. Everything else is refused with its name.
 
 Opcodes: https://docs.python.org/3/library/pickletools.html
 """
@@ -10,150 +10,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..error import PthError
-
-
-class Global(NamedTuple):
-    """A name that the file refers to. It stands for itself and leads nowhere."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-class Pairs:
-    """A dictionary: its entries in order. Keys are not hashed, they may be anything."""
-
-    __slots__ = ("items",)
-
-    def __init__(self) -> None:
-        self.items: list[tuple[Any, Any]] = []
-
-
-class Opaque:
-    """A value that is no tensor and holds none: a size, a device, a set, bytes."""
-
-    __slots__ = ()
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A storage: the name of its entry, and dtype and count of its elements."""
-
-    key: str
-    dtype: str
-    count: int
-
-
-@dataclass(frozen=True)
-class TensorRecord:
-    """A tensor: where its elements lie in a storage, counted in elements; not yet checked against it."""
-
-    storage: Storage
-    dtype: str
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-STORAGE_DTYPES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
-_UNTYPED = Global("torch.storage", "UntypedStorage")
-_DTYPES = frozenset(STORAGE_DTYPES.values()) | {
-    *("uint16", "uint32", "uint64", "complex32", "complex64", "complex128"),
-    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
-}
-_LONGEST, _RANK = 1 << 63, 64
-
-
-class _Refused(Exception):
-    """A reason to refuse the file, before it is known at which byte."""
-
-
-# --- what the file may call -------------------------------------------------------------------
-
-
-def _is_sizes(value: Any) -> bool:
-    return (
-        isinstance(value, tuple)
-        and len(value) <= _RANK
-        and all(type(size) is int and 0 <= size < _LONGEST for size in value)
-    )
-
-
-def _tensor(storage: Any, dtype: str, offset: Any, shape: Any, stride: Any, flags: Any) -> TensorRecord:
-    sizes = _is_sizes(shape) and _is_sizes(stride) and _is_sizes((offset,))
-    if not isinstance(storage, Storage) or not sizes or len(shape) != len(stride):
-        raise _Refused("a tensor without a storage, or with sizes or strides that are none")
-    if isinstance(flags, Pairs) and flags.items:
-        raise _Refused("a tensor that is conjugated or negated in place; save a copy of it")
-    return TensorRecord(storage, dtype, offset, shape, stride)
-
-
-def _rebuild_tensor_v2(*args: Any) -> TensorRecord:
-    if not 6 <= len(args) <= 7 or not isinstance(args[0], Storage):
-        raise _Refused("a tensor of other arguments than PyTorch's")
-    storage, offset, shape, stride = args[:4]
-    return _tensor(storage, storage.dtype, offset, shape, stride, args[6] if len(args) == 7 else None)
-
-
-def _rebuild_tensor_v3(*args: Any) -> TensorRecord:
-    if not 7 <= len(args) <= 8 or not isinstance(args[6], Global) or args[6].name not in _DTYPES:
-        raise _Refused("a tensor of other arguments than PyTorch's")
-    storage, offset, shape, stride = args[:4]
-    return _tensor(storage, args[6].name, offset, shape, stride, args[7] if len(args) == 8 else None)
-
-
-def _rebuild_parameter(*args: Any) -> TensorRecord:
-    if len(args) < 3 or not isinstance(args[0], TensorRecord):
-        raise _Refused("a parameter of other arguments than PyTorch's")
-    return args[0]
-
-
-def _ordered_dict(*args: Any) -> Pairs:
-    # Its entries come as those of a dictionary do. Taking them from an argument, which the file could name a million
-    # times, would let it grow without bound.
-    if args:
-        raise _Refused("an OrderedDict made of arguments")
-    return Pairs()
-
-
-def _opaque(*_: Any) -> Opaque:
-    return Opaque()
-
-
-_CALLS: dict[Global, Callable[..., Any]] = {
-    Global("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
-    Global("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
-    Global("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    Global("collections", "OrderedDict"): _ordered_dict,
-    Global("torch", "Size"): _opaque,
-    Global("torch", "device"): _opaque,
-    Global("_codecs", "encode"): _opaque,
-    Global("builtins", "set"): _opaque,
-    Global("__builtin__", "set"): _opaque,
-}
-_NAMES = frozenset(
-    [*_CALLS, _UNTYPED, *(Global("torch", n) for n in STORAGE_DTYPES), *(Global("torch", n) for n in _DTYPES)]
-)
-
-
-# --- the machine ------------------------------------------------------------------------------
+from .pth_records import CALLS, NAMES, STORAGE_DTYPES, UNTYPED, Global, Opaque, Pairs, Refused, Storage, is_sizes
 
 
 class _Machine:
@@ -169,7 +29,7 @@ class _Machine:
         """The next bytes."""
         end = self.place + count
         if end > len(self.data):
-            raise _Refused("truncated")
+            raise Refused("truncated")
         taken, self.place = self.data[self.place : end], end
         return taken
 
@@ -181,7 +41,7 @@ class _Machine:
         """The text up to the next line's end."""
         end = self.data.find(b"\n", self.place)
         if end < 0:
-            raise _Refused("truncated")
+            raise Refused("truncated")
         text = self.take(end - self.place).decode("utf-8")
         self.place += 1
         return text
@@ -195,54 +55,54 @@ class _Machine:
 
     def pop(self) -> Any:
         if not self.stack:
-            raise _Refused("takes a value where there is none")
+            raise Refused("takes a value where there is none")
         return self.stack.pop()
 
     def top(self, kind: type) -> Any:
         """The value on top, which an opcode fills."""
         if not self.stack or not isinstance(self.stack[-1], kind):
-            raise _Refused("fills something that is no list or dictionary")
+            raise Refused("fills something that is no list or dictionary")
         return self.stack[-1]
 
     def pop_to_mark(self) -> list[Any]:
         """The values since the last mark."""
         if not self.outer:
-            raise _Refused("takes values up to a mark where there is none")
+            raise Refused("takes values up to a mark where there is none")
         values, self.stack = self.stack, self.outer.pop()
         return values
 
     def remember(self, index: int) -> None:
         if not self.stack:
-            raise _Refused("remembers a value where there is none")
+            raise Refused("remembers a value where there is none")
         self.memo[index] = self.stack[-1]
 
     def recall(self, index: int) -> None:
         if index not in self.memo:
-            raise _Refused("recalls a value that it never had")
+            raise Refused("recalls a value that it never had")
         self.push(self.memo[index])
 
 
 def _global(machine: _Machine, module: Any, name: Any) -> None:
     found = Global(module, name) if isinstance(module, str) and isinstance(name, str) else None
-    if found not in _NAMES:
+    if found not in NAMES:
         full = f"{module}.{name}"[:200]
         shown = full if full.isprintable() else ascii(full)
-        raise _Refused(f"refers to {shown}, which is not read: only tensors and plain values are")
+        raise Refused(f"refers to {shown}, which is not read: only tensors and plain values are")
     machine.push(found)
 
 
 def _stack_global(machine: _Machine) -> None:
     name, module = machine.pop(), machine.pop()
     if not isinstance(name, str) or not isinstance(module, str):
-        raise _Refused("a global whose name is no text")
+        raise Refused("a global whose name is no text")
     _global(machine, module, name)
 
 
 def _reduce(machine: _Machine) -> None:
     args, function = machine.pop(), machine.pop()
-    call = _CALLS.get(function) if isinstance(function, Global) else None
+    call = CALLS.get(function) if isinstance(function, Global) else None
     if call is None or not isinstance(args, tuple):
-        raise _Refused("calls something that is no function of the list")
+        raise Refused("calls something that is no function of the list")
     machine.push(call(*args))
 
 
@@ -255,16 +115,16 @@ def _build(machine: _Machine) -> None:
 def _persistent(machine: _Machine) -> None:
     reference = machine.pop()
     if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
-        raise _Refused("a reference to something else than a storage")
+        raise Refused("a reference to something else than a storage")
     _, kind, key, _, count = reference
-    if not isinstance(kind, Global) or not isinstance(key, str) or not _is_sizes((count,)):
-        raise _Refused("a storage of other arguments than PyTorch's")
-    if kind == _UNTYPED:
+    if not isinstance(kind, Global) or not isinstance(key, str) or not is_sizes((count,)):
+        raise Refused("a storage of other arguments than PyTorch's")
+    if kind == UNTYPED:
         machine.push(Storage(key, "uint8", count))
     elif kind.module == "torch" and kind.name in STORAGE_DTYPES:
         machine.push(Storage(key, STORAGE_DTYPES[kind.name], count))
     else:
-        raise _Refused(f"a storage of kind {kind}")
+        raise Refused(f"a storage of kind {kind}")
 
 
 def _append(machine: _Machine, values: list[Any]) -> None:
@@ -273,7 +133,7 @@ def _append(machine: _Machine, values: list[Any]) -> None:
 
 def _set_items(machine: _Machine, values: list[Any], target: Pairs | None = None) -> None:
     if len(values) % 2:
-        raise _Refused("a dictionary's key without a value")
+        raise Refused("a dictionary's key without a value")
     pairs = machine.top(Pairs) if target is None else target
     pairs.items.extend(zip(values[::2], values[1::2]))
 
@@ -303,7 +163,7 @@ def _pop(machine: _Machine) -> None:
 def _long(machine: _Machine, form: str) -> None:
     length = machine.number(form)
     if length > 16:
-        raise _Refused(f"an integer of {length} bytes")
+        raise Refused(f"an integer of {length} bytes")
     machine.push(int.from_bytes(machine.take(length), "little", signed=True))
 
 
@@ -314,7 +174,7 @@ def _skip(machine: _Machine, form: str) -> None:
 
 def _protocol(machine: _Machine) -> None:
     if machine.number("<B") > 5:
-        raise _Refused("a pickle of a later protocol than 5")
+        raise Refused("a pickle of a later protocol than 5")
 
 
 _OPCODES: dict[int, Callable[[_Machine], Any]] = {
@@ -381,13 +241,13 @@ def interpret(data: bytes, source: str) -> Any:
             if code == _STOP:
                 value = machine.pop()
                 if machine.stack or machine.outer:
-                    raise _Refused("ends with values left over")
+                    raise Refused("ends with values left over")
                 return value
             opcode = _OPCODES.get(code)
             if opcode is None:
-                raise _Refused(f"opcode {bytes([code])!r}, which checkpoints of tensors do not have")
+                raise Refused(f"opcode {bytes([code])!r}, which checkpoints of tensors do not have")
             opcode(machine)
-        except _Refused as error:
+        except Refused as error:
             raise PthError(source, f"its pickle, at byte {start}: {error}") from error
         except UnicodeDecodeError as error:
             raise PthError(source, f"its pickle, at byte {start}: a text that is none") from error
