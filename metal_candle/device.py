@@ -96,7 +96,7 @@ class Device:
 
         Raises ``DeviceError`` where there is no such device, ``Error`` for what names none.
         """
-        if type(device) is Device:
+        if isinstance(device, Device):
             return device
         if device is None:
             return Device.default()

@@ -28,6 +28,9 @@ class DType(Enum):
     mlx_: mx.Dtype
     size_: int
 
+    # Members are compared by identity; Enum's own hash is a Python call, and dtypes are part of many keys.
+    __hash__ = object.__hash__
+
     @classmethod
     def of(cls, value: DTypeLike) -> DType:
         """A ``DType``, its name ("f32"), an ``mx.Dtype`` or a NumPy dtype. Raises ``DTypeParseError``.

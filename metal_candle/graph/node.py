@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from ..device import Device
 from ..dtype import DType
-from ..error import DeviceMismatchBinaryOpError, Error
+from ..error import DeviceMismatchBinaryOpError, Error, UnsupportedDTypeForOpError
 from ..layout import Layout
 from ..shape import Shape
 from .node_data import NodeData
@@ -23,6 +23,7 @@ from .operation import Arrays, Meta, Metas, Operation
 _ids = itertools.count()
 _by_id = operator.attrgetter("id")
 _meta = operator.attrgetter("meta")
+_CPU = Device.Cpu
 
 
 class TensorId(int):
@@ -244,7 +245,7 @@ def placeholder(meta: Meta, device: Device) -> GraphNode:
 def record(
     operation: Operation, inputs: tuple[GraphNode, ...], device: Device | None = None, meta: Metas | None = None
 ) -> GraphNode:
-    """A new node. Raises what the operation's ``infer`` raises, and ``Error`` where devices differ.
+    """A new node. Raises what the operation's ``infer`` raises, where devices differ, and for F64 off the CPU.
 
     ``device`` is where it is computed, for what moves a tensor; otherwise where the inputs are. ``meta`` is what
     ``infer`` gives, where the caller knows it.
@@ -258,6 +259,8 @@ def record(
             tracked = True
         if node.device is not where and device is None and node.device != where:
             raise DeviceMismatchBinaryOpError(operation.name(), where, node.device)
+    if where is not _CPU and not where.is_cpu() and meta[1] is DType.F64:
+        raise UnsupportedDTypeForOpError(operation.name(), DType.F64, f"f64 on Device.Cpu only, got {where}")
     if tracked and not (operation.differentiable and _takes_gradient(meta)):
         tracked = False
     return GraphNode(operation, inputs, meta, where, tracked)

@@ -100,7 +100,7 @@ class Operation(metaclass=Variants):
         cls.key = cls.__dict__.get("key") or _snake_case(cls.__name__)
         REGISTRY[cls.key] = cls
         # A variant without data is a value, one with data a constructor, as in a Rust enum.
-        setattr(Operation, cls.__name__, cls if fields(cls) else cls())  # type: ignore[arg-type]
+        setattr(Operation, cls.__name__, cls if fields(cls) else cls())
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other.__dict__ == self.__dict__
@@ -118,7 +118,7 @@ class Operation(metaclass=Variants):
 
     def describe(self) -> str:
         """Its name with its parameters: "mul_scalar(value=2.0)"."""
-        parameters = ", ".join(f"{field.name}={_shown(getattr(self, field.name))}" for field in fields(self))  # type: ignore[arg-type]
+        parameters = ", ".join(f"{field.name}={_shown(getattr(self, field.name))}" for field in fields(self))
         return f"{self.name()}({parameters})" if parameters else self.name()
 
     @classmethod

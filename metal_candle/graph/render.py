@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from .node import GraphNode
 from .operation import Meta
 
-
 LIMIT = 400
 """Of a graph of more nodes only the first and the last are shown, with a count of what each operation does between."""
 _ENDS = 20

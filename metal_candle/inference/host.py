@@ -122,7 +122,7 @@ class HostPlan:
         for node in order:
             function = _function(node.operation)
             if node.value is None and node not in given and function is not None:
-                extra = tuple(getattr(node.operation, item.name) for item in fields(node.operation))  # type: ignore[arg-type]
+                extra = tuple(getattr(node.operation, item.name) for item in fields(node.operation))
                 self._steps.append((function, [slots[source] for source in node.inputs], extra, slots[node]))
 
     @staticmethod

@@ -84,17 +84,17 @@ class VarBuilder:
     @staticmethod
     def from_varmap(varmap: VarMap, dtype: DTypeLike, device: DeviceLike = None) -> VarBuilder:
         """Variables made on demand."""
-        return VarBuilder(_Variables(varmap), DType.of(dtype), device or Device.default())
+        return VarBuilder(_Variables(varmap), DType.of(dtype), Device.of(device))
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Any], dtype: DTypeLike, device: DeviceLike = None) -> VarBuilder:
         """Ready tensors or MLX arrays by full name; float ones are converted to ``dtype`` when taken."""
-        return VarBuilder(_Tensors(tensors), DType.of(dtype), device or Device.default())
+        return VarBuilder(_Tensors(tensors), DType.of(dtype), Device.of(device))
 
     @staticmethod
     def zeros(dtype: DTypeLike, device: DeviceLike = None) -> VarBuilder:
         """Zeros of every shape asked for."""
-        return VarBuilder(_Zeros(), DType.of(dtype), device or Device.default())
+        return VarBuilder(_Zeros(), DType.of(dtype), Device.of(device))
 
     def pp(self, s: object) -> VarBuilder:
         """The builder one level down, at ``prefix.s``."""

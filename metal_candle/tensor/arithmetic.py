@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, TypeVar
 
 from ..error import Error, ShapeMismatchBinaryOpError
+from ..graph.node import record
 from ..graph.operations.comparison import CmpOp
 from ..graph.operations.linalg import Matmul
 from .base import TensorBase
@@ -13,6 +15,8 @@ from .methods import TensorMethods
 
 A = TypeVar("A", bound="ArithmeticMethods")
 _matmul = Matmul()
+# A layer multiplies the same shapes again and again.
+_product = functools.lru_cache(1024)(_matmul.infer)
 
 
 class ArithmeticMethods(TensorMethods):
@@ -31,8 +35,11 @@ class ArithmeticMethods(TensorMethods):
         """
         if not isinstance(rhs, TensorBase):
             raise _no_tensor("matmul", rhs)
-        left, right = self.shape, rhs.shape
-        if not len(left) == len(right) == 2 and left[:-2] != right[:-2]:
+        node, other = self._node, self._operand(rhs)
+        left, right = node.shape, other.shape
+        if len(left) == len(right) == 2:
+            return self._wrap(record(_matmul, (node, other), None, _product(node.meta, other.meta)))
+        if left[:-2] != right[:-2]:
             if len(left) != len(right) or math.prod(left[:-2]) != math.prod(right[:-2]):
                 takes = "equal leading dims; broadcast_matmul broadcasts"
                 raise ShapeMismatchBinaryOpError("matmul", left, right, takes)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import mlx.core as mx
 import numpy as np
 
+from .. import display
 from ..device import Device
 from ..dtype import DType
 from ..error import Error
@@ -57,6 +59,11 @@ class TensorBase:
                 takes = f"an integer from {info.min} to {info.max}, or to_dtype first"
                 raise Error(f"operand: got {number} beside a tensor of {node.dtype}; takes {takes}")
             number = int(number)
+        else:
+            try:
+                number = float(number)
+            except OverflowError:
+                raise Error(f"operand: got {number}; takes a number that a float holds") from None
         return leaf(mx.array(number, node.dtype.mlx_), node.device)
 
     def _record(self: T, operation: Operation, *others: TensorBase) -> T:
@@ -184,11 +191,11 @@ class TensorBase:
     # --- values -------------------------------------------------------------------------------
 
     def mlx(self) -> mx.array:
-        """The value as an MLX array, without a copy."""
+        """The value as an MLX array, without a copy; changing that array in place does not change the tensor."""
         if self._node.value is None:
             evaluate([self._node])
-        value: mx.array = self._node.value  # type: ignore[assignment]
-        return value
+        # MLX changes an array in place by giving the changed one to the handle: this one is the caller's own.
+        return copy.copy(cast("mx.array", self._node.value))
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """The value as a NumPy array; BF16, which NumPy lacks, as float32."""
@@ -225,8 +232,7 @@ class TensorBase:
         return values
 
     def __str__(self) -> str:
-        where = "" if self.device.is_cpu() else f", {self.device}"
-        return f"{self.numpy()}\nTensor[{list(self.shape)}, {self.dtype}{where}]"
+        return display.format_tensor(self.mlx(), self.dtype, self.device)
 
 
 def nodes_of(tensors: Sequence[TensorBase]) -> list[GraphNode]:

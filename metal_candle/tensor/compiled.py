@@ -18,8 +18,7 @@ from ..graph.node import GraphNode, Variable, current_trace, leaf, placeholder, 
 from ..graph.operation import Meta
 from ..graph.operations.random import next_key
 from .base import TensorBase
-from .eager import Tensor
-from .var import CellTensor
+from .eager import CellTensor, Tensor
 
 R = TypeVar("R")
 _log = logging.getLogger("metal_candle.compile")

@@ -5,6 +5,7 @@ An array that is given here is never shared with its owner, who may change it la
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import mlx.core as mx
@@ -34,7 +35,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None, op: str = "new") -> mx.a
     with on_device(Device.Cpu):  # float64 exists there only
         if isinstance(data, mx.array):
             # A handle of its own: where MLX changes an array in place, it gives the changed one to the old handle.
-            array = mx.array(data)
+            array = copy.copy(data)
         elif isinstance(data, (np.ndarray, np.generic)):
             array = _of_numpy(np.asarray(data))
         elif isinstance(data, TensorBase):

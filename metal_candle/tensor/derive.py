@@ -86,7 +86,8 @@ def _method(key: str, name: str, bind: Binder) -> Callable[..., Any]:
 
 def _without_parameters(operation: Operation) -> Callable[..., Any]:
     def method(self: TensorBase) -> Any:
-        return self._wrap(record(operation, (self._node,)))
+        node = self._node
+        return self._wrap(record(operation, (node,), None, operation.infer(node.meta)))
 
     return method
 
@@ -105,11 +106,11 @@ def _of_two(record_class: type[Binary], name: str, bind: Binder) -> Callable[...
         else:
             raise _no_tensor(name, rhs)
         try:
-            result = record(operation, (node, other))
+            meta = operation.infer(node.meta, other.meta)  # type: ignore[arg-type]
         except ShapeMismatchBinaryOpError as error:
             # The operation goes by its own name; who called broadcast_<name> is told of that.
             raise ShapeMismatchBinaryOpError(name, error.lhs, error.rhs, "shapes that broadcast") from None
-        return self._wrap(result)
+        return self._wrap(record(operation, (node, other), None, meta))
 
     return method
 
@@ -188,12 +189,13 @@ def _operator(
     def operator(self: TensorBase, other: Any) -> Any:
         node: GraphNode = self._node
         if isinstance(other, TensorBase):
-            return self._wrap(record(operation, (node, self._operand(other))))
+            right = self._operand(other)
+            return self._wrap(record(operation, (node, right), None, operation.infer(node.meta, right.meta)))
         if not self._is_number(other):
             return NotImplemented
         if node.meta[1].is_float_:  # type: ignore[union-attr]
             if with_number is not None:
-                return self._wrap(record(with_number(float(other)), (node,)))
+                return self._wrap(record(with_number(float(other)), (node,), None, node.meta))
         elif divides and other == 0:
             raise Error(f"div: got 0 for a tensor of {node.dtype} to be divided by; takes any other integer")
         number = self._number(other)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copyreg
+import functools
 from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from .. import display
 from ..device import DeviceLike
 from ..dtype import DTypeLike
 from ..error import Error
 from ..graph.evaluate import evaluate_one
 from ..graph.node import GraphNode, Variable, current_trace, record
 from ..graph.node_data import NodeData
+from ..graph.operation import Operation
 from ..graph.operations.storage import AsStrided, StridedUpdate
 from ..graph.operations.structure import Detach
 from ..layout import Layout
@@ -27,8 +30,17 @@ K = TypeVar("K", bound="CellTensor")
 _detach = Detach()
 
 
+_contiguous = functools.lru_cache(1024)(Layout.contiguous)
+
+
+@functools.lru_cache(1024)
+def _relayout(operation: Operation, layout: Layout) -> Layout | None:
+    """``operation.relayout``; a loop takes the same views of the same layouts again and again."""
+    return operation.relayout(layout)
+
+
 class Tensor(InPlaceMethods, Constructors):
-    """A tensor with its value.
+    """A tensor with its value. A method returns when that is computed, or if it is small, when that has begun.
 
     It remembers its operation only where a variable is among its ancestors, as candle does. Inside a
     function that ``compile`` traces, operations are recorded and evaluated with the whole function.
@@ -58,7 +70,7 @@ class Tensor(InPlaceMethods, Constructors):
 
     def _view(self: E, node: GraphNode) -> E:
         """The result of an operation that, as in candle, shares this tensor's storage if its layout allows."""
-        layout = node.operation.relayout(self.layout())
+        layout = _relayout(node.operation, self.layout())
         node.layout = layout or Layout.contiguous(node.shape)
         if layout is None:
             return self._from_node(node)
@@ -68,7 +80,7 @@ class Tensor(InPlaceMethods, Constructors):
 
     def layout(self) -> Layout:
         """Where its elements lie in the storage it shares with its views. candle: ``Tensor::layout``."""
-        return Layout.contiguous(self.shape)
+        return _contiguous(self._node.shape)
 
     def _storage(self) -> Tensor:
         """The tensor whose content this one's is a part of: itself, unless it is a view."""
@@ -103,11 +115,7 @@ class Tensor(InPlaceMethods, Constructors):
     def __repr__(self) -> str:
         if self._node.value is None:
             return f"Tensor[{list(self.shape)}; {self.dtype}, traced]"
-        where = "" if self.device.is_cpu() else f", {self.device}"
-        if self.rank == 0 or (self.rank == 1 and self.elem_count() < 10):
-            values = ", ".join(str(value) for value in self.numpy().reshape(-1).tolist())
-            return f"Tensor[{values}; {self.dtype}{where}]"
-        return f"Tensor[dims {', '.join(map(str, self.shape))}; {self.dtype}{where}]"
+        return display.debug(self.mlx(), self.dtype, self.device)
 
 
 class CellTensor(Tensor):
@@ -128,7 +136,6 @@ class CellTensor(Tensor):
             self._variable.assign(node.value)  # type: ignore[arg-type]
         else:
             self._variable.assign_node(node)
-
 
     def __deepcopy__(self: K, memo: dict[int, Any]) -> K:
         """A tensor of the copied cell: what shared a cell shares the copy."""

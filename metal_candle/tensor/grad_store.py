@@ -19,7 +19,7 @@ _add = Add()
 
 
 class GradStore:
-    """Gradients by tensor: after ``backward()`` those of the variables. candle: ``candle_core::backprop::GradStore``."""
+    """Gradients by tensor: after ``backward()`` those of the variables. candle: ``backprop::GradStore``."""
 
     def __init__(self, loss: GraphNode, nodes: dict[TensorId, GraphNode], wrap: Callable[[GraphNode], Tensor]) -> None:
         self._loss, self._nodes, self._wrap = loss, nodes, wrap

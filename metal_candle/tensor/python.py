@@ -10,7 +10,7 @@ import numpy as np
 
 from ..device import Device, DeviceType
 from ..dtype import DType
-from ..error import Error, UnexpectedDTypeError, UnexpectedNumberOfDimsError
+from ..error import UnexpectedDTypeError, UnexpectedNumberOfDimsError
 from ..graph.evaluate import on_device
 from .base import TensorBase
 

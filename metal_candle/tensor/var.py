@@ -8,6 +8,7 @@ from ..device import DeviceLike
 from ..dtype import DTypeLike
 from ..error import CannotSetVarError, DTypeMismatchError, ShapeMismatchBinaryOpError
 from ..graph.node import GraphNode, Variable
+from ..shape import ShapeLike
 from .base import TensorBase
 from .eager import CellTensor, Tensor
 
@@ -44,6 +45,24 @@ class Var(CellTensor):
         else:
             CellTensor.__init__(var, Variable(tensor.mlx(), tensor.device))
         return var
+
+    @classmethod
+    def rand_f64(
+        cls: type[V], lo: float, up: float, shape: ShapeLike, dtype: DTypeLike, device: DeviceLike = None
+    ) -> V:
+        """``rand`` in candle's other order of arguments. candle: ``Var::rand_f64``."""
+        return cls.rand(lo, up, shape, device, dtype)
+
+    @classmethod
+    def randn_f64(
+        cls: type[V], mean: float, std: float, shape: ShapeLike, dtype: DTypeLike, device: DeviceLike = None
+    ) -> V:
+        """``randn`` in candle's other order of arguments. candle: ``Var::randn_f64``."""
+        return cls.randn(mean, std, shape, device, dtype)
+
+    def into_inner(self) -> Tensor:
+        """``as_tensor()``, as candle calls it where the variable is given away. candle: ``Var::into_inner``."""
+        return self.as_tensor()
 
     def set(self, src: TensorBase) -> None:
         """Take the values of ``src``, of the same shape and dtype, which layers and views of this variable then see.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from ..device import Device
+from ..device import Device, DeviceLike
 from ..graph.node import record
 from ..graph.operations.structure import ToDevice
 from .arithmetic import ArithmeticMethods
@@ -20,9 +20,10 @@ class WrittenMethods(ArithmeticMethods, CustomOpMethods, FileMethods, ShapingMet
 
     __slots__ = ()
 
-    def to_device(self: T, device: Device) -> T:
+    def to_device(self: T, device: DeviceLike) -> T:
         """The same values on another device. Raises ``UnsupportedDTypeForOpError`` for F64 off the CPU.
 
         candle: ``Tensor::to_device(&self, device: &Device) -> Result<Tensor>``
         """
-        return self if device == self.device else self._wrap(record(ToDevice(device), (self._node,), device))
+        target = Device.of(device)
+        return self if target == self.device else self._wrap(record(ToDevice(target), (self._node,), target))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import metal_candle as mc
 from metal_candle import DType, LazyTensor, Tensor, Var
 from metal_candle.graph.differentiate import gradients
 from metal_candle.graph.node import GraphNode, record
@@ -179,7 +178,7 @@ def test_the_store_can_be_changed() -> None:
     other = Tensor([1.0])
     assert grads.insert(other, Tensor([3.0])) is None
     assert grads[other].to_vec1() == [3.0]
-    with pytest.raises(ValueError, match=r"insert: got shapes \(1,\) and \(2,\); takes a gradient of the tensor's shape"):
+    with pytest.raises(ValueError, match=r"insert: got shapes \(1,\) and \(2,\); takes a gradient of the"):
         grads.insert(other, w)
     with pytest.raises(TypeError, match="insert: dtypes differ, lhs f32, rhs i64"):
         grads.insert(other, Tensor([1]))

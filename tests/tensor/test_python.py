@@ -8,7 +8,6 @@ import operator
 import pickle
 from typing import Any
 
-import metal_candle as mc
 from metal_candle import DType, LazyTensor, Tensor, Var
 
 import mlx.core as mx
@@ -43,8 +42,8 @@ def test_sequences(kind: Any) -> None:
     t = kind.new([[1, 2], [3, 4], [5, 6]])
     assert len(t) == 3
     assert [row.to_vec1() for row in t] == [[1, 2], [3, 4], [5, 6]]
-    a, b, c = t
-    assert type(a) is type(t[0])
+    first, *_ = t
+    assert type(first) is type(t[0])
     assert [row.to_vec1() for row in reversed(t)] == [[5, 6], [3, 4], [1, 2]]
     with pytest.raises(ValueError, match=r"len: got rank 0, shape \(\); takes rank 1 or more"):
         len(kind.new(1))

@@ -107,7 +107,7 @@ CASES: list[tuple[type[Exception], str, Callable[[Any], Any]]] = [
         "add_lora: got shapes (2, 3) and (2, 2); takes a base of the delta's shape",
         lambda x: x.add_lora(x, x.t(), x[:, :2], 1.0),
     ),
-    (mc.Error, "index: got str; takes ints, slices, `...`, None and 1-D tensors of ids", lambda x: x["a"]),
+    (mc.Error, "index: got str; takes ints, slices, `...`, None, lists and tensors of ids", lambda x: x["a"]),
     (IndexError, "index: index 2 is out of range; takes 0..1", lambda x: x[2]),
     (IndexError, "index: dim 2 is out of range for shape (2, 3); takes -2..1", lambda x: x[0, 0, 0]),
     (mc.Error, "index: got two `...`; takes one", lambda x: x[..., ...]),
@@ -196,5 +196,5 @@ def test_what_is_lazy_stays_so_until_it_is_looked_at() -> None:
 
 def test_f64_lives_on_the_cpu() -> None:
     gpu = Device(mc.DeviceType.Cuda, 0)
-    with pytest.raises(TypeError, match=r"new: got dtype f64; takes f64 on Device.Cpu only, got Device.Cuda\(0\)"):
+    with pytest.raises(TypeError, match=r"zeros: got dtype f64; takes f64 on Device.Cpu only, got Device.Cuda\(0\)"):
         Tensor.zeros((1,), "f64", gpu)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import metal_candle as mc
 from metal_candle import DType, LazyTensor, Tensor, Var
 from metal_candle.graph import ComputationGraph
 

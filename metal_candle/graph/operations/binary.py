@@ -44,6 +44,11 @@ class Binary(Operation, abstract=True):
     # Whether the method for equal shapes also takes a number, as candle's TensorOrScalar; operators always do.
     takes_number: ClassVar[bool] = False
 
+    def __init_subclass__(cls, abstract: bool = False) -> None:
+        super().__init_subclass__(abstract)
+        if not abstract and cls.lower is Binary.lower:
+            cls.lower = staticmethod(cls.function)  # type: ignore[method-assign]  # a Python call less
+
     @classmethod
     def bind_strict(cls, lhs: Meta, rhs: Meta) -> Operation:
         """candle's named method: equal shapes only. Raises ``ShapeMismatchBinaryOpError``."""

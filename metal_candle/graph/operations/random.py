@@ -58,8 +58,9 @@ class Uniform(Draw):
         return Meta(self.shape, self.dtype)
 
     def lower(self, key: mx.array) -> mx.array:
-        draw = mx.random.uniform(self.low, self.high, self.shape, mx.float32, key)
-        return draw.astype(self.dtype.mlx_)
+        draw = mx.random.uniform(self.low, self.high, self.shape, mx.float32, key).astype(self.dtype.mlx_)
+        # Rounding to the bounds' neighbourhood may reach the upper one, which is not part of the range.
+        return mx.where(draw < mx.array(self.high, draw.dtype), draw, mx.array(self.low, draw.dtype))
 
 
 class Normal(Draw):
