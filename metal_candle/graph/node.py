@@ -233,6 +233,9 @@ def layout_of(node: GraphNode) -> Layout:
 
 def leaf(value: mx.array, device: Device) -> GraphNode:
     """A leaf that holds a value."""
+    if not value.size:
+        # MLX 0.32 keeps an empty array that it copied from NumPy in such a way that summing it reads memory behind it.
+        value = mx.zeros(value.shape, value.dtype, stream=mx.cpu)
     mx.eval(value)  # MLX is lazy too, and only the thread that recorded an array can compute it
     return GraphNode(Operation.Input, (), Meta(Shape(value.shape), DType.of(value.dtype)), device, value=value)
 
