@@ -116,6 +116,14 @@ DIFFERENCES = [
             ("argmin_keepdim", 0, 1),
         ]
     ],
+    Difference(
+        "of an empty tensor, too, extremes along a dim that is not empty: there are none of them",
+        lambda t: t.max_keepdim(0),
+        "ValueError",
+        lambda t: t.max_keepdim(0),
+        [[]],
+        (zeros(2, 0),),
+    ),
     # Halves.
     Difference(
         "F16 is summed in float32: from 2048 on, 1 is lost in candle's sum",
@@ -149,6 +157,14 @@ DIFFERENCES = [
         lambda t, ids: t.gather(ids, 1),
         [[1.0]],
         (f32([[0.0, 1.0], [2.0, 3.0]]), u32([[1]])),
+    ),
+    Difference(
+        "rows of every layout can be chosen",
+        lambda t, ids: t.t().index_select(ids, 0),
+        "ValueError",
+        lambda t, ids: t.t().index_select(ids, 0),
+        [[1.0, 3.0]],
+        (f32([[0.0, 1.0], [2.0, 3.0]]), u32([1])),
     ),
     # Dims and shapes.
     Difference(
@@ -240,6 +256,15 @@ DIFFERENCES = [
     Difference("ids in a list count from the end", lambda t: t[[-1]], "ValueError", lambda t: t[[-1]], [3.0], (X,)),
     Difference(
         "`...` may stand anywhere", lambda t: t[0, ...], "TypeError", lambda t: t[0, ...], [0.0, 1.0], (counted(2, 2),)
+    ),
+    Difference("`...` may stand for no dims", lambda t: t[..., 0], "ValueError", lambda t: t[..., 0], 1.0, (X,)),
+    Difference(
+        "a new dim behind `...` is the last",
+        lambda t: t[..., None],
+        [[1.0, 2.0, 3.0]],
+        lambda t: t[..., None],
+        [[1.0], [2.0], [3.0]],
+        (X,),
     ),
     Difference(
         "ids of any rank",
