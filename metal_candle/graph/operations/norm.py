@@ -22,7 +22,12 @@ class Softmax(Operation):
 
     candle = "candle_nn::ops::softmax<D: Dim>(xs: &Tensor, dim: D) -> Result<Tensor>"
     methods = ("softmax",)
-    samples = (Sample(((5, 123),), (1,)), Sample(((2, 3, 4),), (0,)), Sample(((1,),), (0,)))
+    samples = (
+        Sample(((5, 123),), (1,)),
+        Sample(((2, 3, 4),), (0,)),
+        Sample(((1,),), (0,)),
+        Sample(((2, 0),), (1,)),
+    )
     dim: int
 
     @classmethod
@@ -35,13 +40,15 @@ class Softmax(Operation):
         return x
 
     def lower(self, x: mx.array) -> mx.array:
+        if x.size == 0:  # MLX takes no maximum of nothing
+            return x
         if self.dim in (-1, x.ndim - 1):
             return softmax.forward(x)[0]
         return mx.swapaxes(softmax.forward(mx.swapaxes(x, self.dim, -1))[0], self.dim, -1)
 
     @staticmethod
     def numpy(x: Any, dim: int) -> Any:
-        e = np.exp(x - x.max(axis=dim, keepdims=True))
+        e = np.exp(x - x.max(axis=dim, keepdims=True, initial=-np.inf))
         return e / e.sum(axis=dim, keepdims=True)
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
@@ -54,7 +61,7 @@ class LogSoftmax(Operation):
 
     candle = "candle_nn::ops::log_softmax<D: Dim>(xs: &Tensor, d: D) -> Result<Tensor>"
     methods = ("log_softmax",)
-    samples = (Sample(((5, 123),), (1,)), Sample(((2, 3, 4),), (0,)))
+    samples = (Sample(((5, 123),), (1,)), Sample(((2, 3, 4),), (0,)), Sample(((2, 0),), (1,)))
     dim: int
 
     @classmethod
@@ -66,13 +73,15 @@ class LogSoftmax(Operation):
         return x
 
     def lower(self, x: mx.array) -> mx.array:
+        if x.size == 0:  # MLX takes no maximum of nothing
+            return x
         if self.dim in (-1, x.ndim - 1):
             return log_softmax.forward(x)[0]
         return mx.swapaxes(log_softmax.forward(mx.swapaxes(x, self.dim, -1))[0], self.dim, -1)
 
     @staticmethod
     def numpy(x: Any, dim: int) -> Any:
-        shifted = x - x.max(axis=dim, keepdims=True)
+        shifted = x - x.max(axis=dim, keepdims=True, initial=-np.inf)
         return shifted - np.log(np.exp(shifted).sum(axis=dim, keepdims=True))
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
