@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from metal_candle import DType
+from metal_candle import DType, LazyTensor, Tensor
 
 import pytest
 from both import KINDS, Case, agree, candle, counted, f32, u32, zeros
@@ -137,3 +137,26 @@ def test_the_operators_with_tensors(pair: Any) -> None:
     ]
     for call in calls:
         agree(call, None, pair)
+
+
+@pytest.mark.parametrize(
+    "operand",
+    [
+        A,
+        f32(1.5),
+        f32([1.0, 2.0, 3.0]),
+        f32([[0.001, 1000.5], [-3.25, 7.0]]),
+        f32([float("nan"), float("inf"), -float("inf"), 1.0]),
+        f32([1e-7, 1.0]),
+        f32([1e12, -2e12]),
+        u32([[1, 20], [300, 4]]),
+        counted(2, 3, 4),
+        counted(20, 80),
+        zeros(0),
+    ],
+    ids=lambda operand: str(tuple(getattr(operand.values, "shape", ()))),
+)
+def test_the_printed_text(operand: Any) -> None:
+    # A lazy tensor shows its node; printing computes nothing.
+    for tensor in (operand.ours(Tensor), operand.ours(LazyTensor).eval()):
+        assert str(tensor) == str(operand.theirs())
