@@ -47,7 +47,8 @@ UNARY = {
     "sqr": Unary(lambda t: t.sqr(), ulps=1),
     "sqrt": Unary(lambda t: t.sqrt(), ulps=1),
     # As in tests/graph/test_elementwise_properties.py: what MLX's float32 functions are off by.
-    "exp": Unary(lambda t: t.exp(), ulps=40),
+    # The end of the range is one of the differences.
+    "exp": Unary(lambda t: t.exp(), high=88.0, ulps=40),
     "log": Unary(lambda t: t.log(), absolute=4),
     "sin": Unary(lambda t: t.sin(), None, -30, 30, absolute=4, finite=True),
     "cos": Unary(lambda t: t.cos(), None, -30, 30, absolute=4, finite=True),
