@@ -47,42 +47,125 @@ if TYPE_CHECKING:
     from .device import Device, DeviceInfo, DeviceLocation, DeviceType
     from .dtype import DType
     from .error import (
+        BackwardNotSupportedError,
+        BroadcastIncompatibleShapesError,
+        CannotFindTensorError,
+        CannotSetVarError,
         CheckpointError,
+        Conv1dInvalidArgsError,
         DataError,
         DeviceError,
+        DeviceMismatchBinaryOpError,
+        DimOutOfRangeError,
+        DTypeMismatchBinaryOpError,
+        DTypeMismatchError,
+        DTypeParseError,
+        DuplicateDimIndexError,
+        EmptyTensorError,
         Error,
+        FeatureDisabledError,
+        GradientNotFoundError,
+        GraphNodeNotFoundError,
         InferenceError,
+        InvalidIndexError,
+        IoError,
         ModelError,
+        NarrowInvalidArgsError,
+        NotEvaluatedError,
+        NotFoundError,
+        NpyError,
+        OnlySingleDimensionError,
+        OpRequiresAtLeastOneTensorError,
+        OpRequiresAtLeastTwoTensorsError,
+        PthError,
+        SafeTensorError,
+        ShapeMismatchBinaryOpError,
+        ShapeMismatchCatError,
+        ShapeMismatchError,
+        ShapeMismatchSplitError,
         TrainingError,
+        UnexpectedDTypeError,
+        UnexpectedNumberOfDimsError,
+        UnexpectedShapeError,
+        UnsupportedDTypeForOpError,
+        UnsupportedSafeTensorDtypeError,
     )
+    from .graph.node import TensorId
+    from .graph.operations.comparison import CmpOp
+    from .layout import Layout
     from .scalar import Scalar
     from .shape import D, Shape
     from .streaming import StreamingBinOp, StreamingModule, StreamTensor
     from .tensor import GradStore, LazyTensor, Tensor, Var, compile, eval_all
+    from .tensor.custom_op import CustomOp1, CustomOp2, CustomOp3, InplaceOp1, InplaceOp2, InplaceOp3
 
 __all__ = [
     "VERSION",
+    "BackwardNotSupportedError",
+    "BroadcastIncompatibleShapesError",
+    "CannotFindTensorError",
+    "CannotSetVarError",
     "CheckpointError",
+    "CmpOp",
+    "Conv1dInvalidArgsError",
+    "CustomOp1",
+    "CustomOp2",
+    "CustomOp3",
     "D",
     "DType",
+    "DTypeMismatchBinaryOpError",
+    "DTypeMismatchError",
+    "DTypeParseError",
     "DataError",
     "Device",
     "DeviceError",
     "DeviceInfo",
     "DeviceLocation",
+    "DeviceMismatchBinaryOpError",
     "DeviceType",
+    "DimOutOfRangeError",
+    "DuplicateDimIndexError",
+    "EmptyTensorError",
     "Error",
+    "FeatureDisabledError",
     "GradStore",
+    "GradientNotFoundError",
+    "GraphNodeNotFoundError",
     "InferenceError",
+    "InplaceOp1",
+    "InplaceOp2",
+    "InplaceOp3",
+    "InvalidIndexError",
+    "IoError",
+    "Layout",
     "LazyTensor",
     "ModelError",
+    "NarrowInvalidArgsError",
+    "NotEvaluatedError",
+    "NotFoundError",
+    "NpyError",
+    "OnlySingleDimensionError",
+    "OpRequiresAtLeastOneTensorError",
+    "OpRequiresAtLeastTwoTensorsError",
+    "PthError",
+    "SafeTensorError",
     "Scalar",
     "Shape",
+    "ShapeMismatchBinaryOpError",
+    "ShapeMismatchCatError",
+    "ShapeMismatchError",
+    "ShapeMismatchSplitError",
     "StreamTensor",
     "StreamingBinOp",
     "StreamingModule",
     "Tensor",
+    "TensorId",
     "TrainingError",
+    "UnexpectedDTypeError",
+    "UnexpectedNumberOfDimsError",
+    "UnexpectedShapeError",
+    "UnsupportedDTypeForOpError",
+    "UnsupportedSafeTensorDtypeError",
     "Var",
     "__version__",
     "compat",
@@ -108,13 +191,29 @@ __all__ = [
 ]
 
 _HOME = {
+    "layout": "Layout",
+    "graph.node": "TensorId",
+    "graph.operations.comparison": "CmpOp",
+    "tensor.custom_op": "CustomOp1 CustomOp2 CustomOp3 InplaceOp1 InplaceOp2 InplaceOp3",
+    "error": (
+        "BackwardNotSupportedError BroadcastIncompatibleShapesError CannotFindTensorError "
+        "CannotSetVarError CheckpointError Conv1dInvalidArgsError DTypeMismatchBinaryOpError "
+        "DTypeMismatchError DTypeParseError DataError DeviceError DeviceMismatchBinaryOpError "
+        "DimOutOfRangeError DuplicateDimIndexError EmptyTensorError Error FeatureDisabledError "
+        "GradientNotFoundError GraphNodeNotFoundError InferenceError InvalidIndexError IoError "
+        "ModelError NarrowInvalidArgsError NotEvaluatedError NotFoundError NpyError "
+        "OnlySingleDimensionError OpRequiresAtLeastOneTensorError OpRequiresAtLeastTwoTensorsError "
+        "PthError SafeTensorError ShapeMismatchBinaryOpError ShapeMismatchCatError "
+        "ShapeMismatchError ShapeMismatchSplitError TrainingError UnexpectedDTypeError "
+        "UnexpectedNumberOfDimsError UnexpectedShapeError UnsupportedDTypeForOpError "
+        "UnsupportedSafeTensorDtypeError "
+    ),
     "device": "Device DeviceInfo DeviceLocation DeviceType",
     "dtype": "DType",
     "scalar": "Scalar",
     "shape": "D Shape",
     "streaming": "StreamTensor StreamingBinOp StreamingModule",
     "tensor": "GradStore LazyTensor Tensor Var compile eval_all",
-    "error": "CheckpointError DataError DeviceError Error InferenceError ModelError TrainingError",
 }
 _NAMES = {name: module for module, names in _HOME.items() for name in names.split()}
 _MODULES = frozenset(__all__) - set(_NAMES) - {"VERSION", "__version__"}

@@ -7,9 +7,13 @@ function: ``with settings.KERNELS.override("reference"): ...``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
+
+# Kernels ask at each call. The mapping over this dict encodes every name, and raises and catches for a missing one.
+_ENVIRONMENT: Mapping[bytes, bytes] = getattr(os.environ, "_data", os.environb)
 
 
 class Setting:
@@ -17,6 +21,7 @@ class Setting:
 
     def __init__(self, name: str, default: str, doc: str) -> None:
         self.name, self.default, self.doc = name, default, doc
+        self._key = os.fsencode(name)
         self._override: ContextVar[str | None] = ContextVar(name, default=None)
         SETTINGS.append(self)
 
@@ -24,12 +29,15 @@ class Setting:
     def value(self) -> str:
         """The override of the current context, else the environment's value, else the default."""
         override = self._override.get()
-        return override if override is not None else os.environ.get(self.name, self.default)
+        if override is not None:
+            return override
+        value = _ENVIRONMENT.get(self._key)
+        return self.default if value is None else os.fsdecode(value)
 
     @property
     def words(self) -> frozenset[str]:
         """The value as a set of comma-separated words."""
-        return frozenset(word.strip() for word in self.value.split(",") if word.strip())
+        return _words(self.value)
 
     @contextmanager
     def override(self, value: str) -> Iterator[None]:
@@ -39,6 +47,11 @@ class Setting:
             yield
         finally:
             self._override.reset(token)
+
+
+@lru_cache(64)
+def _words(value: str) -> frozenset[str]:
+    return frozenset(word.strip() for word in value.split(",") if word.strip())
 
 
 SETTINGS: list[Setting] = []
@@ -52,3 +65,10 @@ CACHE = Setting("METAL_CANDLE_CACHE", "", "Folder for models and libraries; defa
 DISABLE = Setting("METAL_CANDLE_DISABLE", "", "Features to switch off: `graph`, `custom-metal`, comma separated.")
 KERNELS = Setting("METAL_CANDLE_KERNELS", "auto", "`reference` replaces every kernel by its plain MLX definition.")
 DEBUG = Setting("METAL_CANDLE_DEBUG", "", "Topics to log: `kernel`, `compile`, comma separated.")
+
+
+def log(topic: str, text: str, *values: object) -> None:
+    """A line about a topic that ``DEBUG`` names, to the logger of that topic."""
+    import logging  # a program that logs nothing does not wait for its import
+
+    logging.getLogger(f"metal_candle.{topic}").info(text, *values)

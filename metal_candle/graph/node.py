@@ -264,7 +264,7 @@ def record(
             raise DeviceMismatchBinaryOpError(operation.name(), where, node.device)
     if where is not _CPU and not where.is_cpu() and meta[1] is DType.F64:
         raise UnsupportedDTypeForOpError(operation.name(), DType.F64, f"f64 on Device.Cpu only, got {where}")
-    if tracked and not (operation.differentiable and _takes_gradient(meta)):
+    if tracked and not (operation.passes_gradient() and _takes_gradient(meta)):
         tracked = False
     return GraphNode(operation, inputs, meta, where, tracked)
 

@@ -134,6 +134,10 @@ class Operation(metaclass=Variants):
         """The result as MLX arrays."""
         raise AssertionError(f"{self.key} declares no lower")
 
+    def passes_gradient(self) -> bool:
+        """Whether a gradient goes through, with these parameters."""
+        return self.differentiable
+
     def relayout(self, layout: Layout) -> Layout | None:
         """Where a view's elements lie in the storage of an input laid out so; ``None`` where candle copies."""
         raise AssertionError(f"{self.key} declares no relayout")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +14,6 @@ from .. import features, settings
 Outputs = tuple[mx.array, ...]
 Gradients = tuple[Union[mx.array, None], ...]
 
-_log = logging.getLogger("metal_candle.kernel")
 _HALVES = (mx.float16, mx.bfloat16)
 
 
@@ -73,7 +71,7 @@ class Kernel:
         self.last = (variant.name, reason)
         if "kernel" in settings.DEBUG.words:
             shapes = [tuple(a.shape) for a in arguments if isinstance(a, mx.array)]
-            _log.info("%s %s: %s, %s", self.name, shapes, variant.name, reason)
+            settings.log("kernel", "%s %s: %s, %s", self.name, shapes, variant.name, reason)
         return variant
 
     def forward(self, *arguments: Any) -> Outputs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -21,7 +20,6 @@ from .base import TensorBase
 from .eager import CellTensor, Tensor
 
 R = TypeVar("R")
-_log = logging.getLogger("metal_candle.compile")
 
 
 class _Slot:
@@ -124,7 +122,8 @@ class Compiled(Generic[R]):
             program = self._trace(skeleton, tensors)
             self._programs[key] = program
             if "compile" in settings.DEBUG.words:
-                _log.info("traced %s: %s", getattr(self, "__name__", "function"), self.explain().splitlines()[-1])
+                name = getattr(self, "__name__", "function")
+                settings.log("compile", "traced %s: %s", name, self.explain().splitlines()[-1])
         values: list[Any] = [tensor.mlx() for tensor in tensors]
         values += [next_key() for _ in range(program.keys)]
         values += [variable.node.value for variable in program.reads]

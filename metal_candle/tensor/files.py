@@ -1,4 +1,7 @@
-"""Tensors from files, and back: candle's ``read_npy``, ``write_npz``, ``save_safetensors`` …"""
+"""Tensors from files, and back: candle's ``read_npy``, ``write_npz``, ``save_safetensors`` …
+
+The codecs are imported by the methods that use them, so that a program without files does not wait for them.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,6 @@ import mlx.core as mx
 
 from ..device import Device, DeviceLike
 from ..error import Error, NpyError
-from ..files import write_atomically
-from ..formats import npy, npz, safetensors
-from ..formats.raw import to_bytes
-from ..formats.reading import io_errors
 from .base import TensorBase
 from .methods import TensorMethods
 
@@ -50,6 +49,8 @@ class FileMethods(TensorMethods):
 
         candle: ``Tensor::read_npy<T: AsRef<Path>>(path: T) -> Result<Self>``
         """
+        from ..formats import npy
+
         return cls._from_array(npy.read(path), Device.Cpu)
 
     @classmethod
@@ -58,6 +59,8 @@ class FileMethods(TensorMethods):
 
         candle: ``Tensor::read_npz<T: AsRef<Path>>(path: T) -> Result<Vec<(String, Self)>>``
         """
+        from ..formats import npz
+
         reader = npz.Reader(path)
         return [(name, cls._from_array(reader.array(name), Device.Cpu)) for name in reader.names]
 
@@ -68,6 +71,8 @@ class FileMethods(TensorMethods):
 
         candle: ``Tensor::read_npz_by_name<T: AsRef<Path>>(path: T, names: &[&str]) -> Result<Vec<Self>>``
         """
+        from ..formats import npz
+
         reader = npz.Reader(path)
         for name in names:
             if name not in reader.names:
@@ -85,6 +90,8 @@ class FileMethods(TensorMethods):
 
         candle: ``Tensor::write_npz<S: AsRef<str>, T: AsRef<Path>>(ts: &[(S, T)], path: T) -> Result<()>``
         """
+        from ..formats import npz
+
         pairs = list(ts)
         for name, tensor in pairs:
             if not isinstance(name, str) or not isinstance(tensor, TensorBase):
@@ -97,6 +104,8 @@ class FileMethods(TensorMethods):
 
         candle: ``Tensor::write_npy<T: AsRef<Path>>(&self, path: T) -> Result<()>``
         """
+        from ..formats import npy
+
         npy.save(path, self.mlx())
 
     def write_bytes(self, f: BytesWriter | str | PathLike[str]) -> None:
@@ -107,6 +116,10 @@ class FileMethods(TensorMethods):
 
         candle: ``Tensor::write_bytes<W: std::io::Write>(&self, f: &mut W) -> Result<()>``
         """
+        from ..files import write_atomically
+        from ..formats.raw import to_bytes
+        from ..formats.reading import io_errors
+
         data = to_bytes(self.mlx())
         if isinstance(f, (str, PathLike)):
             with write_atomically(f) as beside:
@@ -123,4 +136,6 @@ class FileMethods(TensorMethods):
 
         candle: ``Tensor::save_safetensors<P: AsRef<Path>>(&self, name: &str, filename: P) -> Result<()>``
         """
+        from ..formats import safetensors
+
         safetensors.save(path, {name: self.mlx()})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any
 
 import mlx.core as mx
@@ -11,9 +13,11 @@ import numpy as np
 
 from ..dtype import DType
 from ..error import DimOutOfRangeError, Error, InvalidIndexError, ShapeMismatchError
-from ..graph.node import leaf
+from ..graph.node import leaf, record
+from ..graph.operation import Meta, Operation
 from ..graph.operations.index import IndexSelect
 from ..graph.operations.part import Slice
+from ..shape import Shape
 from .base import TensorBase
 
 _TAKES = "takes ints, slices, `...`, None, lists and tensors of ids"
@@ -35,20 +39,70 @@ def index(tensor: Any, at: Any) -> Any:
     Raises ``InvalidIndexError``, ``DimOutOfRangeError`` for too many items, and ``Error`` for anything else, such
     as a U8 mask of the tensor's own shape: ``where_cond`` chooses by condition.
     """
-    # The call that loops make.
-    if type(at) is int and tensor.shape:
-        first = _position(at, tensor.shape[0])
-        return tensor._record(Slice(((first, first + 1, 1),), tuple(range(1, tensor.rank))))
-    bounds: list[tuple[int, int, int]] = []
-    selected: list[tuple[int, Any]] = []
-    dims: list[int] = []
+    items = at if type(at) is tuple else (at,)
+    key = _key(items)
+    if key is not None:
+        view = _view(tensor._node.meta, key)
+        return tensor if view is None else tensor._wrap(record(view[0], (tensor._node,), None, view[1]))
+    bounds, dims, picked = _resolved(items, tensor.shape)
     shape: list[int] = []
-    for item in _full(at, tensor):
+    for dim in dims:
+        if dim in picked:
+            ids = picked[dim]
+            picked[dim] = ids = ids if isinstance(ids, TensorBase) else _ids(tensor, ids, tensor.shape[dim])
+            shape += ids.shape
+        else:
+            shape.append(1 if dim < 0 else len(range(*bounds[dim])))
+    result = tensor
+    if any(b != (0, size, 1) for b, size in zip(bounds, tensor.shape)):
+        result = result._record(Slice(tuple(bounds)))
+    for dim, ids in picked.items():
+        result = result._record(IndexSelect(dim), ids if len(ids.shape) == 1 else ids.reshape((ids.elem_count(),)))
+    return result if tuple(result.shape) == tuple(shape) else result.reshape(tuple(shape))
+
+
+def _key(items: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The items of an index as values that can be remembered; ``None`` where ids are among them."""
+    key: tuple[Any, ...] = ()
+    for item in items:
+        kind = type(item)
+        if kind is slice:
+            bounds = (item.start, item.stop, item.step)
+            if any(type(bound) not in (int, NoneType) for bound in bounds):
+                return None
+            key += (bounds,)
+        elif kind is int or item is None or item is Ellipsis:
+            key += (item,)
+        else:
+            return None
+    return key
+
+
+@functools.lru_cache(1024)
+def _view(meta: Meta, key: tuple[Any, ...]) -> tuple[Operation, Meta] | None:
+    """The one operation of an index without ids, with what it gives; ``None`` if that is the whole tensor.
+
+    One view, so that writing through it in place reaches the tensor; remembered, because loops ask again.
+    """
+    items = tuple(slice(*item) if type(item) is tuple else item for item in key)
+    bounds, dims, _ = _resolved(items, meta.shape)
+    whole = all(b == (0, size, 1) for b, size in zip(bounds, meta.shape))
+    if whole and dims == list(range(len(meta.shape))):
+        return None
+    operation = Slice(() if whole else tuple(bounds), tuple(dims))
+    return operation, operation.infer(meta)
+
+
+def _resolved(items: tuple[Any, ...], shape: Shape) -> tuple[list[tuple[int, int, int]], list[int], dict[int, Any]]:
+    """What the items ask for: each dim's bounds, the result's dims (-1 for a new one), and the ids by their dim."""
+    bounds: list[tuple[int, int, int]] = []
+    dims: list[int] = []
+    picked: dict[int, Any] = {}
+    for item in _full(items, shape):
         if item is None:
             dims.append(-1)
-            shape.append(1)
             continue
-        size = tensor.shape[len(bounds)]
+        size = shape[len(bounds)]
         if isinstance(item, int):
             start = _position(item, size)
             bounds.append((start, start + 1, 1))
@@ -58,43 +112,33 @@ def index(tensor: Any, at: Any) -> Any:
             kept = _kept(item, size)
             # Of none or one element neither the step nor the far bound matters, and MLX takes no huge ones.
             bounds.append((kept.start, kept.stop, kept.step) if len(kept) > 1 else _run(kept))
-            shape.append(len(kept))
         else:
-            ids = item if isinstance(item, TensorBase) else _ids(tensor, item, size)
-            selected.append((len(bounds), ids))
+            picked[len(bounds)] = item
             bounds.append((0, size, 1))
-            shape += ids.shape
-    dims += range(len(bounds), tensor.rank)
-    shape += tensor.shape[len(bounds) :]
-    whole = all(b == (0, size, 1) for b, size in zip(bounds, tensor.shape))
-    if not selected:
-        # One view: writing through it in place reaches the tensor.
-        same = whole and dims == list(range(tensor.rank))
-        return tensor if same else tensor._record(Slice(() if whole else tuple(bounds), tuple(dims)))
-    result = tensor if whole else tensor._record(Slice(tuple(bounds)))
-    for dim, ids in selected:
-        result = result._record(IndexSelect(dim), ids if len(ids.shape) == 1 else ids.reshape((ids.elem_count(),)))
-    return result if tuple(result.shape) == tuple(shape) else result.reshape(tuple(shape))
+    for dim in range(len(bounds), len(shape)):
+        dims.append(dim)
+        bounds.append((0, shape[dim], 1))
+    return bounds, dims, picked
 
 
-def _full(at: Any, tensor: Any) -> list[Any]:
+def _full(given: tuple[Any, ...], shape: Shape) -> list[Any]:
     """The items of an index, each an int, a slice, None, a tensor or a NumPy array; no ``...`` any more."""
-    items = [_item(item) for item in (at if isinstance(at, tuple) else (at,))]
+    items = [_item(item) for item in given]
     if len(items) == 1 and isinstance(items[0], TensorBase):
         mask = items[0]
-        if mask.dtype is DType.U8 and mask.shape and mask.shape == tensor.shape:
+        if mask.dtype is DType.U8 and mask.shape and mask.shape == shape:
             raise Error(
                 f"index: got a u8 tensor of the tensor's own shape {tuple(mask.shape)}, as masks have; "
                 "where_cond chooses by condition, index_select takes u8 ids"
             )
     consumed = sum(item is not None and item is not Ellipsis for item in items)
-    if consumed > tensor.rank:
-        raise DimOutOfRangeError("index", tensor.shape, consumed - 1)
+    if consumed > len(shape):
+        raise DimOutOfRangeError("index", shape, consumed - 1)
     places = [i for i, item in enumerate(items) if item is Ellipsis]
     if len(places) > 1:
         raise Error("index: got two `...`; takes one")
     for place in places:
-        items[place : place + 1] = [slice(None)] * (tensor.rank - consumed)
+        items[place : place + 1] = [slice(None)] * (len(shape) - consumed)
     return items
 
 

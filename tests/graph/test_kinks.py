@@ -118,3 +118,13 @@ def test_a_second_backward_gives_the_same(kind: Any) -> None:
     loss = (y.gelu() * y.erf() + y.maximum(0.0) ** 2 - y.cumsum(0).var(0)).sum_all()
     first, second = (loss.backward()[x].tolist() for _ in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize("cut", [lambda x: x * 0.0, lambda x: x.affine(0.0, 3.0), lambda x: x.mul_scalar(0.0)])
+def test_multiplying_by_0_ends_the_gradient(cut: Any) -> None:
+    w, v = Var([1.0, 2.0]), Var([3.0, 4.0])
+    for start in (w, LazyTensor.from_tensor(w)):
+        grads = (cut(start) + (v if start is w else LazyTensor.from_tensor(v))).sum_all().backward()
+        assert grads.get(w) is None
+        assert "affine" in grads.explain(w) or "mul_scalar" in grads.explain(w)
+        assert grads[v].to_vec1() == [1.0, 1.0]

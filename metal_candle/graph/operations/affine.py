@@ -11,11 +11,16 @@ from ..operation import Gradients, Meta, Operation, Sample
 from .elementwise import ANY_SHAPE, scalar
 
 
+def _number(value: float, dtype: mx.Dtype) -> float | mx.array:
+    """A number beside an array of ``dtype``: MLX itself gives one that dtype, but for integers and float64."""
+    return value if dtype in (mx.float32, mx.float16, mx.bfloat16) else scalar(value, dtype)
+
+
 class Affine(Operation):
     """x * mul + add, both numbers cast to the tensor's dtype first, as candle does.
 
     Into an integer dtype they truncate and saturate: ``affine(0.5, 0.0)`` of integers is all zeros, and they wrap
-    around where the result leaves the range. A ``mul`` of 0 gives a gradient of zeros (candle: no entry).
+    around where the result leaves the range. A ``mul`` of 0 ends the gradient: a variable behind it has no entry.
     """
 
     candle = "Tensor::affine(&self, mul: f64, add: f64) -> Result<Tensor>"
@@ -31,9 +36,12 @@ class Affine(Operation):
     def infer(self, x: Meta) -> Meta:
         return x
 
+    def passes_gradient(self) -> bool:
+        return self.mul != 0
+
     def lower(self, x: mx.array) -> mx.array:
-        scaled = x if self.mul == 1 else x * scalar(self.mul, x.dtype)
-        return scaled if self.add == 0 else scaled + scalar(self.add, x.dtype)
+        scaled = x if self.mul == 1 else x * _number(self.mul, x.dtype)
+        return scaled if self.add == 0 else scaled + _number(self.add, x.dtype)
 
     @staticmethod
     def numpy(x: Any, mul: float, add: float) -> Any:
@@ -58,8 +66,11 @@ class MulScalar(Operation):
     def infer(self, x: Meta) -> Meta:
         return x
 
+    def passes_gradient(self) -> bool:
+        return self.value != 0
+
     def lower(self, x: mx.array) -> mx.array:
-        return x * scalar(self.value, x.dtype)
+        return x * _number(self.value, x.dtype)
 
     @staticmethod
     def numpy(x: Any, value: float) -> Any:
