@@ -4,8 +4,8 @@
 
 All sides take turns in one run, so that what else the machine does falls on each; medians are printed.
 "Recorded" is the tensor method alone; "lowered" is what `eval()` does before MLX computes; "more" is both together
-less the raw call, per operation of a chain. "Eager" is the tensor method, which evaluates at once, against the raw
-call followed by `mx.eval`; its ratio depends on what that evaluation costs, so it is given for two sizes.
+less the raw call, per operation. "Eager" is 20 calls of the tensor method against 20 raw calls with an `mx.eval` each,
+until all results are there: the eager tensor does not wait for small ones. "Waited for" reads every result at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CASES = [
     Case("mul", mx.multiply, lambda x, y: x.mul(y)),
     Case("matmul", mx.matmul, lambda x, y: x.matmul(y)),
     Case("transpose", lambda x, y: mx.swapaxes(x, 0, 1), lambda x, y: x.transpose(0, 1)),
-    Case("reshape", lambda x, y: mx.reshape(x, x.shape), lambda x, y: x.reshape(x.shape)),
+    Case("reshape", lambda x, y: mx.reshape(x, (-1, 2)), lambda x, y: x.reshape((-1, 2))),
     Case("softmax", lambda x, y: mx.softmax(x, axis=-1), lambda x, y: x.softmax(-1)),
     Case("sum", lambda x, y: mx.sum(x, axis=1, keepdims=True), lambda x, y: x.sum_keepdim(1)),
     Case("t[1:]", lambda x, y: x[1:], lambda x, y: x[1:]),
@@ -83,8 +83,8 @@ def recording(case: Case, calls: int, rounds: int) -> tuple[float, float, float]
     return tuple(medians[name] / calls * 1e6 for name in ("raw", "record", "lower"))  # type: ignore[return-value]
 
 
-def eager(case: Case, size: int, rounds: int) -> float:
-    """Time of the eager method by that of the raw call with ``mx.eval``."""
+def eager(case: Case, size: int, rounds: int) -> tuple[float, float]:
+    """Time of eager methods by that of raw calls with ``mx.eval``: in a row, and each waited for."""
     x = mx.random.normal((size, size))
     mx.eval(x)
     tensor = Tensor.from_mlx(x)
@@ -94,22 +94,34 @@ def eager(case: Case, size: int, rounds: int) -> float:
         for _ in repeats:
             mx.eval(case.raw(x, x))
 
-    def ours() -> None:
+    def in_a_row() -> None:
         for _ in repeats:
-            case.method(tensor, tensor)
+            result = case.method(tensor, tensor)
+        mx.eval(result.mlx())
 
-    medians = alternate({"raw": raw, "ours": ours}, rounds)
-    return medians["ours"] / medians["raw"]
+    def waited_for() -> None:
+        for _ in repeats:
+            mx.eval(case.method(tensor, tensor).mlx())
+
+    medians = alternate({"raw": raw, "row": in_a_row, "wait": waited_for}, rounds)
+    return medians["row"] / medians["raw"], medians["wait"] / medians["raw"]
 
 
 def importing(rounds: int) -> dict[str, float]:
     """Milliseconds of whole processes that import one or the other."""
-    programs = {"mlx.core": "import mlx.core", "metal_candle": "import metal_candle"}
-    tensor = "import metal_candle; metal_candle.Tensor"
-    sides = {
-        name: (lambda code=code: subprocess.run([sys.executable, "-c", code], check=True))
-        for name, code in {**programs, "metal_candle.Tensor": tensor}.items()
+    programs = {
+        "import mlx.core": "import mlx.core",
+        "import metal_candle": "import metal_candle",
+        "import mlx.core, numpy": "import mlx.core, numpy",
+        "from metal_candle import Tensor": "from metal_candle import Tensor",
     }
+    # As after an installation: compiled once, whatever this shell's settings.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+    def process(code: str) -> Callable[[], object]:
+        return lambda: subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+    sides = {name: process(code) for name, code in programs.items()}
     for side in sides.values():
         side()
     return {name: seconds * 1e3 for name, seconds in alternate(sides, rounds).items()}
@@ -122,17 +134,19 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=500, help="operations recorded in a turn")
     options = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, mlx {mx.__version__}\n")
-    print("| operation | raw µs | recorded µs | lowered µs | more µs | eager 4x4 | eager 256x256 |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    sizes = (4, 256)
+    heads = [f"{what} {size}x{size}" for size in sizes for what in ("eager", "waited for")]
+    print(f"| operation | raw µs | recorded µs | lowered µs | more µs | {' | '.join(heads)} |")
+    print(f"| --- | {' | '.join(['---:'] * 8)} |")
     for case in CASES:
         raw, record, low = recording(case, options.calls, options.rounds)
-        ratios = [eager(case, size, options.rounds) for size in (4, 256)]
+        ratios = [ratio for size in sizes for ratio in eager(case, size, options.rounds)]
         cells = [f"{value:.2f}" for value in (raw, record, low, record + low - raw, *ratios)]
         print(f"| `{case.label}` | {' | '.join(cells)} |", flush=True)
     times = importing(max(5, options.rounds // 4))
-    print("\n| import | ms | more than `mlx.core` |\n| --- | ---: | ---: |")
+    print("\n| a process that runs | ms | more than `import mlx.core` |\n| --- | ---: | ---: |")
     for name, milliseconds in times.items():
-        print(f"| `{name}` | {milliseconds:.0f} | {milliseconds - times['mlx.core']:.0f} |")
+        print(f"| `{name}` | {milliseconds:.0f} | {milliseconds - times['import mlx.core']:.0f} |")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,6 +64,27 @@ def _as_python(slices: Sequence[tuple[int, int, int]]) -> tuple[slice, ...]:
     return tuple(slice(start, None if stop < 0 else stop, step) for start, stop, step in slices)
 
 
+@functools.lru_cache(1024)
+def _as_index(
+    slices: tuple[tuple[int, int, int], ...], dims: tuple[int, ...] | None, rank: int
+) -> tuple[slice | int | None, ...]:
+    """What stands in MLX's brackets: an int for a dim that is dropped, ``None`` for a new one."""
+    if dims is None:
+        return _as_python(slices)
+    parts: list[slice | int] = [*_as_python(slices), *[slice(None)] * (rank - len(slices))]
+    index: list[slice | int | None] = []
+    dim = 0
+    for kept in (*dims, rank):
+        if kept < 0:
+            index.append(None)
+            continue
+        # A dim that is dropped has one element, the one its bounds begin with.
+        index += [slices[dropped][0] if dropped < len(slices) else 0 for dropped in range(dim, kept)]
+        index += parts[kept : kept + 1]
+        dim = kept + 1
+    return tuple(index)
+
+
 class Slice(Operation):
     """Python's slices of the leading dims, each with start, stop and step already resolved.
 
@@ -106,13 +128,7 @@ class Slice(Operation):
         return Layout(Shape(reversed(sizes)), tuple(reversed(strides)), inner.start_offset)
 
     def lower(self, x: mx.array) -> mx.array:
-        part = x[_as_python(self.slices)] if self.slices else x
-        if self.dims is None:
-            return part
-        dropped = [dim for dim in range(x.ndim) if dim not in self.dims]
-        added = [place for place, dim in enumerate(self.dims) if dim < 0]
-        part = mx.squeeze(part, dropped) if dropped else part
-        return mx.expand_dims(part, added) if added else part
+        return x[_as_index(self.slices, self.dims, x.ndim)]
 
     @staticmethod
     def numpy(x: Any, slices: tuple[tuple[int, int, int], ...], dims: tuple[int, ...] | None = None) -> Any:
