@@ -66,6 +66,8 @@ def parse_json_object(text: str, source: str, invalid: Callable[[str], Error]) -
         raise invalid(f"{source}: broken JSON at line {error.lineno}: {error.msg}") from error
     except RecursionError as error:
         raise invalid(f"{source}: JSON nested too deeply") from error
+    except ValueError as error:  # an integer of more digits than Python converts
+        raise invalid(f"{source}: {error}") from error
     if not isinstance(value, dict):
         raise invalid(f"{source}: holds a JSON {type(value).__name__}; takes an object {{...}}")
     return value

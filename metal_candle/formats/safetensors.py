@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Union
 
 import mlx.core as mx
 
-from ..error import Error, SafeTensorError, UnsupportedSafeTensorDtypeError
+from ..error import SafeTensorError, UnsupportedSafeTensorDtypeError
 from ..files import parse_json_object, write_atomically
 from .raw import DIM_LIMIT, Buffer, element_count, from_bytes, to_bytes
 from .reading import OpenFile
@@ -147,12 +147,7 @@ def _read_header(source: str, read: Callable[[int, int], Buffer], size: int) -> 
         text = bytes(read(8, 8 + header_size)).decode("utf-8")
     except UnicodeDecodeError as error:
         raise SafeTensorError(source, "the header is not text; not a safetensors file") from error
-    try:
-        entries = parse_json_object(text, "header", lambda reason: SafeTensorError(source, reason))
-    except Error:
-        raise
-    except ValueError as error:  # a number of thousands of digits
-        raise SafeTensorError(source, f"header: {error}") from error
+    entries = parse_json_object(text, "header", lambda reason: SafeTensorError(source, reason))
     metadata = entries.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
         raise SafeTensorError(source, "__metadata__ is not an object")

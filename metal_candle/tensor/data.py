@@ -14,6 +14,7 @@ import numpy as np
 from ..device import Device
 from ..dtype import DType, DTypeLike
 from ..error import DTypeParseError, Error, ShapeMismatchError
+from ..formats.raw import from_bytes
 from ..graph.evaluate import on_device
 from ..graph.operation import Operation
 from .base import TensorBase
@@ -75,12 +76,7 @@ def of_buffer(data: Any, dtype: DType, op: str) -> mx.array:
     if rest:
         bytes_ = count * dtype.size_in_bytes() + rest
         raise Error(f"{op}: got {bytes_} bytes; takes a multiple of {dtype.size_in_bytes()}, the size of {dtype}")
-    # NumPy has no bfloat16.
-    stored = mx.uint16 if dtype is DType.BF16 else dtype.mlx_
-    with on_device(Device.Cpu):
-        little = np.frombuffer(data, np.dtype(str(stored).rpartition(".")[2]).newbyteorder("<"))
-        array = mx.array(little.astype(little.dtype.newbyteorder("="), copy=False), stored)
-        return array.view(mx.bfloat16) if dtype is DType.BF16 else array
+    return from_bytes(data, dtype.mlx_, (count,))
 
 
 def _of_python(data: Any, wanted: DType | None, op: str) -> mx.array:

@@ -11,7 +11,7 @@ import numpy as np
 from ..device import Device, DeviceType
 from ..dtype import DType
 from ..error import UnexpectedDTypeError, UnexpectedNumberOfDimsError
-from ..graph.evaluate import on_device
+from ..formats.raw import from_bytes, to_bytes
 from .base import TensorBase
 
 Y = TypeVar("Y", bound="PythonProtocols")
@@ -105,21 +105,13 @@ Packed = tuple[str, tuple[int, ...], bytes]
 
 def pack(array: mx.array) -> Packed:
     """An array as plain values that every version of everything can unpickle: dtype, shape, row-major bytes."""
-    dtype = DType.of(array.dtype)
-    bits = array.view(mx.uint16) if dtype is DType.BF16 else array  # NumPy has no bfloat16
-    return dtype.as_str(), tuple(array.shape), np.array(bits).tobytes()
+    return DType.of(array.dtype).as_str(), tuple(array.shape), bytes(to_bytes(array))
 
 
 def unpack(packed: Packed) -> mx.array:
     """What ``pack`` was given."""
     name, shape, data = packed
-    dtype = DType.of(name)
-    stored = "uint16" if dtype is DType.BF16 else str(dtype.mlx_).rpartition(".")[2]
-    with on_device(Device.Cpu):  # float64 exists there only
-        array = mx.array(np.frombuffer(data, stored).reshape(shape), mx.uint16 if dtype is DType.BF16 else dtype.mlx_)
-        array = array.view(mx.bfloat16) if dtype is DType.BF16 else array
-        mx.eval(array)
-    return array
+    return from_bytes(data, DType.of(name).mlx_, shape)
 
 
 def present(device: tuple[str, int]) -> Device:
