@@ -26,6 +26,16 @@ def test_finetune_lora(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_tensors(tmp_path: Path) -> None:
+    script = EXAMPLES / "tensors.py"
+    result = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "mul: got shapes (3, 4) and (4,); takes equal shapes; broadcast_mul broadcasts" in result.stdout
+    assert "[ 0.,  0.,  0., -1.]" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the kernel's own libraries
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
 def test_notebook(path: Path) -> None:

@@ -80,5 +80,5 @@ def test_a_lock_lets_in_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_an_integer_of_too_many_digits_is_named_not_raised_raw() -> None:
-    with pytest.raises(ModelError.InvalidFormat, match="x.json: .*digits"):
+    with pytest.raises(ModelError.InvalidFormat, match=r"x\.json: .*digits"):
         parse_json_object(f'{{"a": {"9" * 5000}}}', "x.json", lambda reason: ModelError.InvalidFormat(reason=reason))
