@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from .error import CheckpointError, Error
+from .error import CheckpointError, Error, IoError
 
 
 @contextmanager
@@ -45,6 +45,49 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:  # which says too little
         raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder") from error
+
+
+def is_bad_name(path: object) -> bool:
+    """Whether no file can have the name: Python raises ``ValueError`` for a 0 in it and half of a surrogate pair."""
+    text = os.fspath(path) if isinstance(path, PathLike) else path
+    if isinstance(text, bytes):
+        return b"\0" in text
+    if not isinstance(text, str):
+        return False
+    try:
+        return b"\0" in os.fsencode(text)
+    except UnicodeEncodeError:
+        return True
+
+
+class BytesWriter(Protocol):
+    """What takes bytes: a file open for writing, say."""
+
+    def write(self, data: memoryview, /) -> object:
+        """Take the bytes, or the first of them, and give their count."""
+
+
+def write_all(file: BytesWriter, data: bytes | bytearray | memoryview, name: object) -> None:
+    """Write all bytes of ``data``: a file without buffer, a pipe say, takes them in parts.
+
+    Raises ``IoError``, naming ``name``, when the file takes no more (a non-blocking one says so with ``None``, or 0),
+    is closed or takes text, and for an ``OSError``.
+    """
+    whole = memoryview(data)
+    rest = whole.cast("B") if whole.nbytes else memoryview(b"")
+    while len(rest):
+        try:
+            count = file.write(rest)
+        except Error:
+            raise
+        except (OSError, ValueError, TypeError) as error:  # ValueError: closed; TypeError: a file of text
+            reason = getattr(error, "strerror", None) or str(error)
+            raise IoError(name, reason) from error
+        if not isinstance(count, int) or not 0 < count <= len(rest):
+            raise IoError(
+                name, f"took {count!r} of {len(rest)} bytes; takes a binary file that waits until it can write"
+            )
+        rest = rest[count:]
 
 
 def write_text(path: str | PathLike[str], text: str) -> None:

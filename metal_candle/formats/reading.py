@@ -11,6 +11,8 @@ from os import PathLike
 from pathlib import Path
 
 from ..error import Error, IoError, NotFoundError
+from ..error.text import shown as shown  # what error messages show of a file's names
+from ..files import is_bad_name
 
 # Bytes of one read: small beside a large tensor, so that reading it takes little more memory than it has.
 _STEP = 1 << 26
@@ -18,7 +20,10 @@ _STEP = 1 << 26
 
 @contextmanager
 def io_errors(path: object) -> Iterator[None]:
-    """Raise ``NotFoundError`` and ``IoError``, naming the file, for an ``OSError`` in the block."""
+    """Raise ``NotFoundError`` and ``IoError``, naming the file, for an ``OSError`` in the block.
+
+    Also for a name that no file can have: with a 0 in it, or with half of a surrogate pair.
+    """
     try:
         yield
     except Error:
@@ -27,6 +32,31 @@ def io_errors(path: object) -> Iterator[None]:
         raise NotFoundError(path) from error
     except OSError as error:
         raise IoError(path, error.strerror or str(error)) from error
+    except ValueError as error:
+        if not is_bad_name(path):
+            raise
+        raise IoError(path, "no file can have this name") from error
+
+
+def open_regular(path: str | PathLike[str]) -> int:
+    """The descriptor of a file opened for reading, which the caller closes (``os.fdopen`` makes a file of it).
+
+    Raises ``NotFoundError``, and ``IoError`` for what cannot be opened or is no regular file: to open a FIFO waits
+    for a writer, and a device has no end.
+    """
+    with io_errors(path):
+        # Without O_NONBLOCK, opening a FIFO would wait before it can be refused. Regular files do not care.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if stat.S_ISDIR(mode):
+                raise IoError(path, "is a folder; takes a file")
+            if not stat.S_ISREG(mode):
+                raise IoError(path, "is no regular file; takes a file with an end")
+        except BaseException:
+            os.close(descriptor)
+            raise
+    return descriptor
 
 
 class OpenFile:
@@ -39,12 +69,9 @@ class OpenFile:
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
         with io_errors(self.path):
-            self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._descriptor = open_regular(self.path)
             weakref.finalize(self, os.close, self._descriptor)
-            status = os.fstat(self._descriptor)
-            if stat.S_ISDIR(status.st_mode):
-                raise IoError(self.path, "is a folder; takes a file")
-        self.size = status.st_size
+            self.size = os.fstat(self._descriptor).st_size
 
     def read(self, begin: int, end: int) -> bytearray:
         """The bytes from ``begin`` to ``end``; fewer where the file ends before. Raises ``IoError``."""
