@@ -38,7 +38,8 @@ def test_every_record(kind: type[Operation], sample: Sample, tensor: Any) -> Non
         for place, shape in enumerate(sample.shapes)
     ]
     assert kind.numpy is not None
-    want = np.asarray(kind.numpy(*inputs, *sample.params))
+    with np.errstate(divide="ignore"):  # the logarithm of a sum of nothing
+        want = np.asarray(kind.numpy(*inputs, *sample.params))
     tensors = [tensor.new(x, Device.Cpu) for x in inputs]
     result = tensors[0]._wrap(record(kind(*sample.params), tuple(x._node for x in tensors)))
     if result.dtype.is_float():
