@@ -7,44 +7,106 @@ import fcntl
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .error import CheckpointError, Error, IoError
+from .error.text import shown
 
 
 @contextmanager
 def write_atomically(path: str | PathLike[str]) -> Iterator[Path]:
     """Give a path beside ``path`` to write to; when the block ends well, it is renamed over ``path``.
 
-    Missing folders are created. When the block fails, the new file is removed and an old ``path`` is
-    untouched. Raises ``CheckpointError.SaveFailed`` for every ``OSError``: no space, no permission.
+    Missing folders are created, an old file's permissions are kept, and a symbolic link stays one: what it leads to
+    is written. When the block fails, the new file is removed and an old ``path`` is untouched. Raises
+    ``CheckpointError.SaveFailed`` for every ``OSError`` (no space, no permission), for a name that no file can have,
+    and for a folder, device, FIFO or socket of that name.
     """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    with save_errors(path, "; what was there is unchanged"):
+        target = target_of(path)
+        beside = target.create("tmp")
+        try:
+            yield beside
+            target.finish(beside)
+            os.replace(beside, target.path)
+        except BaseException as error:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+            # ``write_all`` names the file that it writes.
+            if isinstance(error, IoError) and error.path in (path, target.path, beside):
+                raise OSError(error.reason) from error
+            raise
+
+
+@contextmanager
+def save_errors(path: object, outcome: str = "") -> Iterator[None]:
+    """Raise ``CheckpointError.SaveFailed``, naming the file and ending in ``outcome``, for an ``OSError``."""
     try:
-        _make_folder(path.parent)
-        yield beside
+        yield
+    except Error:
+        raise
+    except OSError as error:
+        reason = f"{shown(path, 300)}: {shown(error.strerror or error, 500)}{outcome}"
+        raise CheckpointError.SaveFailed(reason=reason) from error
+
+
+class Target(NamedTuple):
+    """A file to be written: its path behind symbolic links, and the permissions of the one that is there."""
+
+    path: Path
+    mode: int | None
+
+    def beside(self, ending: str) -> Path:
+        """A new name in the same folder, so that a rename between the two is one step. It starts with a dot."""
+        # A part of the name: all of it and the rest could be longer than a name may be.
+        return self.path.with_name(f".{self.path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.{ending}")
+
+    def create(self, ending: str) -> Path:
+        """``beside``, in a folder that is made if it is missing; nobody reads there what the old file hides."""
+        beside = self.beside(ending)
+        _make_folder(beside.parent)
+        if self.mode is not None:
+            os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self.mode | stat.S_IWUSR))
+        return beside
+
+    def finish(self, beside: Path) -> None:
+        """See to it that a written file is on the disk, with the old one's permissions."""
         with beside.open("rb") as written:
             os.fsync(written.fileno())
-        os.replace(beside, path)
-    except BaseException as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not isinstance(error, Error):
-            reason = error.strerror or str(error)
-            raise CheckpointError.SaveFailed(reason=f"{path}: {reason}; what was there is unchanged") from error
-        raise
+            if self.mode is not None:
+                os.fchmod(written.fileno(), self.mode)
+
+
+def target_of(path: str | PathLike[str]) -> Target:
+    """Where to write so that ``path`` is written. Raises ``CheckpointError.SaveFailed`` as ``write_atomically``."""
+    if not isinstance(path, (str, PathLike)):
+        raise CheckpointError.SaveFailed(reason=f"got {type(path).__name__}; takes a path")
+    text = os.fspath(path)
+    if not text or is_bad_name(text):
+        raise CheckpointError.SaveFailed(reason=f"{shown(repr(text), 300)}: no file can have this name")
+    with save_errors(path, "; what was there is unchanged"):
+        real = Path(os.path.realpath(text))
+        try:
+            mode = real.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):  # which making the folder explains
+            return Target(real, None)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):
+            raise FileExistsError(errno.EEXIST, "is a device, FIFO or socket; takes a file")
+        return Target(real, stat.S_IMODE(mode))
 
 
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:  # which says too little
-        raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder") from error
+        raise NotADirectoryError(errno.ENOTDIR, f"{shown(folder, 300)} is a file, not a folder") from error
 
 
 def is_bad_name(path: object) -> bool:
@@ -101,34 +163,48 @@ def write_json(path: str | PathLike[str], value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def parse_json_object(text: str, source: str, invalid: Callable[[str], Error]) -> dict[str, Any]:
-    """The JSON object in ``text``; ``invalid`` makes the error from one line that names ``source``."""
+def parse_json_object(text: str, source: str, invalid: Callable[[str], Error], unique: bool = False) -> dict[str, Any]:
+    """The JSON object in ``text``; ``invalid`` makes the error from one line that names ``source``.
+
+    ``unique`` refuses a key that an object, at any depth, has twice; otherwise the last one counts.
+    """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique_keys if unique else None)
     except json.JSONDecodeError as error:
         raise invalid(f"{source}: broken JSON at line {error.lineno}: {error.msg}") from error
     except RecursionError as error:
         raise invalid(f"{source}: JSON nested too deeply") from error
-    except ValueError as error:  # an integer of more digits than Python converts
+    except ValueError as error:  # an integer of more digits than Python converts, or a key that is there twice
         raise invalid(f"{source}: {error}") from error
     if not isinstance(value, dict):
         raise invalid(f"{source}: holds a JSON {type(value).__name__}; takes an object {{...}}")
     return value
 
 
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"has {shown(twice)} twice")
+    return value
+
+
 def read_text(path: str | PathLike[str], invalid: Callable[[str], Error]) -> str:
     """The text of a UTF-8 file; ``invalid`` makes the error from one line that names the file."""
+    if is_bad_name(path):
+        raise invalid(f"{shown(path, 300)}: no file can have this name")
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise invalid(f"{path}: {error.strerror or error}") from error
+        raise invalid(f"{shown(path, 300)}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise invalid(f"{path}: not UTF-8 text at byte {error.start}") from error
+        raise invalid(f"{shown(path, 300)}: not UTF-8 text at byte {error.start}") from error
 
 
 def read_json_object(path: str | PathLike[str], invalid: Callable[[str], Error]) -> dict[str, Any]:
     """The JSON object in a file; ``invalid`` makes the error from one line that names the file."""
-    return parse_json_object(read_text(path, invalid), str(path), invalid)
+    return parse_json_object(read_text(path, invalid), shown(path, 300), invalid)
 
 
 @contextmanager

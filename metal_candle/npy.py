@@ -6,7 +6,6 @@ from os import PathLike
 
 from .device import Device
 from .dtype import DType
-from .error import NpyError
 from .formats import npz
 from .shape import Shape
 from .tensor import Tensor
@@ -15,13 +14,13 @@ from .tensor import Tensor
 class NpzTensors:
     """The arrays of an npz file, read when they are asked for. candle: ``candle_core::npy::NpzTensors``."""
 
-    def __init__(self, reader: npz.Reader, path: str | PathLike[str]) -> None:
-        self._reader, self._path = reader, path
+    def __init__(self, reader: npz.Reader) -> None:
+        self._reader = reader
 
     @classmethod
     def new(cls, path: str | PathLike[str]) -> NpzTensors:
         """Open a file. Raises ``NotFoundError``, ``IoError``, and ``NpyError`` for a damaged one."""
-        return cls(npz.Reader(path), path)
+        return cls(npz.Reader(path))
 
     def names(self) -> list[str]:
         """The arrays' names, in the file's order."""
@@ -34,6 +33,6 @@ class NpzTensors:
     def get_shape_and_dtype(self, name: str) -> tuple[Shape, DType]:
         """Shape and dtype of one array, whose elements are not read. Raises ``NpyError``, also if there is none."""
         if name not in self.names():
-            raise NpyError(self._path, f"has no array {name}; has {', '.join(self.names()[:10])}")
+            raise self._reader.missing(name)
         header = self._reader.header(name)
         return Shape(header.shape), DType.of(header.dtype)

@@ -21,7 +21,7 @@ from .error import CannotFindTensorError, Error, SafeTensorError, UnsupportedSaf
 from .formats import safetensors as one_file
 from .formats import sharded
 from .formats.raw import Buffer
-from .formats.reading import OpenFile
+from .formats.reading import OpenFile, is_folder, shown
 from .shape import Shape
 from .tensor import Tensor
 from .tensor.base import TensorBase
@@ -54,7 +54,7 @@ def load(path: PathOrStr, device: DeviceLike = None) -> dict[str, Tensor]:
     candle: ``load<P: AsRef<Path>>(filename: P, device: &Device) -> Result<HashMap<String, Tensor>>``
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         files = sharded.find_files(path)
         index = None if files[0].name == sharded.WHOLE else path / sharded.INDEX
     elif path.name.endswith(".json"):
@@ -73,7 +73,7 @@ def load_buffer(data: Buffer, device: DeviceLike = None) -> dict[str, Tensor]:
 
     candle: ``load_buffer(data: &[u8], device: &Device) -> Result<HashMap<String, Tensor>>``
     """
-    reader = one_file.Reader(data)
+    reader = one_file.Reader(_buffer("load_buffer", data))
     return {name: _tensor(reader, name, device) for name in reader.header.tensors}
 
 
@@ -85,7 +85,8 @@ def save(tensors: Mapping[str, TensorBase], path: PathOrStr, metadata: Mapping[s
 
     candle: ``save<K, P>(tensors: &HashMap<K, Tensor>, filename: P) -> Result<()>``
     """
-    one_file.save(path, {name: _array("save", name, tensor) for name, tensor in tensors.items()}, metadata)
+    _check_named("save", tensors, metadata)
+    one_file.save(path, {name: tensor.mlx() for name, tensor in tensors.items()}, metadata)
 
 
 def save_sharded(
@@ -102,9 +103,9 @@ def save_sharded(
     """
     if max_shard_size < 1:
         raise Error(f"save_sharded: got max_shard_size {max_shard_size}; takes at least 1 byte")
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, TensorBase):
-            raise _no_tensor("save_sharded", name, tensor)
+    _check_named("save_sharded", tensors, metadata)
+    if not isinstance(directory, (str, PathLike)):
+        raise Error(f"save_sharded: got {type(directory).__name__}; takes (tensors, directory)")
     sizes = {name: tensor.elem_count() * tensor.dtype.size_in_bytes() for name, tensor in tensors.items()}
 
     def arrays(names: Sequence[str]) -> dict[str, mx.array]:
@@ -113,14 +114,28 @@ def save_sharded(
     sharded.save(directory, sizes, arrays, max_shard_size, metadata)
 
 
-def _array(op: str, name: str, tensor: TensorBase) -> mx.array:
-    if not isinstance(tensor, TensorBase):
-        raise _no_tensor(op, name, tensor)
-    return tensor.mlx()
+def _check_named(op: str, tensors: object, metadata: object) -> None:
+    if not isinstance(tensors, Mapping):
+        place = "path" if op == "save" else "directory"
+        raise Error(f"{op}: got {type(tensors).__name__} for the tensors; takes (tensors, {place}), a dict first")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise Error(f"{op}: got the name {shown(repr(name))}; takes a str")
+        if not isinstance(tensor, TensorBase):
+            raise Error(f"{op}: got {type(tensor).__name__} for {shown(name)}; takes tensors")
+    if metadata is None:
+        return
+    if not isinstance(metadata, Mapping):
+        raise Error(f"{op}: got {type(metadata).__name__} for the metadata; takes a dict of str to str")
+    for key, text in metadata.items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise Error(f"{op}: got metadata {shown(repr(key))}: {shown(repr(text))}; takes a dict of str to str")
 
 
-def _no_tensor(op: str, name: str, value: object) -> Error:
-    return Error(f"{op}: got {type(value).__name__} for {name}; takes tensors")
+def _buffer(op: str, data: Buffer) -> Buffer:
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise Error(f"{op}: got {type(data).__name__}; takes a file's bytes (load takes a path)")
+    return data
 
 
 def _tensor(reader: one_file.Reader, name: str, device: DeviceLike) -> Tensor:
@@ -176,7 +191,7 @@ class SliceSafetensors:
     @classmethod
     def new(cls, buffer: Buffer) -> SliceSafetensors:
         """Check the header; nothing else is read. Raises ``SafeTensorError``."""
-        return cls([one_file.Reader(buffer)])
+        return cls([one_file.Reader(_buffer("SliceSafetensors.new", buffer))])
 
     def load(self, name: str, device: DeviceLike = None) -> Tensor:
         """One tensor; only its bytes are read. Raises as ``get`` and ``safetensors.load``."""
@@ -197,8 +212,8 @@ class SliceSafetensors:
         return {key: text for reader in self._readers for key, text in reader.header.metadata.items()}
 
     def _missing(self, name: str, nearest: list[str]) -> Error:
-        hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
-        return SafeTensorError(self._readers[0].source, f"has no tensor {name}{hint}")
+        hint = f"; nearest: {', '.join(map(shown, nearest))}" if nearest else ""
+        return SafeTensorError(self._readers[0].source, f"has no tensor {shown(name)}{hint}")
 
 
 class BufferedSafetensors(SliceSafetensors):
@@ -207,7 +222,7 @@ class BufferedSafetensors(SliceSafetensors):
     @classmethod
     def new(cls, buffer: Buffer) -> BufferedSafetensors:
         """Check the header. Raises ``SafeTensorError``."""
-        return cls([one_file.Reader(bytes(buffer))])
+        return cls([one_file.Reader(bytes(_buffer("BufferedSafetensors.new", buffer)))])
 
 
 class MmapedSafetensors(SliceSafetensors):
@@ -232,6 +247,8 @@ class MmapedSafetensors(SliceSafetensors):
 
         ``get`` and ``load`` raise ``CannotFindTensorError`` for a name that is not there, as in candle.
         """
+        if isinstance(paths, (str, bytes, PathLike)):
+            raise Error(f"MmapedSafetensors.multi: got {type(paths).__name__}; takes a list of paths (new takes one)")
         return cls([one_file.Reader(path) for path in paths], several=True)
 
     def _missing(self, name: str, nearest: list[str]) -> Error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import Error
+from .text import shown
 
 # --- dtypes -----------------------------------------------------------------------------------
 
@@ -198,8 +199,8 @@ class CannotFindTensorError(Error, KeyError):
     """No tensor of that name; the message lists the nearest names there are."""
 
     def __init__(self, path: str, nearest: list[str] | None = None) -> None:
-        hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
-        super().__init__(f"cannot find tensor {path}{hint}")
+        hint = f"; nearest: {', '.join(map(shown, nearest))}" if nearest else ""
+        super().__init__(f"cannot find tensor {shown(path)}{hint}")
         self.path = path
 
 

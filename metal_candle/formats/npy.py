@@ -17,7 +17,7 @@ import mlx.core as mx
 from ..error import NpyError
 from ..files import write_atomically
 from .raw import DIM_LIMIT, Buffer, element_count, from_bytes, to_bytes
-from .reading import OpenFile
+from .reading import OpenFile, shown
 
 MAGIC = b"\x93NUMPY"
 HEADER_LIMIT = 1 << 20
@@ -109,7 +109,7 @@ def read_header(read: Callable[[int, int], Buffer], size: int, source: str) -> H
     header = _header(_parse_fields(text, source), begin + length, source)
     count = element_count(header.shape, size)
     if count > size or header.begin + count * header.dtype.size > size:
-        raise NpyError(source, f"truncated: {size} bytes, too few for shape {header.shape}")
+        raise NpyError(source, f"truncated: {size} bytes, too few for shape {shown(header.shape)}")
     if header.begin + count * header.dtype.size < size:
         raise NpyError(source, f"{size - header.begin - count * header.dtype.size} bytes follow the last element")
     return header
@@ -118,24 +118,19 @@ def read_header(read: Callable[[int, int], Buffer], size: int, source: str) -> H
 def _header(fields: dict[str, Any], begin: int, source: str) -> Header:
     descr, shape = fields.get("descr"), fields.get("shape")
     if fields.keys() != {"descr", "fortran_order", "shape"}:
-        raise NpyError(source, f"the header has {_shown(', '.join(fields))}; takes descr, fortran_order, shape")
+        raise NpyError(source, f"the header has {shown(', '.join(fields))}; takes descr, fortran_order, shape")
     if not isinstance(descr, str) or not isinstance(shape, tuple) or not isinstance(fields["fortran_order"], bool):
         raise NpyError(source, "the header's descr, fortran_order or shape is of another kind")
     if fields["fortran_order"]:
         raise NpyError(source, "is in Fortran order; save numpy.ascontiguousarray of it")
     if descr.startswith(">"):
-        raise NpyError(source, f"holds big-endian numbers, {_shown(descr)}; takes little-endian ones")
+        raise NpyError(source, f"holds big-endian numbers, {shown(descr)}; takes little-endian ones")
     dtype = _READ.get(descr[1:] if descr[:1] in ("<", "|", "=") else descr)
     if dtype is None:
-        raise NpyError(source, f"holds {_shown(descr)}; {_TAKES}")
+        raise NpyError(source, f"holds {shown(descr)}; {_TAKES}")
     if max(shape, default=0) > DIM_LIMIT:
-        raise NpyError(source, f"shape {shape}; takes sizes below 2^31")
+        raise NpyError(source, f"shape {shown(shape)}; takes sizes below 2^31")
     return Header(dtype, shape, begin)
-
-
-def _shown(text: str) -> str:
-    """A text of the file as one short line."""
-    return ascii(text[:80])[1:-1]
 
 
 # One value or sign of the header's Python: a text, a boolean, an integer, punctuation.

@@ -11,6 +11,7 @@ import mlx.core as mx
 from ..error import NpyError
 from ..files import write_atomically
 from . import npy
+from .reading import shown
 from .zip_archive import ZipArchive
 
 _SUFFIX = ".npy"
@@ -25,7 +26,7 @@ class Reader:
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self._path = path
+        self._path = shown(path, 300)
         self._archive = ZipArchive(path, lambda reason: NpyError(path, reason))
         self._entries = {entry.removesuffix(_SUFFIX): entry for entry in self._archive.names}
         if len(self._entries) < len(self._archive.names):
@@ -38,7 +39,7 @@ class Reader:
 
     def array(self, name: str) -> mx.array:
         """One array. Raises ``NpyError`` as ``npy.read``."""
-        return npy.parse(self._archive.read(self._entries[name]), f"{self._path}: {name}")
+        return npy.parse(self._archive.read(self._entries[name]), self._source(name))
 
     def header(self, name: str) -> npy.Header:
         """Dtype and shape of one array, whose elements are not read. Raises ``NpyError`` as ``npy.read``."""
@@ -47,7 +48,15 @@ class Reader:
         def read(begin: int, end: int) -> bytes:
             return self._archive.read_start(entry, end)[begin:]
 
-        return npy.read_header(read, self._archive.size(entry), f"{self._path}: {name}")
+        return npy.read_header(read, self._archive.size(entry), self._source(name))
+
+    def missing(self, name: object) -> NpyError:
+        """The error of a name that is not there."""
+        there = ", ".join(shown(other) for other in self.names[:10])
+        return NpyError(self._path, f"has no array {shown(name)}; has {there}")
+
+    def _source(self, name: str) -> str:
+        return f"{self._path}: {shown(name)}"
 
 
 def save(path: str | PathLike[str], arrays: Sequence[tuple[str, mx.array]]) -> None:
@@ -56,7 +65,7 @@ def save(path: str | PathLike[str], arrays: Sequence[tuple[str, mx.array]]) -> N
     Raises ``NpyError`` for bfloat16 and for names that the format cannot hold or that come twice, and
     ``CheckpointError.SaveFailed`` when the file cannot be written; an old file is then unchanged.
     """
-    headers = [npy.encode_header(array, f"{path}: {name}") for name, array in arrays]
+    headers = [npy.encode_header(array, f"{shown(path, 300)}: {shown(name)}") for name, array in arrays]
     names = [_checked(name, path) for name, _ in arrays]
     if len(set(names)) < len(names):
         raise NpyError(path, "two arrays have the same name")
@@ -71,7 +80,7 @@ def _checked(name: str, path: str | PathLike[str]) -> str:
     try:
         long = len(name.encode("utf-8")) > 60_000
     except UnicodeEncodeError as error:
-        raise NpyError(path, f"the name {name!r} is no Unicode text") from error
+        raise NpyError(path, f"the name {shown(name)} is no Unicode text") from error
     if long or "\0" in name:
-        raise NpyError(path, f"cannot hold the name {name[:40]!r}; takes at most 60000 bytes, none of them 0")
+        raise NpyError(path, f"cannot hold the name {shown(name)}; takes at most 60000 bytes, none of them 0")
     return name

@@ -15,7 +15,7 @@ from ..error.text import shown as shown  # what error messages show of a file's 
 from ..files import is_bad_name
 
 # Bytes of one read: small beside a large tensor, so that reading it takes little more memory than it has.
-_STEP = 1 << 26
+_STEP = 1 << 22
 
 
 @contextmanager
@@ -57,6 +57,18 @@ def open_regular(path: str | PathLike[str]) -> int:
             os.close(descriptor)
             raise
     return descriptor
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file of that name is there. Raises ``IoError`` when that cannot be told: a folder without access."""
+    with io_errors(path):
+        return path.is_file()
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder of that name is there. Raises ``IoError`` when that cannot be told."""
+    with io_errors(path):
+        return path.is_dir()
 
 
 class OpenFile:

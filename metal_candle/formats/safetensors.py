@@ -19,7 +19,7 @@ import mlx.core as mx
 from ..error import SafeTensorError, UnsupportedSafeTensorDtypeError
 from ..files import parse_json_object, write_atomically
 from .raw import DIM_LIMIT, Buffer, element_count, from_bytes, to_bytes
-from .reading import OpenFile
+from .reading import OpenFile, shown
 
 DTYPES: dict[str, mx.Dtype] = {
     "F64": mx.float64,
@@ -102,7 +102,7 @@ class Reader:
         info = self.header.tensors[name]
         data = self._bytes(info.begin, info.end)
         if len(data) != info.end - info.begin:
-            raise SafeTensorError(self.source, f"tensor {name}: cut short since the file was opened")
+            raise SafeTensorError(self.source, f"tensor {shown(name)}: cut short since the file was opened")
         return data
 
     def array(self, name: str) -> mx.array:
@@ -129,7 +129,7 @@ def load_file(path: str | PathLike[str]) -> dict[str, mx.array]:
     try:
         arrays = mx.load(str(path), format="safetensors")
     except (RuntimeError, ValueError) as error:
-        raise SafeTensorError(path, f"MLX cannot read it: {error}") from error
+        raise SafeTensorError(path, f"MLX cannot read it: {shown(error, 300)}") from error
     assert isinstance(arrays, dict)  # what mx.load gives for safetensors
     return arrays
 
@@ -147,32 +147,40 @@ def _read_header(source: str, read: Callable[[int, int], Buffer], size: int) -> 
         text = bytes(read(8, 8 + header_size)).decode("utf-8")
     except UnicodeDecodeError as error:
         raise SafeTensorError(source, "the header is not text; not a safetensors file") from error
-    entries = parse_json_object(text, "header", lambda reason: SafeTensorError(source, reason))
-    metadata = entries.pop("__metadata__", None) or {}
+    entries = parse_json_object(text, "header", lambda reason: SafeTensorError(source, reason), unique=True)
+    metadata = entries.pop("__metadata__", None)
+    if metadata is None:
+        metadata = {}
     if not isinstance(metadata, dict):
         raise SafeTensorError(source, "__metadata__ is not an object")
+    for key, value in metadata.items():
+        if not isinstance(value, str):
+            raise SafeTensorError(source, f"__metadata__ has {shown(repr(value))} for {shown(key)}; takes texts")
     start = 8 + header_size
     tensors = {name: _tensor_info(source, name, entry, start, size) for name, entry in entries.items()}
     _check_layout(source, tensors, start, size)
-    return Header(tensors, {str(key): str(value) for key, value in metadata.items()})
+    return Header(tensors, metadata)
 
 
 def _tensor_info(source: str, name: str, entry: Any, start: int, size: int) -> TensorInfo:
+    def refused(reason: str) -> SafeTensorError:
+        return SafeTensorError(source, f"tensor {shown(name)}{reason}")
+
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         sizes = [*shape, begin, end]
     except (TypeError, KeyError, ValueError) as error:
-        raise SafeTensorError(source, f"tensor {name}: the entry lacks dtype, shape or data_offsets") from error
+        raise refused(": the entry lacks dtype, shape or data_offsets") from error
     if any(type(number) is not int or number < 0 for number in sizes):
-        raise SafeTensorError(source, f"tensor {name}: shape {shape} or offsets {begin}, {end} are no sizes")
+        raise refused(f": shape {shown(shape)} or offsets {shown(begin)}, {shown(end)} are no sizes")
     if not isinstance(dtype, str) or dtype not in _BITS:
-        raise SafeTensorError(source, f"tensor {name} is {dtype!r}, which is no dtype of the format")
+        raise refused(f" is {shown(repr(dtype))}, which is no dtype of the format")
     if max(shape, default=0) > DIM_LIMIT:
-        raise SafeTensorError(source, f"tensor {name}: shape {tuple(shape)}; takes sizes below 2^31")
+        raise refused(f": shape {shown(tuple(shape))}; takes sizes below 2^31")
     bits = element_count(shape, 8 * size) * _BITS[dtype]
     if bits != 8 * (end - begin):
         wanted = f"{bits // 8} bytes" if bits <= 8 * size else f"more than the file's {size} bytes"
-        raise SafeTensorError(source, f"tensor {name}: {dtype} {tuple(shape)} is {wanted}, not {end - begin}")
+        raise refused(f": {dtype} {shown(tuple(shape))} is {wanted}, not {shown(end - begin)}")
     return TensorInfo(dtype, tuple(shape), start + begin, start + end)
 
 
@@ -182,10 +190,10 @@ def _check_layout(source: str, tensors: dict[str, TensorInfo], start: int, size:
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if info.begin != position:
             kind = "overlaps the one before it" if info.begin < position else "leaves a gap before it"
-            raise SafeTensorError(source, f"tensor {name} {kind}")
+            raise SafeTensorError(source, f"tensor {shown(name)} {kind}")
         position = info.end
     if position > size:
-        raise SafeTensorError(source, f"truncated: {size} bytes of {position}; fetch the file again")
+        raise SafeTensorError(source, f"truncated: {size} bytes of {shown(position)}; fetch the file again")
     if position < size:
         raise SafeTensorError(source, f"{size - position} bytes follow the last tensor")
 
@@ -227,7 +235,7 @@ def _header(
     position = 0
     for name, array in ordered:
         if array.dtype not in names:
-            raise SafeTensorError(path, f"tensor {name} is {array.dtype}; takes {', '.join(DTYPES)}")
+            raise SafeTensorError(path, f"tensor {shown(name)} is {array.dtype}; takes {', '.join(DTYPES)}")
         if name == "__metadata__":
             raise SafeTensorError(path, "no tensor can have the name __metadata__")
         end = position + array.nbytes
@@ -236,7 +244,7 @@ def _header(
     try:
         header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise SafeTensorError(path, f"a name or metadata is no Unicode text: {error.object!r}"[:200]) from error
+        raise SafeTensorError(path, f"a name or metadata is no Unicode text: {shown(error.object)}") from error
     header += b" " * (-len(header) % 8)
     if len(header) > HEADER_LIMIT:
         raise SafeTensorError(path, f"a header of {len(header)} bytes; takes at most {HEADER_LIMIT}")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
 
 import mlx.core as mx
 
 from ..error import NotFoundError, SafeTensorError
-from ..files import read_json_object, write_atomically
+from ..files import is_bad_name, parse_json_object, save_errors
 from . import safetensors
-from .reading import io_errors
+from .reading import OpenFile, io_errors, is_file, shown
+from .replacing import replace_together
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -34,11 +34,12 @@ def find_files(path: str | PathLike[str]) -> list[Path]:
     """
     folder = Path(path)
     whole, index = folder / WHOLE, folder / INDEX
-    if whole.is_file():
+    if is_file(whole):
         return [whole]
-    if not index.is_file():
-        other = next((f.name for pattern in ("*.safetensors", "*.bin") for f in folder.glob(pattern)), None)
-        found = f"; {other} is there, which is not read: rename or convert it" if other else ""
+    if not is_file(index):
+        with io_errors(folder):
+            other = next((f.name for pattern in ("*.safetensors", "*.bin") for f in folder.glob(pattern)), None)
+        found = f"; {shown(other)} is there, which is not read: rename or convert it" if other else ""
         raise NotFoundError(whole, f"no such file, nor {INDEX}{found}")
     return indexed_files(index)
 
@@ -52,18 +53,22 @@ def indexed_files(index: str | PathLike[str]) -> list[Path]:
 def weight_map(index: str | PathLike[str]) -> dict[str, str]:
     """An index: tensor name to the name of the file in the same folder, which is there. Raises as ``find_files``."""
     index = Path(index)
-    if not index.exists():
-        raise NotFoundError(index)
-    entries = read_json_object(index, lambda reason: SafeTensorError(index, reason.removeprefix(f"{index}: ")))
+    file = OpenFile(index)
+    try:
+        text = file.read(0, file.size).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SafeTensorError(index, f"not UTF-8 text at byte {error.start}") from error
+    entries = parse_json_object(text, "index", lambda reason: SafeTensorError(index, reason), unique=True)
     names = entries.get("weight_map")
     if not isinstance(names, dict) or not names:
         raise SafeTensorError(index, "has no weight_map")
     for name in names.values():
-        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
-            raise SafeTensorError(index, f"weight_map names {name!r}; takes file names in the same folder")
-    missing = [name for name in dict.fromkeys(names.values()) if not (index.parent / name).is_file()]
-    if missing:
-        raise NotFoundError(index.parent / missing[0], f"no such file, named in {index.name}; fetch it again")
+        # Path("..").name is "..", Path("").name is "".
+        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or is_bad_name(name):
+            raise SafeTensorError(index, f"weight_map names {shown(repr(name))}; takes file names in the same folder")
+    for name in dict.fromkeys(names.values()):
+        if not is_file(index.parent / name):
+            raise NotFoundError(index.parent / name, f"no such file, named in {shown(index.name)}; fetch it again")
     return names
 
 
@@ -71,7 +76,7 @@ def check_index(index: str | PathLike[str], headers: Mapping[str, safetensors.He
     """Raise ``SafeTensorError`` when a file, by its name in ``headers``, lacks a tensor that the index puts there."""
     for name, file in weight_map(index).items():
         if name not in headers[file].tensors:
-            raise SafeTensorError(index, f"puts tensor {name} into {file}, which lacks it")
+            raise SafeTensorError(index, f"puts tensor {shown(name)} into {shown(file)}, which lacks it")
 
 
 def load_directory(path: str | PathLike[str]) -> dict[str, mx.array]:
@@ -114,33 +119,32 @@ def save(
 ) -> None:
     """Write tensors of these sizes in bytes as ``model.safetensors``, or as shards with an index.
 
-    ``arrays`` gives the named tensors, one file's at a time. All files are written before the first takes its
-    name, the index takes it last; then the files of a checkpoint that was there and are not used any more are
-    removed. Raises as ``safetensors.save``, what was there is then unchanged; and ``IoError`` when a file of the
-    old checkpoint cannot be removed.
+    ``arrays`` gives the named tensors, one file's at a time. All files are written before the first takes its name,
+    the index takes it last; the files of a checkpoint that was there and are not used any more are removed. When
+    that fails midway, it is undone (``replace_together``). Raises as ``safetensors.save``, what was there is then
+    unchanged; and ``IoError`` when the new checkpoint is there, but a file of the old one cannot be removed.
     """
     folder = Path(directory)
     shards = split(sizes, limit)
-    stale = _files_of_old(folder) - {*shards, *([INDEX] if len(shards) > 1 else [])}
-    with ExitStack() as renames:  # which unwinds from the last to the first
+    names = [*shards, *([INDEX] if len(shards) > 1 else [])]
+    with save_errors(folder, "; what was there is unchanged"):
+        stale = sorted(_files_of_old(folder) - set(names))
+    with replace_together(folder, names, stale) as besides:
+        for file, held in shards.items():
+            with save_errors(folder / file, "; what was there is unchanged"), besides[file].open("wb") as handle:
+                safetensors.write(handle, arrays(held), metadata, folder / file)
         if len(shards) > 1:
             index = {
                 "metadata": {"total_size": sum(sizes.values())},
-                "weight_map": {name: file for file, names in shards.items() for name in names},
+                "weight_map": {name: file for file, held in shards.items() for name in held},
             }
-            beside = renames.enter_context(write_atomically(folder / INDEX))
-            beside.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        for file, names in shards.items():
-            beside = renames.enter_context(write_atomically(folder / file))
-            with beside.open("wb") as handle:
-                safetensors.write(handle, arrays(names), metadata, folder / file)
-    for name in stale:
-        with io_errors(folder / name):
-            (folder / name).unlink()
+            with save_errors(folder / INDEX, "; what was there is unchanged"):
+                besides[INDEX].write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _files_of_old(folder: Path) -> set[str]:
     """The names of the files of the checkpoint in ``folder``: a stale ``model.safetensors`` would hide an index."""
     if not folder.is_dir():
         return set()
-    return {f.name for f in folder.iterdir() if f.name in (WHOLE, INDEX) or _SHARD.fullmatch(f.name)}
+    files = (file for file in folder.iterdir() if file.is_symlink() or file.is_file())
+    return {file.name for file in files if file.name in (WHOLE, INDEX) or _SHARD.fullmatch(file.name)}

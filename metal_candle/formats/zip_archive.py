@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 
 from ..error import Error
-from .reading import io_errors
+from .reading import io_errors, open_regular, shown
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # Deflate makes at most 1032 bytes of one.
@@ -42,9 +44,11 @@ class ZipArchive:
     def __init__(self, path: str | PathLike[str], invalid: Callable[[str], Error]) -> None:
         self.path, self._invalid = Path(path), invalid
         with io_errors(self.path):
-            size = self.path.stat().st_size
+            file = os.fdopen(open_regular(self.path), "rb")
+            weakref.finalize(self, file.close)
+            size = os.fstat(file.fileno()).st_size
             with self._damage("no zip archive, or a damaged one"):
-                self._archive = zipfile.ZipFile(self.path)
+                self._archive = zipfile.ZipFile(file)
         infos = self._archive.infolist()
         self._entries = {info.filename: info for info in infos}
         if len(self._entries) < len(infos):
@@ -65,10 +69,10 @@ class ZipArchive:
         """Bytes of an entry, which are possible for what the archive holds of it."""
         info = self._entries[name]
         if info.compress_type not in _METHODS:
-            raise self._invalid(f"{name}: compressed in another way than stored or deflated")
+            raise self._invalid(f"{shown(name)}: compressed in another way than stored or deflated")
         deflated = info.compress_type == zipfile.ZIP_DEFLATED
         if info.file_size > info.compress_size * (_MOST_DEFLATED if deflated else 1):
-            raise self._invalid(f"{name}: claims {info.file_size} bytes in {info.compress_size}")
+            raise self._invalid(f"{shown(name)}: claims {info.file_size} bytes in {info.compress_size}")
         return info.file_size
 
     def read(self, name: str) -> bytes:
@@ -81,10 +85,10 @@ class ZipArchive:
 
     def _read(self, name: str, length: int) -> bytes:
         info = self._entries[name]
-        with io_errors(self.path), self._damage(name), self._archive.open(info) as stream:
+        with io_errors(self.path), self._damage(shown(name)), self._archive.open(info) as stream:
             data = stream.read(length)
         if len(data) != length:
-            raise self._invalid(f"{name}: truncated at {len(data)} bytes of {length}")
+            raise self._invalid(f"{shown(name)}: truncated at {len(data)} bytes of {length}")
         return data
 
     @contextmanager
@@ -98,4 +102,4 @@ class ZipArchive:
                 raise
             raise self._invalid(f"{what}: an offset leaves the file") from error
         except _DAMAGE as error:
-            raise self._invalid(f"{what}: {str(error) or type(error).__name__}".replace("\n", " ")) from error
+            raise self._invalid(f"{what}: {shown(str(error) or type(error).__name__, 300)}") from error

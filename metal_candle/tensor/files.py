@@ -5,25 +5,20 @@ The codecs are imported by the methods that use them, so that a program without 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import mlx.core as mx
 
 from ..device import Device, DeviceLike
-from ..error import Error, NpyError
+from ..error import Error
+from ..error.text import shown
+from ..files import BytesWriter, write_all, write_atomically
 from .base import TensorBase
 from .methods import TensorMethods
 
 F = TypeVar("F", bound="FileMethods")
-
-
-class BytesWriter(Protocol):
-    """What takes bytes: a file open for writing, say."""
-
-    def write(self, data: memoryview, /) -> object:
-        """Take the bytes."""
 
 
 class FileMethods(TensorMethods):
@@ -73,30 +68,35 @@ class FileMethods(TensorMethods):
         """
         from ..formats import npz
 
+        if isinstance(names, (str, bytes)) or not all(isinstance(name, str) for name in names):
+            raise Error(f"read_npz_by_name: got {shown(repr(names))}; takes a list of names")
         reader = npz.Reader(path)
         for name in names:
             if name not in reader.names:
-                raise NpyError(path, f"has no array {name}; has {', '.join(reader.names[:10])}")
+                raise reader.missing(name)
         return [cls._from_array(reader.array(name), Device.Cpu) for name in names]
 
     # --- writing ------------------------------------------------------------------------------
 
     @staticmethod
-    def write_npz(ts: Iterable[tuple[str, TensorBase]], path: str | PathLike[str]) -> None:
+    def write_npz(ts: Iterable[tuple[str, TensorBase]] | Mapping[str, TensorBase], path: str | PathLike[str]) -> None:
         """Write named tensors as an npz file, in this order and not compressed, whole or not at all.
 
-        Raises ``NpyError`` for BF16 and for two tensors of one name, ``CheckpointError.SaveFailed`` (an ``OSError``)
-        when the file cannot be written.
+        Ours also takes a dict. Raises ``Error`` for what are no named tensors, ``NpyError`` for BF16 and for two
+        tensors of one name, ``CheckpointError.SaveFailed`` (an ``OSError``) when the file cannot be written.
 
         candle: ``Tensor::write_npz<S: AsRef<str>, T: AsRef<Path>>(ts: &[(S, T)], path: T) -> Result<()>``
         """
         from ..formats import npz
 
-        pairs = list(ts)
-        for name, tensor in pairs:
-            if not isinstance(name, str) or not isinstance(tensor, TensorBase):
-                kinds = f"({type(name).__name__}, {type(tensor).__name__})"
-                raise Error(f"write_npz: got {kinds}; takes pairs of a name and a tensor")
+        if isinstance(ts, (str, bytes, PathLike, TensorBase)) or not isinstance(ts, Iterable):
+            raise Error(f"write_npz: got {type(ts).__name__}; takes (tensors, path), pairs of a name and a tensor")
+        pairs = list(ts.items() if isinstance(ts, Mapping) else ts)
+        for pair in pairs:
+            kinds = [type(part).__name__ for part in pair] if isinstance(pair, (tuple, list)) else [type(pair).__name__]
+            if len(kinds) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], TensorBase):
+                got = shown(", ".join(kinds))
+                raise Error(f"write_npz: got ({got}); takes pairs of a name and a tensor")
         npz.save(path, [(name, tensor.mlx()) for name, tensor in pairs])
 
     def write_npy(self, path: str | PathLike[str]) -> None:
@@ -111,22 +111,21 @@ class FileMethods(TensorMethods):
     def write_bytes(self, f: BytesWriter | str | PathLike[str]) -> None:
         """Write the elements as little-endian bytes in C order, to an open binary file or, ours, to a path.
 
-        Raises ``IoError`` when the file does not take them; a path is written whole or not at all, and
+        Raises ``IoError`` when the file does not take them all; a path is written whole or not at all, and
         ``CheckpointError.SaveFailed`` raised.
 
         candle: ``Tensor::write_bytes<W: std::io::Write>(&self, f: &mut W) -> Result<()>``
         """
-        from ..files import write_atomically
         from ..formats.raw import to_bytes
-        from ..formats.reading import io_errors
 
         data = to_bytes(self.mlx())
         if isinstance(f, (str, PathLike)):
             with write_atomically(f) as beside:
                 beside.write_bytes(data)
+        elif hasattr(f, "write"):
+            write_all(f, data, getattr(f, "name", type(f).__name__))
         else:
-            with io_errors(getattr(f, "name", type(f).__name__)):
-                f.write(data)
+            raise Error(f"write_bytes: got {type(f).__name__}; takes a path or a binary file")
 
     def save_safetensors(self, name: str, path: str | PathLike[str]) -> None:
         """Write a safetensors file of this one tensor under ``name``, whole or not at all.

@@ -198,7 +198,7 @@ def test_threads_read_one_open_file(tmp_path: Path) -> None:
     [
         ({"__metadata__": Tensor([1.0])}, None, "no tensor can have the name __metadata__"),
         ({"\ud800": Tensor([1.0])}, None, "no Unicode text"),
-        ({"a": Tensor([1.0])}, {"a": 3}, "metadata: takes texts for texts"),
+        ({"a": Tensor([1.0])}, {"a": 3}, "got metadata 'a': 3; takes a dict of str to str"),
         ({"a": Tensor([1.0])}, {"a": "\ud800"}, "no Unicode text"),
         ({"a": [1.0]}, None, "save: got list for a; takes tensors"),
     ],

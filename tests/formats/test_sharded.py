@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +88,118 @@ def test_a_disk_that_fills_up_leaves_the_old_checkpoint(
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
 
 
-def test_a_stale_file_that_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_file_that_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     st.save_sharded(tensors(), tmp_path, 1000)
+    unlink = Path.unlink
 
     def denied(self: Path, missing_ok: bool = False) -> None:
-        raise PermissionError(13, os.strerror(13))
+        if self.suffix == ".old":
+            raise PermissionError(13, os.strerror(13))
+        unlink(self, missing_ok=missing_ok)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", denied)
-        with pytest.raises(IoError, match=r"model\.safetensors: Permission denied"):
+        with pytest.raises(IoError, match=r"model\.safetensors.*\.old: Permission denied; the new files are complete"):
+            st.save_sharded(tensors(offset=50), tmp_path, 80)
+    assert equal(st.load(tmp_path), tensors(offset=50))
+
+
+@pytest.mark.parametrize(("first", "second"), [(80, 80), (1000, 80), (80, 1000), (1000, 1000), (40, 80)])
+def test_a_rename_that_fails_is_undone_whichever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, second: int
+) -> None:
+    st.save_sharded(tensors(), tmp_path, first)
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    replace, calls = os.replace, [0]
+    for failing in range(20):
+        calls[0] = 0
+
+        def refuse(source: Any, place: Any, failing: int = failing) -> None:
+            calls[0] += 1
+            if calls[0] == failing + 1:
+                raise OSError(5, "Input/output error")
+            replace(source, place)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", refuse)
+            message = ""
+            try:
+                st.save_sharded(tensors(offset=50), tmp_path, second)
+            except CheckpointError.SaveFailed as error:
+                message = str(error)
+        if not message:
+            break
+        assert message.endswith("Input/output error; what was there is unchanged")
+        assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+        assert equal(st.load(tmp_path), tensors())
+    # Every rename has failed once: at least one away and one into place.
+    assert failing >= 2
+    assert equal(st.load(tmp_path), tensors(offset=50))
+
+
+def test_what_cannot_be_undone_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    st.save_sharded(tensors(), tmp_path, 80)
+    replace, calls = os.replace, [0]
+
+    def refuse(source: Any, place: Any) -> None:
+        calls[0] += 1
+        if calls[0] > 2:
+            raise OSError(5, "Input/output error")
+        replace(source, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        with pytest.raises(CheckpointError.SaveFailed) as raised:
+            st.save_sharded(tensors(offset=50), tmp_path, 80)
+    moved = dict(re.findall(r"(model\S*) is now (\S*\.old)", str(raised.value)))
+    assert set(moved) == {sharded.INDEX, "model-00003-of-00003.safetensors"}
+    for name, place in moved.items():
+        (tmp_path / place).rename(tmp_path / name)
+    assert equal(st.load(tmp_path), tensors())
+
+
+def test_links_to_shards_stay_links_and_permissions_stay(tmp_path: Path) -> None:
+    folder, blobs = tmp_path / "folder", tmp_path / "blobs"
+    st.save_sharded(tensors(), folder, 80)
+    blobs.mkdir()
+    shard = folder / "model-00002-of-00003.safetensors"
+    shard.rename(blobs / "2")
+    (blobs / "2").chmod(0o640)
+    shard.symlink_to(blobs / "2")
+    st.save_sharded(tensors(offset=50), folder, 80)
+    assert shard.is_symlink()
+    assert stat.S_IMODE((blobs / "2").stat().st_mode) == 0o640
+    assert equal(st.load(folder), tensors(offset=50))
+    st.save_sharded(tensors(), folder, 1000)  # the link is of no use any more; what it leads to is not ours
+    assert (names(folder), names(blobs)) == ([sharded.WHOLE], ["2"])
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "n" * 5000, "file/in", 5])
+def test_folders_that_cannot_be_written(tmp_path: Path, name: Any) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Error) as raised:
+        st.save_sharded(tensors(), tmp_path / name if isinstance(name, str) else name, 80)
+    assert isinstance(raised.value, CheckpointError.SaveFailed) or name == 5
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 700
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_without_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: Path, *_: Any, **__: Any) -> Any:
+        raise PermissionError(13, os.strerror(13))
+
+    with monkeypatch.context() as patch:
+        for method in ("stat", "iterdir"):
+            patch.setattr(Path, method, denied)
+        with pytest.raises(CheckpointError.SaveFailed, match="Permission denied"):
             st.save_sharded(tensors(), tmp_path, 80)
+    with monkeypatch.context() as patch:
+        for method in ("is_dir", "is_file", "stat"):
+            patch.setattr(Path, method, denied)
+        for path in (tmp_path, tmp_path / "x.index.json"):
+            with pytest.raises(IoError):
+                st.load(path)
 
 
 def test_the_index_says_which_of_two_tensors_of_a_name_counts(tmp_path: Path) -> None:
@@ -116,7 +220,16 @@ def test_what_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
     index = tmp_path / sharded.INDEX
     with pytest.raises(NotFoundError, match=r"model\.safetensors\.index\.json: no such file"):
         st.load(index)
-    for text in ("{", "{}", '{"weight_map": {"a": "../b"}}', '{"weight_map": {"a": "b\\u0000"}}', "[]"):
+    for text in (
+        "{",
+        "{}",
+        '{"weight_map": {"a": ".."}}',
+        '{"weight_map": {"a": ""}}',
+        '{"weight_map": {"a": ""}, "weight_map": {}}',
+        '{"weight_map": {"a": "../b"}}',
+        '{"weight_map": {"a": "b\\u0000"}}',
+        "[]",
+    ):
         index.write_text(text)
         with pytest.raises(SafeTensorError, match=r"model\.safetensors\.index\.json"):
             st.load(tmp_path)
