@@ -1,8 +1,9 @@
 """PyTorch checkpoints, read without running anything from them. candle: ``candle_core::pickle``.
 
 The zip files of ``torch.save`` since PyTorch 1.6: dictionaries of tensors, nested ones too, whose tensors have dotted
-names. Values that are no tensors are passed over. A file that refers to anything but tensors, dictionaries and plain
-values is refused with the name it refers to. Where candle skips a tensor that it cannot read, this raises ``PthError``.
+names; a key that is no text is in them as Python shows it. Values that are no tensors are passed over, those of
+classes of Python, NumPy and PyTorch too, without making any. A file that refers to anything else, a function of ``os``
+say, is refused with the name it refers to. Where candle skips a tensor that it cannot read, this raises ``PthError``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Union
 
 from .device import Device
 from .dtype import DType
-from .error import PthError
+from .error.text import shown
 from .formats import pth
 from .layout import Layout
 from .shape import Shape
@@ -91,12 +92,11 @@ def read_pth_tensor_info(path: PathOrStr, verbose: bool = False, key: str | None
     infos = list(PthTensors.new(path, key).tensor_infos().values())
     if verbose:
         for info in infos:
-            print(f"{info.name}: {list(info.layout.shape)} {info.dtype}, {info.path}")
+            print(f"{shown(info.name, 200)}: {list(info.layout.shape)} {info.dtype}, {shown(info.path, 200)}")
     return infos
 
 
 def _info(reader: pth.Reader, info: pth.TensorInfo) -> TensorInfo:
-    if info.dtype not in pth.DTYPES:
-        raise PthError(reader.path, f"tensor {info.name} is {info.dtype}; takes {', '.join(pth.DTYPES)}")
+    reader.check_kind(info)
     layout = Layout(Shape(info.shape), info.stride, info.start_offset)
     return TensorInfo(info.name, DType.of(pth.DTYPES[info.dtype]), layout, info.path, info.storage_size)

@@ -1,7 +1,8 @@
 """The pickle inside a PyTorch checkpoint, interpreted without Python's unpickler: nothing in it is ever called.
 
-The opcodes build plain data. A global is only a name on the short list of ``pth_records``, whose functions make the
-records of tensors. Everything else is refused with its name.
+The opcodes build plain data. A global is only a name: on the short list of ``pth_records``, whose functions make the
+records of tensors, or on that of ``pth_names``, whose "calls" make a value without content. Everything else is refused
+with its name.
 
 Opcodes: https://docs.python.org/3/library/pickletools.html
 """
@@ -13,7 +14,23 @@ from collections.abc import Callable
 from typing import Any
 
 from ..error import PthError
-from .pth_records import CALLS, NAMES, STORAGE_DTYPES, UNTYPED, Global, Opaque, Pairs, Refused, Storage, is_sizes
+from ..error.text import shown
+from .pth_names import is_inert, makes_tensor
+from .pth_records import (
+    CALLS,
+    NAMES,
+    STORAGE_DTYPES,
+    UNTYPED,
+    Global,
+    Opaque,
+    Pairs,
+    Refused,
+    Storage,
+    Unread,
+    is_sizes,
+)
+
+_INTEGER_LIMIT = 255  # bytes; larger ones take long to be shown
 
 
 class _Machine:
@@ -58,9 +75,9 @@ class _Machine:
             raise Refused("takes a value where there is none")
         return self.stack.pop()
 
-    def top(self, kind: type) -> Any:
-        """The value on top, which an opcode fills."""
-        if not self.stack or not isinstance(self.stack[-1], kind):
+    def top(self, *kinds: type) -> Any:
+        """The value on top, which an opcode fills; into one without content nothing goes."""
+        if not self.stack or not isinstance(self.stack[-1], (Opaque, Unread, *kinds)):
             raise Refused("fills something that is no list or dictionary")
         return self.stack[-1]
 
@@ -82,13 +99,14 @@ class _Machine:
         self.push(self.memo[index])
 
 
-def _global(machine: _Machine, module: Any, name: Any) -> None:
-    found = Global(module, name) if isinstance(module, str) and isinstance(name, str) else None
-    if found not in NAMES:
-        full = f"{module}.{name}"[:200]
-        shown = full if full.isprintable() else ascii(full)
-        raise Refused(f"refers to {shown}, which is not read: only tensors and plain values are")
-    machine.push(found)
+def _global(machine: _Machine, module: str, name: str) -> None:
+    found = Global(module, name)
+    if found in NAMES:
+        machine.push(found)
+    elif is_inert(module, name):
+        machine.push(Opaque(found))
+    else:
+        raise Refused(f"refers to {shown(found, 200)}, which is not read: only tensors and plain values are")
 
 
 def _stack_global(machine: _Machine) -> None:
@@ -100,14 +118,32 @@ def _stack_global(machine: _Machine) -> None:
 
 def _reduce(machine: _Machine) -> None:
     args, function = machine.pop(), machine.pop()
+    if isinstance(function, Opaque) and isinstance(args, tuple):
+        machine.push(_without_content(function))
+        return
     call = CALLS.get(function) if isinstance(function, Global) else None
     if call is None or not isinstance(args, tuple):
         raise Refused("calls something that is no function of the list")
     machine.push(call(*args))
 
 
+def _without_content(made_by: Opaque) -> Opaque | Unread:
+    """What stands for the result of calling something that is never called."""
+    name = made_by.made_by
+    return Unread(name) if name is not None and makes_tensor(*name) else Opaque(name)
+
+
+def _new_object(machine: _Machine, argument_count: int) -> None:
+    for _ in range(argument_count):
+        machine.pop()
+    kind = machine.pop()
+    if not isinstance(kind, Opaque):
+        raise Refused("makes an object of something that is no class of the list")
+    machine.push(_without_content(kind))
+
+
 def _build(machine: _Machine) -> None:
-    # The attributes of an OrderedDict, as a module's state has its _metadata.
+    # The attributes of an OrderedDict, as a module's state has its _metadata, and the state of other objects.
     machine.pop()
     machine.top(Pairs)
 
@@ -128,14 +164,17 @@ def _persistent(machine: _Machine) -> None:
 
 
 def _append(machine: _Machine, values: list[Any]) -> None:
-    machine.top(list).extend(values)
+    target = machine.top(list)
+    if isinstance(target, list):
+        target.extend(values)
 
 
 def _set_items(machine: _Machine, values: list[Any], target: Pairs | None = None) -> None:
     if len(values) % 2:
         raise Refused("a dictionary's key without a value")
     pairs = machine.top(Pairs) if target is None else target
-    pairs.items.extend(zip(values[::2], values[1::2]))
+    if isinstance(pairs, Pairs):
+        pairs.items.extend(zip(values[::2], values[1::2]))
 
 
 def _dict(machine: _Machine) -> None:
@@ -162,14 +201,19 @@ def _pop(machine: _Machine) -> None:
 
 def _long(machine: _Machine, form: str) -> None:
     length = machine.number(form)
-    if length > 16:
+    if length > _INTEGER_LIMIT:
         raise Refused(f"an integer of {length} bytes")
     machine.push(int.from_bytes(machine.take(length), "little", signed=True))
 
 
-def _skip(machine: _Machine, form: str) -> None:
-    machine.take(machine.number(form))
+def _set(machine: _Machine) -> None:
+    machine.pop_to_mark()
     machine.push(Opaque())
+
+
+def _add_items(machine: _Machine) -> None:
+    machine.pop_to_mark()
+    machine.top()
 
 
 def _protocol(machine: _Machine) -> None:
@@ -195,12 +239,12 @@ _OPCODES: dict[int, Callable[[_Machine], Any]] = {
     ord("X"): lambda m: m.push(m.text("<I")),  # BINUNICODE
     0x8C: lambda m: m.push(m.text("<B")),  # SHORT_BINUNICODE
     0x8D: lambda m: m.push(m.text("<Q")),  # BINUNICODE8
-    ord("U"): lambda m: _skip(m, "<B"),  # SHORT_BINSTRING
-    ord("T"): lambda m: _skip(m, "<I"),  # BINSTRING
-    ord("C"): lambda m: _skip(m, "<B"),  # SHORT_BINBYTES
-    ord("B"): lambda m: _skip(m, "<I"),  # BINBYTES
-    0x8E: lambda m: _skip(m, "<Q"),  # BINBYTES8
-    0x96: lambda m: _skip(m, "<Q"),  # BYTEARRAY8
+    ord("U"): lambda m: m.push(m.take(m.number("<B"))),  # SHORT_BINSTRING
+    ord("T"): lambda m: m.push(m.take(m.number("<I"))),  # BINSTRING
+    ord("C"): lambda m: m.push(m.take(m.number("<B"))),  # SHORT_BINBYTES
+    ord("B"): lambda m: m.push(m.take(m.number("<I"))),  # BINBYTES
+    0x8E: lambda m: m.push(m.take(m.number("<Q"))),  # BINBYTES8
+    0x96: lambda m: m.push(m.take(m.number("<Q"))),  # BYTEARRAY8
     ord(")"): lambda m: m.push(()),  # EMPTY_TUPLE
     0x85: lambda m: _tuple(m, 1),  # TUPLE1
     0x86: lambda m: _tuple(m, 2),  # TUPLE2
@@ -214,6 +258,9 @@ _OPCODES: dict[int, Callable[[_Machine], Any]] = {
     ord("d"): _dict,  # DICT
     ord("s"): lambda m: _set_items(m, [m.pop(), m.pop()][::-1]),  # SETITEM
     ord("u"): lambda m: _set_items(m, m.pop_to_mark()),  # SETITEMS
+    0x8F: lambda m: m.push(Opaque()),  # EMPTY_SET
+    0x90: _add_items,  # ADDITEMS
+    0x91: _set,  # FROZENSET
     ord("q"): lambda m: m.remember(m.number("<B")),  # BINPUT
     ord("r"): lambda m: m.remember(m.number("<I")),  # LONG_BINPUT
     0x94: lambda m: m.remember(len(m.memo)),  # MEMOIZE
@@ -222,6 +269,8 @@ _OPCODES: dict[int, Callable[[_Machine], Any]] = {
     ord("c"): lambda m: _global(m, m.line(), m.line()),  # GLOBAL
     0x93: _stack_global,  # STACK_GLOBAL
     ord("R"): _reduce,  # REDUCE
+    0x81: lambda m: _new_object(m, 1),  # NEWOBJ
+    0x92: lambda m: _new_object(m, 2),  # NEWOBJ_EX
     ord("b"): _build,  # BUILD
     ord("Q"): _persistent,  # BINPERSID
 }

@@ -29,10 +29,21 @@ class Pairs:
         self.items: list[tuple[Any, Any]] = []
 
 
+@dataclass(frozen=True, eq=False)
 class Opaque:
-    """A value that is no tensor and holds none: a size, a device, a set, bytes."""
+    """A value that is no tensor, of which nothing is kept: a size, a device, a set, settings of a program.
 
-    __slots__ = ()
+    ``made_by`` is the name that the file gives for it. Nothing is ever called by that name.
+    """
+
+    made_by: Global | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Unread:
+    """A tensor, or a module of tensors, that is made in a way that is not read."""
+
+    made_by: Global
 
 
 @dataclass(frozen=True)
@@ -70,9 +81,9 @@ STORAGE_DTYPES = {
 UNTYPED = Global("torch.storage", "UntypedStorage")
 _DTYPES = frozenset(STORAGE_DTYPES.values()) | {
     *("uint16", "uint32", "uint64", "complex32", "complex64", "complex128"),
-    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    *("float4_e2m1fn_x2", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
 }
-_LONGEST, _RANK = 1 << 63, 64
+_LONGEST, _RANK, _SHORT = 1 << 63, 64, 200
 
 
 class Refused(Exception):
@@ -114,10 +125,22 @@ def _rebuild_tensor_v3(*args: Any) -> TensorRecord:
     return _tensor(storage, args[6].name, offset, shape, stride, args[7] if len(args) == 8 else None)
 
 
-def _rebuild_parameter(*args: Any) -> TensorRecord:
-    if len(args) < 3 or not isinstance(args[0], TensorRecord):
+def _rebuild_parameter(*args: Any) -> TensorRecord | Unread:
+    if len(args) < 3 or not isinstance(args[0], (TensorRecord, Unread)):
         raise Refused("a parameter of other arguments than PyTorch's")
     return args[0]
+
+
+def _rebuild_from_type(*args: Any) -> TensorRecord | Unread:
+    # (function, type, its arguments, attributes): a tensor with attributes, a buffer say, or one of a subclass.
+    if len(args) != 4 or not isinstance(args[2], tuple):
+        raise Refused("a tensor of other arguments than PyTorch's")
+    function, kind, arguments = args[:3]
+    if not isinstance(kind, Opaque) or kind.made_by is None:
+        raise Refused("a tensor of a type that is none")
+    if isinstance(function, Global) and function in _TENSORS and kind.made_by in _PLAIN_TYPES:
+        return _TENSORS[function](*arguments)
+    return Unread(kind.made_by)
 
 
 def _ordered_dict(*args: Any) -> Pairs:
@@ -128,20 +151,48 @@ def _ordered_dict(*args: Any) -> Pairs:
     return Pairs()
 
 
-def _opaque(*_: Any) -> Opaque:
-    return Opaque()
+def _default_dict(*args: Any) -> Pairs:
+    if len(args) > 1:
+        raise Refused("a defaultdict made of arguments")
+    return Pairs()
 
 
-CALLS: dict[Global, Callable[..., Any]] = {
+def _encoded(*args: Any) -> Any:
+    # Bytes in protocols before 3. Long ones are no keys, and the same text could be named a million times.
+    text, encoding = args if len(args) == 2 else (None, None)
+    if isinstance(text, str) and encoding == "latin1" and len(text) <= _SHORT and max(text, default="") <= "\xff":
+        return text.encode("latin1")
+    return Opaque(Global("_codecs", "encode"))
+
+
+def _deque(*args: Any) -> list[Any]:
+    if args and args[0]:
+        raise Refused("a deque made of arguments")
+    return []
+
+
+_TENSORS: dict[Any, Callable[..., TensorRecord | Unread]] = {
     Global("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
     Global("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
     Global("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    Global("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+}
+_PLAIN_TYPES = frozenset(
+    {
+        Global("torch", "Tensor"),
+        Global("torch._tensor", "Tensor"),
+        Global("torch.nn.parameter", "Parameter"),
+        Global("torch.nn.parameter", "Buffer"),
+    }
+)
+CALLS: dict[Global, Callable[..., Any]] = {
+    **_TENSORS,
+    Global("torch._tensor", "_rebuild_from_type"): _rebuild_from_type,
+    Global("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
     Global("collections", "OrderedDict"): _ordered_dict,
-    Global("torch", "Size"): _opaque,
-    Global("torch", "device"): _opaque,
-    Global("_codecs", "encode"): _opaque,
-    Global("builtins", "set"): _opaque,
-    Global("__builtin__", "set"): _opaque,
+    Global("collections", "defaultdict"): _default_dict,
+    Global("collections", "deque"): _deque,
+    Global("_codecs", "encode"): _encoded,
 }
 NAMES = frozenset(
     [*CALLS, UNTYPED, *(Global("torch", n) for n in STORAGE_DTYPES), *(Global("torch", n) for n in _DTYPES)]

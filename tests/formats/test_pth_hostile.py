@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from metal_candle.error import PthError
+from metal_candle.formats import pth
 from metal_candle.formats.pth_pickle import interpret
 from metal_candle.pickle import PthTensors, read_all
 
@@ -101,7 +102,6 @@ HARM: dict[str, Callable[[str], Any]] = {
     "open": lambda canary: Calls(open, canary, "w"),
     "subprocess": lambda canary: Calls(subprocess.call, ["touch", canary]),
     "getattr": lambda canary: Calls(getattr, Path(canary), "touch"),
-    "path": lambda canary: Path(canary),
     "state": restored,
     "nested": lambda canary: {"a": [(OrderedDict(b=Calls(exec, f"open({canary!r}, 'w')")),)]},
     "key": lambda canary: {Calls(eval, f"open({canary!r}, 'w')"): 1},
@@ -146,7 +146,7 @@ def test_nothing_of_a_hostile_pickle_runs(tmp_path: Path, harm: str, protocol: i
         ("torch.hub\nload", r"refers to torch\.hub\.load"),
         ("torch.serialization\nload", r"refers to torch\.serialization\.load"),
         ("metal_candle.formats.pth\nReader", "refers to metal_candle"),
-        ("a\x07\nb", r"refers to 'a\\x07\.b'"),
+        ("a\x07\nb", r"refers to a\\x07\.b"),
     ],
 )
 def test_globals_off_the_list_are_named(tmp_path: Path, name: str, message: str) -> None:
@@ -171,12 +171,12 @@ def test_globals_off_the_list_are_named(tmp_path: Path, name: str, message: str)
         # States for what has none: __setstate__, __dict__ and slots are out of reach.
         (tensor() + b"}b.", "fills something that is no list or dictionary"),
         (b"ctorch._utils\n_rebuild_tensor_v2\n}" + text("__code__") + b"Nsb.", "fills something"),
-        (b"ctorch\nSize\n)R}b.", "fills something"),
         (b"ctorch\nfloat32\n(N}tb.", "fills something"),
         (b"N}b.", "fills something"),
         # The opcodes that make objects by other ways.
-        (b"ccollections\nOrderedDict\n)\x81.", r"opcode b'\\x81', which checkpoints of tensors do not have"),
-        (b"ccollections\nOrderedDict\n)}\x92.", r"opcode b'\\x92'"),
+        (b"ccollections\nOrderedDict\n)\x81.", "makes an object of something that is no class of the list"),
+        (b"ccollections\nOrderedDict\n)}\x92.", "makes an object of something"),
+        (text("os.system") + b")\x81.", "makes an object of something"),
         (b"(ccollections\nOrderedDict\no.", "opcode b'o'"),
         (b"(icollections\nOrderedDict\n.", "opcode b'i'"),
         (b"\x82\x01.", r"opcode b'\\x82'"),
@@ -324,6 +324,150 @@ def test_a_description_larger_than_it_can_be_is_not_unpacked(tmp_path: Path) -> 
     (tmp_path / "a.pth").write_bytes(buffer.getvalue())
     with pytest.raises(PthError, match="claims a description of 110000000 bytes"):
         read_all(tmp_path / "a.pth")
+
+
+def deflated(path: Path, description: bytes, storage: bytes = bytes(16)) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", description)
+        archive.writestr("x/data/0", storage)
+    return path
+
+
+def test_a_description_that_is_packed_too_well_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 kB that would become 20 million lists."""
+    monkeypatch.setattr(pth, "interpret", lambda *_: pytest.fail("was unpacked"))
+    with pytest.raises(PthError, match="a description of 20000000 bytes, or one that is packed too well; store it"):
+        read_all(deflated(tmp_path / "a.pth", b"]" * 20_000_000))
+
+
+def test_a_storage_that_is_packed_too_well_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pth, "REPEAT_LIMIT", 1000)
+    path = deflated(tmp_path / "a.pth", dictionary(w=tensor()), bytes(4_000_000))
+    with pytest.raises(PthError, match="its storage of 1000000 elements is packed too well"):
+        PthTensors.new(path).get("w")
+    with pytest.raises(PthError, match="packed too well"):
+        read_all(path)
+
+
+def test_a_long_key_above_many_tensors_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = tensor() + b"q\0" + b"0}(" + b"".join(number(index) + b"h\0" for index in range(5000)) + b"u"
+    path = checkpoint(tmp_path / "a.pth", b"\x80\x02}" + text("k" * 500_000) + inner + b"s.")
+    with pytest.raises(PthError, match="a tensor's name has 500002 characters; takes up to 4096"):
+        read_all(path)
+    path = checkpoint(tmp_path / "b.pth", b"\x80\x02}" + text("k" * 4000) + inner + b"s.")
+    assert len(PthTensors.new(path).tensor_infos()) == 5000
+    monkeypatch.setattr(pth, "NAMES_LIMIT", 1_000_000)
+    with pytest.raises(PthError, match="the tensors' names have more than 1000000 characters"):
+        PthTensors.new(path)
+
+
+def test_a_tensor_named_many_times_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    array_of = pth.from_bytes
+
+    def counted(*args: Any) -> Any:
+        made.append(args)
+        return array_of(*args)
+
+    monkeypatch.setattr(pth, "from_bytes", counted)
+    wide = tensor(numbers(1 << 22), numbers(0)) + b"q\0" + b"0](" + b"h\0" * 2000 + b"e."
+    read = read_all(checkpoint(tmp_path / "a.pth", b"\x80\x02" + wide))
+    assert (len(read), len(made), read[-1][0], read[-1][1].dims()) == (2000, 1, "1999", [1 << 22])
+
+
+def test_views_of_one_storage_are_bounded_in_all(tmp_path: Path) -> None:
+    """2000 tensors of 4 million repeated elements each, every one another view: 33 GB out of 200 kB."""
+    views = b"".join(tensor(numbers(1 << 22, 1), numbers(0, index)) for index in range(2000))
+    path = checkpoint(tmp_path / "a.pth", b"\x80\x02](" + views + b"e.")
+    with pytest.raises(PthError, match="its tensors have 8388608000 elements, of 4 in its storages"):
+        read_all(path)
+    one = PthTensors.new(path).get("7")
+    assert one is not None
+    assert one.dims() == [1 << 22, 1]
+
+
+def test_a_tuple_of_tuples_as_a_key_has_a_short_name(tmp_path: Path) -> None:
+    """Each level names the one below ten times: shown whole, it would have 10^40 characters, and as many hashes."""
+    levels = b"".join(b"q" + bytes([i]) + b"0(" + (b"h" + bytes([i])) * 10 + b"t" for i in range(40))
+    for key in (b"K\1" + levels, b")" + b"\x85" * 100_000):
+        read = read_all(checkpoint(tmp_path / "a.pth", b"\x80\x02}" + key + tensor() + b"s."))
+        assert len(read[0][0]) == 201
+        assert read[0][0].startswith("(((")
+
+
+# --- values without content -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"ctorch\nSize\n)R}b",
+        b"cargparse\nNamespace\n)\x81}" + text("a") + tensor() + b"sb",
+        b"cargparse\nNamespace\n)}\x92",
+        b"ccollections\nCounter\n}\x85R",
+        b"cnumpy._core.multiarray\nscalar\ncnumpy\ndtype\n" + text("f8") + b"\x89\x88\x87R(K\3NNtbC\1x\x86R",
+        b"cpathlib\nPosixPath\n" + text("/") + b"\x85R",
+        b"ctorch\nnever_mind".replace(b"never_mind", b"device\n") + text("cpu") + b"\x85R",
+        b"c__builtin__\nlist\n)R(NNe",
+        b"c__builtin__\ndict\n)R(NNu",
+        b"\x8f(K\1\x90",
+        b"(K\1\x91",
+        b"ctyping\nAny\n",
+    ],
+)
+def test_values_of_known_classes_are_passed_over(tmp_path: Path, value: bytes) -> None:
+    path = checkpoint(tmp_path / "a.pth", dictionary(a=value, w=tensor()))
+    assert [name for name, _ in read_all(path)] == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (b"ctorch._utils\n_rebuild_sparse_tensor\n(" + tensor() + b"tR", r"_rebuild_sparse_tensor, which is not read"),
+        (b"ctorch.nn.modules.linear\nLinear\n)\x81}b", r"is a module, torch\.nn\.modules\.linear\.Linear, which"),
+        (
+            b"ctorch._utils\n_rebuild_parameter\n(ctorch._utils\n_rebuild_qtensor\n)R\x88}tR",
+            r"is made by torch\._utils\._rebuild_qtensor",
+        ),
+        (
+            b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\nctorch.masked\nMaskedTensor\n)}tR",
+            r"is made by torch\.masked\.MaskedTensor",
+        ),
+        (
+            b"ctorch._tensor\n_rebuild_from_type_v2\n(]ctorch\nTensor\n)}tR",
+            r"is made by torch\.Tensor",
+        ),
+    ],
+)
+def test_tensors_made_in_other_ways_are_errors_of_their_own(tmp_path: Path, value: bytes, message: str) -> None:
+    opened = PthTensors.new(checkpoint(tmp_path / "a.pth", dictionary(a=value, w=tensor())))
+    assert opened.get("w") is not None
+    with pytest.raises(PthError, match=f"tensor a {message}" if message.startswith("is") else message):
+        opened.get("a")
+    with pytest.raises(PthError, match="which is not read"):
+        read_all(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("os\nPathLike", "subprocess\nPopen", "sys\nexit", "socket\nsocket", "runpy\nrun_path", "nt\nsystem"),
+        *("builtins\ngetattr", "builtins\ncompile", "builtins\n__import__", "builtins\ntype", "functools\npartial"),
+        *(
+            "torch.storage\n_load_from_bytes",
+            "torch.os\nsystem",
+            "numpy\nload",
+            "pathlib\nos.system",
+            "collections\nsys",
+        ),
+        *("torchx\nSize", "numpy.testing._private.utils\nruncstring", "typing\n__builtins__", "copyreg\n__reduce_ex__"),
+    ],
+)
+def test_dangerous_names_stay_loud(tmp_path: Path, name: str) -> None:
+    value = b"c" + name.encode() + b"\n)R"
+    with pytest.raises(PthError, match=r"refers to .*, which is not read") as raised:
+        read_all(checkpoint(tmp_path / "a.pth", dictionary(w=tensor(), a=value)))
+    assert name.replace("\n", ".") in str(raised.value)
 
 
 OPCODES = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from argparse import Namespace
+from collections import Counter, defaultdict, deque
+from datetime import datetime, timedelta, timezone
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+import numpy as np
 import torch
 
 HERE = Path(__file__).parent
@@ -44,6 +49,31 @@ def main() -> None:
         "optimizer": {"state": {0: {"step": torch.tensor(7.0)}}, "groups": [{"lr": 0.1, "params": [0]}]},
         "list": [base[0, 0], None, (base[0, 1],)],
     }
+    parameter = torch.nn.Parameter(torch.tensor([6.0, 7.0]))
+    parameter.tag = "kept by torch"  # _rebuild_parameter_with_state
+    first = torch.arange(8, dtype=torch.float32).reshape(4, 2)
+    ones = torch.arange(8, dtype=torch.float32).reshape(8, 1)
+    default = defaultdict(list)
+    default["a"] = first[0].clone()
+    settings = {
+        "args": Namespace(lr=0.5, steps=[1, 2]),
+        "counter": Counter("aab"),
+        "default": default,
+        "deque": deque([first[1].clone()]),
+        "numbers": [np.float64(1.5), np.int64(3), np.bool_(True), np.arange(3), np.dtype("float32")],
+        "complex": 1 + 2j,
+        "sets": [frozenset({1}), {2}],
+        "torch": [torch.Size([2]), torch.device("cpu"), torch.float16, torch.strided],
+        "paths": [PurePosixPath("a/b"), datetime(2020, 1, 2), timedelta(3), timezone.utc],
+        "types": [dict, Any, 2**100, range(3), slice(1), bytearray(b"x"), torch.__version__],
+        "buffer": torch.nn.Buffer(torch.tensor([4.0, 5.0])),
+        "parameter": parameter,
+        "keys": dict(zip([(1, 2), None, 1.5, -3, True, b"x", ("a", (None, 0.5)), torch.device("cpu")], ones)),
+    }
+    for name, protocol in (("settings.pth", 2), ("settings4.pth", 4)):
+        torch.save(settings, HERE / name, pickle_protocol=protocol)
+    sparse = torch.sparse_coo_tensor([[0, 1], [1, 0]], [1.0, 2.0], (2, 2))
+    torch.save({"sparse": sparse, "w": base[0, 0].clone()}, HERE / "sparse.pth")
     torch.save(dtypes, HERE / "dtypes.pth")
     torch.save(strided, HERE / "strided.pth")
     torch.save(nested, HERE / "nested.pth")
