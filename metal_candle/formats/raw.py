@@ -13,6 +13,9 @@ Buffer = Union[bytes, bytearray, memoryview]
 DIM_LIMIT = 2**31 - 1
 """The longest dim of an MLX array, whose sizes have 32 bits."""
 
+# The most dims of a NumPy array before NumPy 2; MLX has no bound.
+_NUMPY_RANK = 32
+
 # What NumPy calls the bytes; it has no bfloat16.
 _NUMPY = {
     mx.bool_: "|u1",
@@ -52,18 +55,24 @@ def from_bytes(data: Buffer, dtype: mx.Dtype, shape: Sequence[int]) -> mx.array:
     """The array of these bytes, copied. ``data`` has exactly the bytes that dtype and shape take."""
     # float64 exists on the CPU only; for the others the place does not matter, memory is MLX's.
     with mx.stream(mx.cpu):
+        if 0 in shape:  # of which NumPy bounds the other sizes
+            return mx.zeros(tuple(shape), dtype)
         values = np.frombuffer(data, numpy_dtype(dtype))
         if not values.flags.aligned:
             values = values.copy()
+        # Shaped before MLX has it, where every reshape is one more thing to evaluate.
+        shaped = len(shape) <= _NUMPY_RANK
+        if shaped:
+            values = values.reshape(tuple(shape))
         if dtype == mx.float64:
             array = mx.array(values, mx.float64)
         elif dtype == mx.bfloat16:
             array = mx.array(values).view(mx.bfloat16)
         elif dtype == mx.bool_:
-            array = mx.array(values != 0)
+            array = mx.array(np.asarray(values != 0))
         else:
             array = mx.array(values)
-        return array.reshape(tuple(shape))
+        return array if shaped else array.reshape(tuple(shape))
 
 
 def to_bytes(array: mx.array) -> memoryview:
