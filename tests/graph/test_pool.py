@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerance import VALUE, assert_near
+from weighted import run, weights
 
 KINDS: list[Any] = [Tensor, LazyTensor]
 METHODS = ["avg_pool2d_with_stride", "max_pool2d_with_stride"]
@@ -38,18 +39,6 @@ def loops(
             y[n, ch, i, j] = seen.max()
             into[np.unravel_index(seen.argmax(), seen.shape)] += share
     return y, grad
-
-
-def weights(shape: tuple[int, ...]) -> Array:
-    return np.asarray(np.arange(int(np.prod(shape))) * 5 % 7 - 3.0).reshape(shape)
-
-
-def run(kind: Any, method: str, x: Array, *arguments: Any) -> tuple[Any, Any]:
-    """The result, and the gradient of its sum weighted by ``weights``."""
-    a = Var.new(x, Device.Cpu)
-    y = getattr(a if kind is Tensor else LazyTensor.from_tensor(a), method)(*arguments)
-    upstream = kind.new(weights(tuple(y.shape)), Device.Cpu).to_dtype(y.dtype)
-    return y.numpy(), y.mul(upstream).sum_all().backward()[a].numpy()
 
 
 PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))

@@ -14,21 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerance import VALUE, Tolerance, assert_near
+from weighted import run, weights
 
 KINDS: list[Any] = [Tensor, LazyTensor]
 Array = np.ndarray[Any, Any]
-
-
-def weights(shape: tuple[int, ...]) -> Array:
-    return np.asarray(np.arange(int(np.prod(shape))) * 5 % 7 - 3.0).reshape(shape)
-
-
-def run(kind: Any, method: str, x: Array, *arguments: Any) -> tuple[Any, Any]:
-    """The result, and the gradient of its sum weighted by ``weights``."""
-    a = Var.new(x, Device.Cpu)
-    y = getattr(a if kind is Tensor else LazyTensor.from_tensor(a), method)(*arguments)
-    upstream = kind.new(weights(tuple(y.shape)), Device.Cpu).to_dtype(y.dtype)
-    return y.numpy(), y.mul(upstream).sum_all().backward()[a].numpy()
 
 
 def nearest_matrix(size: int, target: int) -> Array:
