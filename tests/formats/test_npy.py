@@ -284,6 +284,46 @@ def test_names_that_are_not_there(tmp_path: Path) -> None:
         Tensor.read_npz_by_name(tmp_path / "a.npz", ["x", "y"])
 
 
+@pytest.mark.parametrize("names", ["ab", b"ab", [1], ["x", None]])
+def test_names_of_other_kinds_are_refused(tmp_path: Path, names: Any) -> None:
+    Tensor.write_npz([("x", Tensor([1.0]))], tmp_path / "a.npz")
+    with pytest.raises(Error, match=r"read_npz_by_name: got .*; takes a list of names"):
+        Tensor.read_npz_by_name(tmp_path / "a.npz", names)
+
+
+def test_a_dict_is_written_as_npz(tmp_path: Path) -> None:
+    Tensor.write_npz({"x": Tensor([1.0]), "a": LazyTensor.new([2])}, tmp_path / "a.npz")
+    assert [(name, t.tolist()) for name, t in Tensor.read_npz(tmp_path / "a.npz")] == [("x", [1.0]), ("a", [2])]
+
+
+@pytest.mark.parametrize(
+    "given_", [5, None, "ab", Tensor([[1.0]]), [5], ["ab"], [("a",)], [("a", 1, 2)], {1: Tensor([1])}]
+)
+def test_what_is_no_named_tensors_is_refused(tmp_path: Path, given_: Any) -> None:
+    with pytest.raises(Error, match=r"write_npz: got .*; takes .*pairs of a name and a tensor"):
+        Tensor.write_npz(given_, tmp_path / "a.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "n" * 50_000])
+def test_messages_are_one_line_whatever_the_names(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "a.npz", archive({f"{name}.npy": b"no array"}))
+    opened = NpzTensors.new(path)
+    calls: list[Any] = [
+        lambda: opened.get(name),
+        lambda: opened.get_shape_and_dtype(name),
+        lambda: opened.get_shape_and_dtype(name + "?"),
+        lambda: Tensor.read_npz_by_name(path, [name + "?"]),
+        lambda: Tensor.write_npz([(name + "\0", Tensor([1.0]))], path),
+        lambda: Tensor.write_npz([(name, Tensor([1.0]).to_dtype("bf16"))], path),
+    ]
+    for call in calls:
+        with pytest.raises(NpyError) as raised:
+            call()
+        assert str(raised.value).isprintable()
+        assert len(str(raised.value)) < 500
+
+
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -302,3 +304,116 @@ def test_any_bytes_give_errors_of_ours(data: bytes, length: int | None) -> None:
     given_ = data if length is None else struct.pack("<Q", length) + b"{" + data
     with pytest.raises(SafeTensorError):
         st.load_buffer(given_)
+
+
+X = Tensor([1.0])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda path: st.save({1: X}, path), "save: got the name 1; takes a str"),
+        (lambda path: st.save_sharded({b"a": X}, path), "save_sharded: got the name b'a'; takes a str"),
+        (lambda path: st.save({"a\n": 1}, path), r"save: got int for a\n; takes tensors"),
+        (
+            lambda path: st.save(path, {"a": X}),
+            r"save: got \w+Path for the tensors; takes (tensors, path), a dict first",
+        ),
+        (lambda path: st.save(str(path), {"a": X}), "save: got str for the tensors; takes (tensors, path)"),
+        (lambda path: st.save_sharded(path, {"a": X}), "for the tensors; takes (tensors, directory), a dict first"),
+        (lambda path: st.save_sharded({"a": X}, 5), "save_sharded: got int; takes (tensors, directory)"),
+        (lambda path: st.save({"a": X}, path, "pt"), "save: got str for the metadata; takes a dict of str to str"),
+        (lambda path: st.save({"a": X}, path, {"a": None}), "save: got metadata 'a': None; takes a dict"),
+        (lambda path: st.save_sharded({"a": X}, path, 9, {1: "a"}), "save_sharded: got metadata 1: 'a'; takes"),
+        (lambda path: st.load_buffer("path"), "load_buffer: got str; takes a file's bytes (load takes a path)"),
+        (lambda path: st.SliceSafetensors.new("path"), "SliceSafetensors.new: got str; takes a file's bytes"),
+        (lambda path: st.SliceSafetensors.new(path), "Path; takes a file's bytes (load takes a path)"),
+        (lambda path: st.BufferedSafetensors.new(5), "BufferedSafetensors.new: got int; takes a file's bytes"),
+        (lambda path: st.MmapedSafetensors.multi("x"), "MmapedSafetensors.multi: got str; takes a list of paths"),
+        (lambda path: st.MmapedSafetensors.multi(path), "Path; takes a list of paths (new takes one)"),
+    ],
+)
+def test_arguments_of_other_kinds_are_named(tmp_path: Path, call: Any, message: str) -> None:
+    with pytest.raises(Error) as raised:
+        call(tmp_path / "a")
+    assert re.search(re.escape(message).replace(r"\\w\+", r"\w+"), str(raised.value))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_messages_are_one_line_whatever_the_names() -> None:
+    """Names, dtypes and offsets with line breaks, escape codes and a hundred thousand letters."""
+    good = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}
+    for name in ("a\nb", "\x1b[2J", "n" * 100_000, "\u2028", "\u202e"):
+        for entries in (
+            {name: 5},
+            {name: {**good, "dtype": name}},
+            {name: {**good, "dtype": [name] * 100}},
+            {name: {**good, "shape": [name]}},
+            {name: {**good, "shape": [1] * 100_000, "data_offsets": [0, 2]}},
+            {name: {**good, "shape": [10**4000]}},
+            {name: {**good, "data_offsets": [0, 10**4000]}},
+            {name: {**good, "data_offsets": [10**4000, 10**4000 + 1]}},
+            {name: {**good, "shape": [2]}},
+            {name: {**good, "data_offsets": [1, 2]}},
+            {"__metadata__": {name: [name]}},
+            {name: good, "z": good},
+        ):
+            with pytest.raises(SafeTensorError) as raised:
+                st.load_buffer(file(entries, b"?"))
+            assert str(raised.value).isprintable()
+            assert len(str(raised.value)) < 500
+        held = file({name: {**good, "dtype": "BOOL"}}, b"?")
+        missing: Any = st.SliceSafetensors.new(held)
+        for call in (lambda: st.load_buffer(held), lambda: missing.get(name + "?")):  # noqa: B023
+            with pytest.raises((SafeTensorError, UnsupportedSafeTensorDtypeError)) as refused:
+                call()
+            assert str(refused.value).isprintable()
+            assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ('{"a":{"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}}', "header: has dtype twice"),
+        ('{"a":{"dtype":"U8","shape":[1],"shape":[1],"data_offsets":[0,1]}}', "header: has shape twice"),
+        ('{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{}}', "header: has a twice"),
+        ('{"__metadata__":{"k":"a","k":"b"}}', "header: has k twice"),
+        ('{"__metadata__":{"k":1}}', "__metadata__ has 1 for k; takes texts"),
+        ('{"__metadata__":{"k":null}}', "__metadata__ has None for k; takes texts"),
+        ('{"__metadata__":[]}', "__metadata__ is not an object"),
+        ('{"__metadata__":""}', "__metadata__ is not an object"),
+    ],
+)
+def test_headers_that_the_reference_implementation_refuses(header: str, message: str) -> None:
+    data = struct.pack("<Q", len(header)) + header.encode() + b"?"
+    with pytest.raises(SafeTensorError, match=message):
+        st.load_buffer(data)
+
+
+@pytest.mark.parametrize(("suffix", "copies"), [("safetensors", 1), ("npy", 1), ("npz", 2)])
+def test_reading_takes_twice_the_memory_of_what_is_read_at_most(tmp_path: Path, suffix: str, copies: int) -> None:
+    """Once in MLX's memory and once in Python's; ``zipfile`` copies once more, before MLX has any."""
+    path, size = tmp_path / f"a.{suffix}", 32 << 20
+    tensor = Tensor(np.zeros(size // 4, np.float32))
+    if suffix == "npz":
+        Tensor.write_npz({"a": tensor}, path)
+        read: Any = Tensor.read_npz
+    elif suffix == "npy":
+        tensor.write_npy(path)
+        read = Tensor.read_npy
+    else:
+        st.save({"a": tensor}, path)
+        read = lambda file: st.MmapedSafetensors.new(file).load("a")  # noqa: E731
+    read(path)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    tracemalloc.start()
+    try:
+        kept = read(path)
+        python = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    slack = 9 << 20  # the steps of reading, of 4 MiB
+    assert size <= python <= copies * size + slack
+    assert size <= mx.get_peak_memory() - before <= size + slack
+    del kept
