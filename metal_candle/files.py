@@ -38,7 +38,7 @@ def write_atomically(path: str | PathLike[str]) -> Iterator[Path]:
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
             # ``write_all`` names the file that it writes.
-            if isinstance(error, IoError) and error.path in (path, target.path, beside):
+            if isinstance(error, IoError) and str(error.path) in map(str, (path, target.path, beside)):
                 raise OSError(error.reason) from error
             raise
 

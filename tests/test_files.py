@@ -212,12 +212,13 @@ def test_a_pipe_that_is_full_is_an_error() -> None:
 
 
 def test_a_write_that_fails_at_a_path_is_a_failed_save(tmp_path: Path) -> None:
-    def save(named: Path) -> None:
+    def save(named: object) -> None:
         with write_atomically(tmp_path / "a"):
             write_all(Slow(0, None), b"text", named)
 
-    with pytest.raises(CheckpointError.SaveFailed, match="a: took None of 4 bytes"):
-        save(tmp_path / "a")
+    for named in (tmp_path / "a", str(tmp_path / "a")):
+        with pytest.raises(CheckpointError.SaveFailed, match="a: took None of 4 bytes"):
+            save(named)
     with pytest.raises(IoError, match="other: took None"):  # a file that is read from, say
         save(tmp_path / "other")
     assert list(tmp_path.iterdir()) == []
