@@ -7,10 +7,12 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from ..error import Error, ModelError
+from ..error import Error, IoError, ModelError
+from .reading import io_errors, open_regular, shown
+
+_REASON_LIMIT = 1000  # characters; names in it are shortened before
 
 Source: TypeAlias = "str | os.PathLike[str] | IO[bytes] | bytes | bytearray | memoryview"
 """A path, a binary file that can seek, or the bytes themselves."""
@@ -18,8 +20,7 @@ Source: TypeAlias = "str | os.PathLike[str] | IO[bytes] | bytes | bytearray | me
 
 def invalid(name: str, reason: str) -> ModelError:
     """The error of a damaged file: its name, what is wrong; on one line, whatever names the file holds."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in reason)
-    return ModelError.InvalidFormat(reason=f"{name}: {shown}")
+    return ModelError.InvalidFormat(reason=f"{name}: {shown(reason, _REASON_LIMIT)}")
 
 
 @contextmanager
@@ -27,25 +28,19 @@ def opened(source: Source) -> Iterator[ByteReader]:
     """A reader at the start of a source, which is closed afterwards if it was opened here.
 
     It is read, not mapped: a mapped file that somebody cuts short would end the process. Raises
-    ``ModelError.FileNotFound``, and ``ModelError.InvalidFormat`` for what cannot be read or is empty.
+    ``NotFoundError``, ``IoError`` for what cannot be read, and ``ModelError.InvalidFormat`` for what is empty.
     """
     name = name_of(source)
-    try:
+    with io_errors(name):
         if isinstance(source, (str, os.PathLike)):
-            with Path(source).open("rb") as file:
+            with os.fdopen(open_regular(source), "rb") as file:
                 yield ByteReader(file, name)
         elif isinstance(source, (bytes, bytearray, memoryview)):
             yield ByteReader(io.BytesIO(source), name)
-        elif hasattr(source, "read"):
+        elif hasattr(source, "read") and hasattr(source, "seek"):
             yield ByteReader(source, name)
         else:
             raise Error(f"read: got {type(source).__name__}; takes a path, a binary file or bytes")
-    except OSError as error:
-        if isinstance(error, Error):
-            raise
-        if isinstance(error, FileNotFoundError):
-            raise ModelError.FileNotFound(path=name) from error
-        raise invalid(name, error.strerror or str(error)) from error
 
 
 def name_of(source: Source) -> str:
@@ -60,6 +55,10 @@ class ByteReader:
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self.file, self.name, self.position = file, name, 0
+        if getattr(file, "closed", False):
+            raise IoError(name, "the file is closed")
+        if isinstance(file, io.TextIOBase):
+            raise IoError(name, "the file is open for text; takes one open for bytes")
         self.size = file.seek(0, os.SEEK_END)
         file.seek(0)
         if not self.size:
@@ -77,11 +76,19 @@ class ByteReader:
         """The next bytes. Raises ``ModelError.InvalidFormat`` where the file ends before."""
         taken = b""
         if 0 <= count <= self.size - self.position:
-            taken = self.file.read(count)
+            taken = self._read(count)
         if len(taken) < count or count < 0:
             raise self.invalid(f"truncated inside {what} at {self.size} bytes; fetch the file again")
         self.position += count
         return taken
+
+    def _read(self, count: int) -> bytes:
+        taken = self.file.read(count)
+        parts = [taken]
+        while taken and (count := count - len(taken)):  # a file without buffer gives what it likes
+            taken = self.file.read(count)
+            parts.append(taken)
+        return parts[0] if len(parts) == 1 else b"".join(part for part in parts if part)
 
     def number(self, code: str) -> Any:
         """The next number, of a ``struct`` code."""

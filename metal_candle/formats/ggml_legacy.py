@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from .byte_reader import ByteReader, Source, opened
 from .ggml_blocks import BLOCKS, TYPES, byte_count
+from .reading import shown
 
 # Files begin with these as a little-endian U32, so the letters stand backwards; then comes a version, but for ggml.
 _MAGICS = {b"lmgg": "Ggml", b"fmgg": "Ggmf", b"tjgg": "Ggjt"}
@@ -39,7 +40,7 @@ class LegacyFile(NamedTuple):
 def read_ggml(source: Source) -> LegacyFile:
     """Read a whole file.
 
-    Raises ``ModelError.FileNotFound``, and ``ModelError.InvalidFormat`` for another file, a truncated one, a type
+    Raises ``NotFoundError``, ``IoError``, and ``ModelError.InvalidFormat`` for another file, a truncated one, a type
     that is not read, a tensor twice, and for quantised tensors before version 3 of ``ggjt``, whose blocks were
     others.
     """
@@ -59,7 +60,7 @@ def read_ggml(source: Source) -> LegacyFile:
         while reader.position < reader.size:
             tensor = _tensor(reader, magic)
             if tensor.name in tensors:
-                raise reader.invalid(f"tensor {tensor.name} is there twice")
+                raise reader.invalid(f"tensor {shown(tensor.name)} is there twice")
             tensors[tensor.name] = tensor
         return LegacyFile(magic, hparams, vocab, list(tensors.values()))
 
@@ -78,9 +79,13 @@ def _tensor(reader: ByteReader, magic: str) -> LegacyTensor:
     shape = tuple(reversed(reader.numbers("I", rank)))  # the file says the fastest first
     name, kind = reader.text(name_length), TYPES[number]
     if kind not in _FLOATS and magic != "GgjtV3":
-        raise reader.invalid(f"tensor {name} is {kind} of {magic}, whose blocks were others; takes F32, F16 or GgjtV3")
+        raise reader.invalid(
+            f"tensor {shown(name)} is {kind} of {magic}, whose blocks were others; takes F32, F16 or GgjtV3"
+        )
     if shape[-1] % BLOCKS[kind].elements:
-        raise reader.invalid(f"tensor {name}: rows of {shape[-1]} do not divide into blocks of {BLOCKS[kind].elements}")
+        raise reader.invalid(
+            f"tensor {shown(name)}: rows of {shape[-1]} do not divide into blocks of {BLOCKS[kind].elements}"
+        )
     if magic.startswith("Ggjt"):
         reader.take(-reader.position % 32, "a tensor")
-    return LegacyTensor(name, kind, shape, reader.take(byte_count(kind, math.prod(shape)), f"tensor {name}"))
+    return LegacyTensor(name, kind, shape, reader.take(byte_count(kind, math.prod(shape)), f"tensor {shown(name)}"))

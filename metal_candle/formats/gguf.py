@@ -17,11 +17,11 @@ import numpy as np
 from ..error import ModelError
 from .byte_reader import ByteReader, Source, opened
 from .ggml_blocks import BLOCKS, TYPES, Bytes, byte_count
-from .gguf_value import CODES, Value, ValueType
+from .gguf_value import CODES, MAX_NESTING, Value, ValueType
+from .reading import shown
 
 DEFAULT_ALIGNMENT = 32
 MAX_RANK = 4
-MAX_NESTING = 8
 
 # fmt: off
 _OTHER_TYPES = {
@@ -59,7 +59,7 @@ class GGUFHeader:
 def read_gguf_header(source: Source) -> GGUFHeader:
     """Read and check the header of a GGUF file.
 
-    Raises ``ModelError.FileNotFound``; ``ModelError.IncompatibleVersion`` for another version; and
+    Raises ``NotFoundError`` and ``IoError``; ``ModelError.IncompatibleVersion`` for another version; and
     ``ModelError.InvalidFormat`` when the file is no GGUF, is truncated, holds a tensor type that is not
     read (the message names it and lists those that are), or tensors leave the file or overlap.
     """
@@ -132,7 +132,7 @@ class _Header:
         for _ in range(pair_count):
             key = self.string()
             if key in values:
-                raise self.reader.invalid(f"metadata key {key} is there twice")
+                raise self.reader.invalid(f"metadata key {shown(key)} is there twice")
             values[key] = self.value(self.reader.number("I"))
         entries = [self.entry() for _ in range(entry_count)]
         alignment = self.alignment(values)
@@ -143,7 +143,7 @@ class _Header:
         given = values.get("general.alignment")
         alignment = DEFAULT_ALIGNMENT if given is None else given.plain()
         if type(alignment) is not int or alignment < 1:
-            raise self.reader.invalid(f"general.alignment is {alignment!r}; takes a number above 0")
+            raise self.reader.invalid(f"general.alignment is {shown(repr(alignment))}; takes a number above 0")
         return alignment
 
     def placed(
@@ -155,34 +155,38 @@ class _Header:
             begin = start + offset
             end = begin + byte_count(kind, math.prod(shape))
             if name in tensors:
-                raise self.reader.invalid(f"tensor {name} is there twice")
+                raise self.reader.invalid(f"tensor {shown(name)} is there twice")
             if offset % alignment:
-                raise self.reader.invalid(f"tensor {name} starts at {offset}, which is no multiple of {alignment}")
+                raise self.reader.invalid(
+                    f"tensor {shown(name)} starts at {offset}, which is no multiple of {alignment}"
+                )
             if end > self.reader.size:
                 raise self.reader.invalid(
-                    f"truncated: tensor {name} ends at byte {end} of {self.reader.size}; fetch it again"
+                    f"truncated: tensor {shown(name)} ends at byte {end} of {self.reader.size}; fetch it again"
                 )
             tensors[name] = GGUFTensor(kind, shape, begin, end)
         ordered = sorted(tensors, key=lambda name: tensors[name].begin)
         for first, second in itertools.pairwise(ordered):
             if tensors[first].end > tensors[second].begin:
-                raise self.reader.invalid(f"tensors {first} and {second} overlap at byte {tensors[second].begin}")
+                raise self.reader.invalid(
+                    f"tensors {shown(first)} and {shown(second)} overlap at byte {tensors[second].begin}"
+                )
         return tensors
 
     def entry(self) -> tuple[str, str, tuple[int, ...], int]:
         """A tensor's name, type, row-major shape, and offset from where the data start."""
         name = self.string()
         rank = self.reader.number("I")
-        if rank > MAX_RANK:
-            raise self.reader.invalid(f"tensor {name} has {rank} dimensions; takes up to {MAX_RANK}")
+        if not 1 <= rank <= MAX_RANK:
+            raise self.reader.invalid(f"tensor {shown(name)} has {rank} dimensions; takes 1 to {MAX_RANK}")
         shape = tuple(reversed(self.reader.numbers(self.length, rank)))  # the file says the fastest first
         if 0 in shape:
-            raise self.reader.invalid(f"tensor {name} is empty: shape {shape}")
+            raise self.reader.invalid(f"tensor {shown(name)} is empty: shape {shape}")
         number, offset = self.reader.number("I"), self.reader.number("Q")
         if number not in TYPES:
             found = _OTHER_TYPES.get(number, f"of type {number}")
-            raise self.reader.invalid(f"tensor {name} is {found}, which is not read; takes {', '.join(BLOCKS)}")
-        elements, row = BLOCKS[TYPES[number]].elements, shape[-1] if shape else 1
+            raise self.reader.invalid(f"tensor {shown(name)} is {found}, which is not read; takes {', '.join(BLOCKS)}")
+        elements, row = BLOCKS[TYPES[number]].elements, shape[-1]
         if row % elements:
-            raise self.reader.invalid(f"tensor {name}: rows of {row} do not divide into blocks of {elements}")
+            raise self.reader.invalid(f"tensor {shown(name)}: rows of {row} do not divide into blocks of {elements}")
         return name, TYPES[number], shape, offset

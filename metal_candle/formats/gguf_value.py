@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..error import Error
+from ..error.text import shown
 
 
 class ValueType(IntEnum):
@@ -46,6 +47,9 @@ CODES = {
 }
 """The types of one number, with its ``struct`` code."""
 
+MAX_NESTING = 8
+"""How many arrays may be in one another."""
+
 _FLOATS = (ValueType.F32, ValueType.F64)
 _SCALAR_OF = {
     "uint8": ValueType.U8,
@@ -73,14 +77,17 @@ class Value:
     that very type; ``to_u64`` also of U8, U16, U32 and Bool, as in candle. candle: ``gguf_file::Value``.
     """
 
-    __slots__ = ("_content", "_element", "_type")
+    __slots__ = ("_content", "_element", "_levels", "_type")
     _type: ValueType
     _content: Any
     _element: ValueType | None
+    _levels: int
 
     def __init__(self, kind: ValueType, content: Any, element: ValueType | None = None) -> None:
         # An array of 100,000 words is one list of them, not as many values; see ``to_vec``.
         self._type, self._content, self._element = kind, content, element
+        inner = max((value._levels for value in content), default=0) if element is ValueType.Array else 0
+        self._levels = 0 if element is None else 1 + inner
 
     U8 = staticmethod(partial(_make, ValueType.U8))
     I8 = staticmethod(partial(_make, ValueType.I8))
@@ -97,8 +104,18 @@ class Value:
 
     @staticmethod
     def Array(values: Sequence[Value]) -> Value:
-        """An array of values of one type. Raises ``Error`` for several types. An empty one is of U32, as in candle."""
+        """An array of values of one type. An empty one is of U32, as in candle.
+
+        Raises ``Error`` for several types, what is no ``Value``, and arrays nested deeper than files may be.
+        """
+        if not isinstance(values, (list, tuple)):
+            raise Error(f"gguf value: got {type(values).__name__} for an array; takes a list of Values")
         listed = list(values)
+        others = [type(value).__name__ for value in listed if not isinstance(value, Value)]
+        if others:
+            raise Error(f"gguf value: got an array of {others[0]}; takes Values, or Value.of a list")
+        if any(value._levels >= MAX_NESTING for value in listed):
+            raise _too_deep()
         kinds = {value.value_type() for value in listed}
         if len(kinds) > 1:
             found = ", ".join(sorted(kind.name for kind in kinds))
@@ -114,29 +131,9 @@ class Value:
         ``bool`` is Bool, ``str`` String, ``float`` F32 (the type of GGUF's own settings: say ``Value.F64`` for more
         digits), ``int`` the first of U32, I32, U64 and I64 that holds it; NumPy's numbers and arrays keep their
         type. A list is an Array whose integers share the first type that holds all of them. Raises ``Error`` for
-        anything else.
+        anything else, and for lists nested deeper than ``MAX_NESTING``.
         """
-        if isinstance(plain, Value):
-            return plain
-        if isinstance(plain, (np.ndarray, np.generic)):
-            if plain.ndim > 1 or str(plain.dtype) not in _SCALAR_OF:
-                raise Error(f"gguf value: got NumPy's {plain.dtype} of shape {plain.shape}; takes rank 0 or 1 numbers")
-            kind = _SCALAR_OF[str(plain.dtype)]
-            return Value(ValueType.Array, plain.tolist(), kind) if plain.ndim else _make(kind, plain.item())
-        if isinstance(plain, (list, tuple)):
-            if plain and all(type(item) is int for item in plain):
-                kind = _integer_type(plain)
-                return Value(ValueType.Array, list(plain), kind)
-            return Value.Array([Value.of(item) for item in plain])
-        if isinstance(plain, bool):
-            return Value.Bool(plain)
-        if isinstance(plain, int):
-            return _make(_integer_type([plain]), plain)
-        if isinstance(plain, float):
-            return Value.F32(plain)
-        if isinstance(plain, str):
-            return Value.String(plain)
-        raise Error(f"gguf value: got {type(plain).__name__}; takes bool, int, float, str, a list of them, or a Value")
+        return _of(plain, 0)
 
     # --- out of it ----------------------------------------------------------------------------
 
@@ -212,7 +209,7 @@ class Value:
 
     def _as(self, *kinds: ValueType) -> Any:
         if self._type not in kinds:
-            raise Error(f"gguf value: got {self!r}; takes {' or '.join(kind.name for kind in kinds)}")
+            raise Error(f"gguf value: got {shown(repr(self))}; takes {' or '.join(kind.name for kind in kinds)}")
         return self._content
 
     def __eq__(self, other: object) -> bool:
@@ -229,6 +226,36 @@ class Value:
         return f"Array({len(self._content)} of {self._element.name}: [{shown}])"
 
 
+def _of(plain: Any, depth: int) -> Value:
+    if isinstance(plain, Value):
+        return plain
+    if isinstance(plain, (np.ndarray, np.generic)):
+        if plain.ndim > 1 or str(plain.dtype) not in _SCALAR_OF:
+            raise Error(f"gguf value: got NumPy's {plain.dtype} of shape {plain.shape}; takes rank 0 or 1 numbers")
+        kind = _SCALAR_OF[str(plain.dtype)]
+        return Value(ValueType.Array, plain.tolist(), kind) if plain.ndim else _make(kind, plain.item())
+    if isinstance(plain, (list, tuple)):
+        if depth == MAX_NESTING:
+            raise _too_deep()
+        if plain and all(type(item) is int for item in plain):
+            kind = _integer_type(plain)
+            return Value(ValueType.Array, list(plain), kind)
+        return Value.Array([_of(item, depth + 1) for item in plain])
+    if isinstance(plain, bool):
+        return Value.Bool(plain)
+    if isinstance(plain, int):
+        return _make(_integer_type([plain]), plain)
+    if isinstance(plain, float):
+        return Value.F32(plain)
+    if isinstance(plain, str):
+        return Value.String(plain)
+    raise Error(f"gguf value: got {type(plain).__name__}; takes bool, int, float, str, a list of them, or a Value")
+
+
+def _too_deep() -> Error:
+    return Error(f"gguf value: arrays nested more than {MAX_NESTING} deep, or a list that holds itself")
+
+
 def _checked(kind: ValueType, content: Any) -> Any:
     """``content`` as a value of this type holds it. Raises ``Error`` if it cannot."""
     if kind is ValueType.String:
@@ -242,7 +269,14 @@ def _checked(kind: ValueType, content: Any) -> Any:
             return _float(kind, content)
     elif isinstance(content, (int, np.integer)) and not isinstance(content, bool) and _fits(kind, int(content)):
         return int(content)
-    raise Error(f"gguf value: got {content!r}; does not fit {kind.name}")
+    raise Error(f"gguf value: got {_brief(content)}; does not fit {kind.name}")
+
+
+def _brief(content: Any) -> str:
+    """What a caller gave, for an error: its type where it could be of any size or depth."""
+    if isinstance(content, str):
+        return shown(repr(content[:100]))
+    return shown(content) if isinstance(content, (int, float, np.number, np.bool_)) else type(content).__name__
 
 
 def _float(kind: ValueType, content: Any) -> float:
@@ -250,7 +284,7 @@ def _float(kind: ValueType, content: Any) -> float:
     try:
         rounded: float = struct.unpack("<" + CODES[kind], struct.pack("<" + CODES[kind], float(content)))[0]
     except OverflowError as error:
-        raise Error(f"gguf value: got {content!r}; does not fit {kind.name}") from error
+        raise Error(f"gguf value: got {_brief(content)}; does not fit {kind.name}") from error
     return rounded
 
 
@@ -267,4 +301,4 @@ def _integer_type(numbers: Sequence[int]) -> ValueType:
     for kind in (ValueType.U32, ValueType.I32, ValueType.U64, ValueType.I64):
         if _fits(kind, low) and _fits(kind, high):
             return kind
-    raise Error(f"gguf value: got integers from {low} to {high}; takes what 64 bits hold")
+    raise Error(f"gguf value: got integers from {shown(low)} to {shown(high)}; takes what 64 bits hold")

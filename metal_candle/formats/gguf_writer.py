@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any, NamedTuple, TypeAlias
 
 from ..error import Error
-from ..files import write_atomically
+from ..error.text import shown
+from ..files import write_all, write_atomically
+from .byte_reader import name_of
 from .ggml_blocks import BLOCKS, Bytes
-from .gguf import DEFAULT_ALIGNMENT, MAX_NESTING, MAX_RANK
-from .gguf_value import CODES, Value, ValueType
+from .gguf import DEFAULT_ALIGNMENT, MAX_RANK
+from .gguf_value import CODES, MAX_NESTING, Value, ValueType
 
 Target: TypeAlias = "str | os.PathLike[str] | IO[bytes]"
 
@@ -33,25 +35,25 @@ def write_gguf(target: Target, metadata: Mapping[str, Value], tensors: Sequence[
     """Write a GGUF file; at a path whole or not at all. ``general.alignment`` among the metadata is kept to.
 
     Everything is checked before the first byte is written. Raises ``Error`` for a tensor twice, without elements or
-    of more than four dimensions, for text that is no Unicode, arrays nested deeper than the reader takes and an
+    of other than one to four dimensions, for text that is no Unicode, arrays nested deeper than the reader takes and an
     alignment below 1; and
-    ``CheckpointError.SaveFailed`` where a path cannot be written.
+    ``CheckpointError.SaveFailed`` where a path cannot be written, ``IoError`` for an open file.
     """
     header, padding = _header(metadata, tensors)
     if isinstance(target, (str, os.PathLike)):
         with write_atomically(target) as beside, beside.open("wb") as file:
-            _write(file, header, tensors, padding)
+            _write(file, name_of(target), header, tensors, padding)
     elif hasattr(target, "write"):
-        _write(target, header, tensors, padding)
+        _write(target, name_of(target), header, tensors, padding)
     else:
         raise Error(f"gguf write: got {type(target).__name__}; takes a path or a binary file")
 
 
-def _write(file: IO[bytes], header: bytes, tensors: Sequence[Entry], padding: Sequence[int]) -> None:
-    file.write(header)
+def _write(file: IO[bytes], name: str, header: bytes, tensors: Sequence[Entry], padding: Sequence[int]) -> None:
+    write_all(file, header, name)
     for tensor, pad in zip(tensors, padding):
-        file.write(tensor.data.data)
-        file.write(bytes(pad))
+        write_all(file, tensor.data.data, name)
+        write_all(file, bytes(pad), name)
 
 
 def _header(metadata: Mapping[str, Value], tensors: Sequence[Entry]) -> tuple[bytes, list[int]]:
@@ -59,7 +61,7 @@ def _header(metadata: Mapping[str, Value], tensors: Sequence[Entry]) -> tuple[by
     alignment = _alignment(metadata)
     twice = [name for name, count in Counter(tensor.name for tensor in tensors).items() if count > 1]
     if twice:
-        raise Error(f"gguf write: tensor {twice[0]} is there twice")
+        raise Error(f"gguf write: tensor {shown(twice[0])} is there twice")
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(metadata))]
     for key, value in metadata.items():
         parts += [_text(key), struct.pack("<I", value.value_type()), _value(value)]
@@ -77,14 +79,16 @@ def _alignment(metadata: Mapping[str, Value]) -> int:
     if given is None:
         return DEFAULT_ALIGNMENT
     if given.value_type() is not ValueType.U32 or given.to_u32() < 1:
-        raise Error(f"gguf write: general.alignment is {given!r}; takes a U32 above 0")
+        raise Error(f"gguf write: general.alignment is {shown(repr(given))}; takes a U32 above 0")
     return given.to_u32()
 
 
 def _entry(tensor: Entry, offset: int) -> bytes:
     name, kind, shape, _ = tensor
-    if len(shape) > MAX_RANK or 0 in shape:
-        raise Error(f"gguf write: tensor {name} has shape {shape}; takes up to {MAX_RANK} dimensions, none of size 0")
+    if not 1 <= len(shape) <= MAX_RANK or 0 in shape:
+        raise Error(
+            f"gguf write: tensor {shown(name)} has shape {shape}; takes 1 to {MAX_RANK} dimensions, none of size 0"
+        )
     dims = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))  # the fastest first
     return _text(name) + dims + struct.pack("<IQ", BLOCKS[kind].number, offset)
 
@@ -93,7 +97,7 @@ def _text(text: str) -> bytes:
     try:
         encoded = text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise Error(f"gguf write: text {text!r} has half of a surrogate pair; takes Unicode") from error
+        raise Error(f"gguf write: text {shown(repr(text))} has half of a surrogate pair; takes Unicode") from error
     return struct.pack("<Q", len(encoded)) + encoded
 
 

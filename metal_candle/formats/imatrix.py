@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .byte_reader import Source, opened
+from .reading import shown
 
 _LEAST = 4 + 4 + 4 + 4  # an entry: the name's length, two counts, one number
 
@@ -12,7 +13,7 @@ _LEAST = 4 + 4 + 4 + 4  # an entry: the name's length, two counts, one number
 def read_imatrix(source: Source) -> dict[str, list[float]]:
     """The mean of the squared activations by tensor name, float32 as Python floats.
 
-    Raises ``ModelError.FileNotFound``, and ``ModelError.InvalidFormat`` for a file that is truncated, without
+    Raises ``NotFoundError``, ``IoError``, and ``ModelError.InvalidFormat`` for a file that is truncated, without
     entries, or whose counts are negative or too large. What follows the entries in newer files is not read.
     """
     with opened(source) as reader:
@@ -25,7 +26,9 @@ def read_imatrix(source: Source) -> dict[str, list[float]]:
             calls = reader.number("i")
             values = reader.count("i", 4, "values")
             if not values or calls < 0:
-                raise reader.invalid(f"{name} has {values} values of {calls} calls; takes 1 or more of 0 or more")
+                raise reader.invalid(
+                    f"{shown(name)} has {values} values of {calls} calls; takes 1 or more of 0 or more"
+                )
             sums = np.frombuffer(reader.take(4 * values), "<f4")
             found[name] = (sums / np.float32(max(calls, 1))).tolist()
         return found

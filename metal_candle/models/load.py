@@ -12,9 +12,7 @@ from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
 from ..error import (
     CannotFindTensorError,
-    IoError,
     ModelError,
-    NotFoundError,
     UnexpectedShapeError,
     UnsupportedSafeTensorDtypeError,
 )
@@ -25,6 +23,7 @@ from .config import ModelConfig
 from .decoder import Decoder, check_all_used
 from .download import Progress
 from .fetch import resolve
+from .file_errors import model_file_errors
 from .tokenizer import Tokenizer
 from .weights.gguf import load_gguf
 
@@ -58,17 +57,20 @@ def build(config: ModelConfig, weights: dict[str, mx.array], dtype: DTypeLike, d
 
 def _load_weights(folder: Path) -> dict[str, mx.array]:
     try:
-        return load_directory(folder)
-    except NotFoundError as error:
-        raise ModelError.FileNotFound(path=error) from error
-    except (IoError, UnsupportedSafeTensorDtypeError) as error:
+        with model_file_errors():
+            return load_directory(folder)
+    except UnsupportedSafeTensorDtypeError as error:
         raise ModelError.InvalidFormat(reason=f"{folder}: {error}") from error
 
 
 def load_tokenizer(model: str | PathLike[str], progress: Progress | None = None) -> Tokenizer:
     """The tokenizer of a model alone; see ``load_model``."""
     path = resolve(model, progress)
-    return Tokenizer.from_directory(path) if path.is_dir() else Tokenizer.from_gguf(read_gguf_header(path).metadata)
+    if path.is_dir():
+        return Tokenizer.from_directory(path)
+    with model_file_errors():
+        header = read_gguf_header(path)
+    return Tokenizer.from_gguf(header.metadata)
 
 
 def load_model(

@@ -59,7 +59,7 @@ class Content:
     def read(reader: Source, device: DeviceLike = None) -> Content:
         """Read a whole file: of a path, a binary file that can seek, or bytes.
 
-        Raises ``ModelError.FileNotFound`` and ``ModelError.InvalidFormat``. Quantised tensors are refused before
+        Raises ``NotFoundError``, ``IoError`` and ``ModelError.InvalidFormat``. Quantised tensors are refused before
         ``GgjtV3``: their blocks were laid out otherwise, and candle would read other numbers than were written.
         candle: ``Content::read``.
         """

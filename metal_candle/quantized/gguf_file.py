@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from ..device import DeviceLike
 from ..error import CannotFindTensorError, Error
+from ..error.text import shown
 from ..formats.byte_reader import Source
 from ..formats.ggml_blocks import byte_count
 from ..formats.gguf import DEFAULT_ALIGNMENT, GGUFTensor, read_gguf_header, read_tensor_bytes
@@ -41,7 +42,7 @@ class TensorInfo:
     offset: int
 
     def read(self, reader: Source, tensor_data_offset: int, device: DeviceLike = None) -> QTensor:
-        """The tensor's blocks from the file. Raises kinds of ``ModelError`` for a missing or shorter file."""
+        """The tensor's blocks from the file. Raises ``NotFoundError``, ``IoError``, ``ModelError``."""
         begin = tensor_data_offset + self.offset
         kind = self.ggml_dtype.ggml_name
         place = GGUFTensor(kind, self.shape, begin, begin + byte_count(kind, self.shape.elem_count()))
@@ -62,7 +63,7 @@ class Content:
         """The header of a GGUF file: of a path, a binary file that can seek, or bytes.
 
         Nothing else is read. Versions 1 to 3, little-endian; every count and offset is checked against the file's
-        size. Raises ``ModelError.FileNotFound``, ``ModelError.IncompatibleVersion``, and
+        size. Raises ``NotFoundError``, ``IoError``, ``ModelError.IncompatibleVersion``, and
         ``ModelError.InvalidFormat`` for whatever is damaged. candle: ``Content::read``.
         """
         header = read_gguf_header(reader)
@@ -92,14 +93,15 @@ def write(
 
     ``metadata`` are ``Value``s or what ``Value.of`` takes: ``bool``, ``str``, ``float`` (F32), ``int`` (U32, else I32,
     U64 or I64), lists of them, NumPy numbers and arrays. Both may be dicts or pairs. Raises ``Error`` for a name that
-    is there twice and what a file cannot hold, before anything is written, and ``CheckpointError.SaveFailed``.
-    candle: ``gguf_file::write``.
+    is there twice and what a file cannot hold, before anything is written, ``CheckpointError.SaveFailed``, and
+    ``IoError`` for an open file. candle: ``gguf_file::write``.
     """
     values = {key: Value.of(value) for key, value in _pairs(metadata, "metadata key")}
     entries = []
     for name, tensor in _pairs(tensors, "tensor"):
         if not isinstance(tensor, QTensor):
-            raise Error(f"gguf write: tensor {name} is a {type(tensor).__name__}; takes a QTensor: QTensor.quantize")
+            found = type(tensor).__name__
+            raise Error(f"gguf write: tensor {shown(name)} is a {found}; takes a QTensor: QTensor.quantize")
         entries.append(Entry(name, tensor.dtype().ggml_name, tensor.shape(), tensor.blocks()))
     write_gguf(path_or_file, values, entries)
 
@@ -109,8 +111,8 @@ def _pairs(given: Mapping[str, V] | Iterable[tuple[str, V]], what: str) -> list[
     seen: set[str] = set()
     for name, _ in pairs:
         if not isinstance(name, str):
-            raise Error(f"gguf write: got {name!r} for a {what}; takes text")
+            raise Error(f"gguf write: got {type(name).__name__} for the name of a {what}; takes text")
         if name in seen:
-            raise Error(f"gguf write: {what} {name} is there twice")
+            raise Error(f"gguf write: {what} {shown(name)} is there twice")
         seen.add(name)
     return pairs

@@ -11,6 +11,6 @@ __all__ = ["load_imatrix"]
 def load_imatrix(path: Source) -> dict[str, list[float]]:
     """A file's weights by tensor name, one per column, each divided by the number of calls.
 
-    Raises ``ModelError.FileNotFound`` and ``ModelError.InvalidFormat``. candle: ``load_imatrix``.
+    Raises ``NotFoundError``, ``IoError`` and ``ModelError.InvalidFormat``. candle: ``load_imatrix``.
     """
     return read_imatrix(path)

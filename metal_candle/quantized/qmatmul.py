@@ -12,7 +12,7 @@ from ..graph.operations.quantized import QuantizedLinear
 from ..shape import expect_rank
 from ..tensor import Tensor
 from ..tensor.base import TensorBase
-from .qtensor import QTensor
+from .qtensor import QTensor, expect_tensor
 
 T = TypeVar("T", bound=TensorBase)
 # The variants have the names of what they hold, which inside the class are theirs.
@@ -27,6 +27,10 @@ class QMatMul:
     """
 
     def __init__(self, weight: _Quantized | _Dense, variant: str) -> None:
+        if variant == "QTensor":
+            _expect_quantized("QMatMul.QTensor", weight)
+        else:
+            expect_tensor(f"QMatMul.{variant}", weight)
         expect_rank(weight.shape() if isinstance(weight, _Quantized) else weight.shape, 2, "QMatMul")
         self._weight, self._variant = weight, variant
 
@@ -43,6 +47,7 @@ class QMatMul:
     @staticmethod
     def TensorF16(w: _Dense) -> QMatMul:
         """With an F16 weight, to which xs are converted."""
+        expect_tensor("QMatMul.TensorF16", w)
         return QMatMul(w.to_dtype(DType.F16), "TensorF16")
 
     @staticmethod
@@ -53,6 +58,7 @@ class QMatMul:
         does, by CANDLE_DEQUANTIZE_ALL and CANDLE_DEQUANTIZE_ALL_F16. Raises ``Error`` for another dtype, and
         ``UnexpectedNumberOfDimsError`` unless the weight has two dims. candle: ``QMatMul::from_qtensor``.
         """
+        _expect_quantized("QMatMul.from_qtensor", q)
         wanted = None if dequantize is None else DType.of(dequantize)
         if wanted not in (None, DType.F32, DType.F16):
             raise Error(f"QMatMul: got dequantize={wanted}; takes f32, f16 or None")
@@ -76,6 +82,7 @@ class QMatMul:
         ``ShapeMismatchBinaryOpError`` where shapes do not fit, and kinds of ``TypeError`` for other dtypes: the
         variant ``Tensor`` takes xs of its weight's dtype. candle: ``QMatMul::forward``.
         """
+        expect_tensor("QMatMul.forward", xs)
         weight = self._weight
         if isinstance(weight, _Quantized):
             nodes, bits = weight.packed()
@@ -84,6 +91,7 @@ class QMatMul:
 
     def forward_via_f16(self, xs: T) -> T:
         """``forward`` with both factors rounded to F16; the result has xs's dtype. candle: ``forward_via_f16``."""
+        expect_tensor("QMatMul.forward_via_f16", xs)
         return _through_f16(xs, self.dequantize_f16())
 
     def dequantize_f16(self) -> _Dense:
@@ -97,6 +105,7 @@ class QMatMul:
         Raises as ``QTensor.embedding``, or as ``Tensor.embedding`` of the other variants. candle:
         ``QMatMul::embedding``.
         """
+        expect_tensor("QMatMul.embedding", ids)
         weight = self._weight
         if isinstance(weight, _Quantized):
             return weight.embedding(ids)
@@ -107,6 +116,11 @@ class QMatMul:
 
     def __repr__(self) -> str:
         return f"QMatMul.{self._variant}({self._weight!r})"
+
+
+def _expect_quantized(op: str, given: object) -> None:
+    if not isinstance(given, _Quantized):
+        raise Error(f"{op}: got {type(given).__name__}; takes a QTensor: QTensor.quantize makes one")
 
 
 def _linear(xs: T, weight: _Dense) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -39,6 +39,13 @@ class QTensor:
         self._affine: tuple[tuple[GraphNode, ...], int] | None = None
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> Any:
+        """For ``pickle`` and ``copy.deepcopy``: its blocks; what is kept beside them is made again."""
+        return _restored, (self._data, tuple(self._shape), self._dtype, self._device)
+
+    def __copy__(self) -> QTensor:
+        return self  # it does not change
+
     # --- making one ---------------------------------------------------------------------------
 
     @staticmethod
@@ -55,6 +62,10 @@ class QTensor:
         """
         kind, sizes = GgmlDType.of(dtype), Shape.of(shape)
         _check_shape("from_data", sizes, kind)
+        if not isinstance(data, (bytes, bytearray, memoryview, np.ndarray)):
+            raise Error(f"from_data: got {type(data).__name__} for the blocks; takes bytes or an array of them")
+        if isinstance(data, np.ndarray) and data.dtype.hasobject:
+            raise Error(f"from_data: got an array of {data.dtype} for the blocks; takes one of uint8")
         held = np.array(data if isinstance(data, np.ndarray) else bytearray(data)).reshape(-1).view(np.uint8)
         wanted = byte_count(kind.ggml_name, sizes.elem_count())
         if held.size != wanted:
@@ -69,6 +80,7 @@ class QTensor:
         multiple of the block, and for K-quants, which are only read; ``UnsupportedDTypeForOpError`` for integers.
         candle: ``QTensor::quantize``.
         """
+        expect_tensor("quantize", src)
         return _quantize("quantize", src, dtype, src.device)
 
     @staticmethod
@@ -152,6 +164,7 @@ class QTensor:
         unless this has two dims, and ``InvalidIndexError`` for an id outside when it is evaluated (the largest one
         of its dtype, which means a row of zeros elsewhere, too). candle: ``QTensor::embedding``.
         """
+        expect_tensor("embedding", ids)
         expect_rank(self._shape, 2, "embedding")
         nodes, bits = self.packed()
         return ids._wrap(record(QuantizedEmbedding(bits), (ids._node, *nodes)))
@@ -182,6 +195,16 @@ class QTensor:
         return f"QTensor[{list(self._shape)}; {self._dtype}{where}]"
 
 
+def _restored(data: Bytes, shape: tuple[int, ...], dtype: GgmlDType, device: Device) -> QTensor:
+    return QTensor(data, Shape(shape), dtype, device)
+
+
+def expect_tensor(op: str, given: object) -> None:
+    """Raise ``Error`` for what is no tensor: a list, a NumPy array, a ``QTensor``."""
+    if not isinstance(given, TensorBase):
+        raise Error(f"{op}: got {type(given).__name__}; takes a Tensor or LazyTensor")
+
+
 def _quantize(op: str, src: TensorBase, dtype: GgmlDType | str, device: Device) -> QTensor:
     kind = GgmlDType.of(dtype)
     if not src.dtype.is_float_:
@@ -200,11 +223,13 @@ def _check_shape(op: str, shape: Shape, kind: GgmlDType) -> None:
 
 
 def _expect_cpu(op: str, src: TensorBase) -> None:
+    expect_tensor(op, src)
     if not src.device.is_cpu():
         raise Error(f"{op}: got a tensor on {src.device}; takes one on Device.Cpu")
 
 
 def _no_imatrix(op: str, src: TensorBase, weights: Sequence[float], dtype: GgmlDType | str) -> Error:
+    expect_tensor(op, src)
     row = src.dim(-1)
     if len(weights) != row:
         return Error(f"{op}: got {len(weights)} weights for a last dim of {row}; takes as many")

@@ -43,7 +43,7 @@ def entries() -> list[Entry]:
         entry("norm", "F32", (5,)),
         entry("deep", "Q8_0", (2, 1, 3, 32)),
         entry("half", "F16", (3, 7)),
-        entry("one", "F32", ()),
+        entry("one", "F32", (1,)),
         entry("b", "BF16", (1, 3)),
     ]
 

@@ -119,9 +119,7 @@ VALUES = st.one_of(
 )
 @settings(max_examples=60, deadline=None)
 def test_any_content_comes_back(metadata: dict[str, Value], kinds: list[tuple[str, list[int]]]) -> None:
-    tensors = [
-        entry(str(i), kind, (*shape, 32) if kind == "Q4_0" else tuple(shape)) for i, (kind, shape) in enumerate(kinds)
-    ]
+    tensors = [entry(str(i), kind, (*shape, 32 if kind == "Q4_0" else 5)) for i, (kind, shape) in enumerate(kinds)]
     whole = written(metadata, tensors)
     header = read_gguf_header(whole)
     assert header.values == metadata
@@ -136,8 +134,9 @@ def test_any_content_comes_back(metadata: dict[str, Value], kinds: list[tuple[st
     ("metadata", "tensors", "message"),
     [
         ({}, [entry("a", "F32", (1,)), entry("a", "F32", (1,))], "tensor a is there twice"),
-        ({}, [Entry("a", "F32", (0,), np.empty(0, np.uint8))], r"tensor a has shape \(0,\); takes up to 4"),
-        ({}, [entry("a", "F32", (1, 1, 1, 1, 1))], "takes up to 4 dimensions"),
+        ({}, [Entry("a", "F32", (0,), np.empty(0, np.uint8))], r"tensor a has shape \(0,\); takes 1 to 4"),
+        ({}, [entry("a", "F32", (1, 1, 1, 1, 1))], "takes 1 to 4 dimensions"),
+        ({}, [entry("a", "F32", ())], r"tensor a has shape \(\); takes 1 to 4 dimensions"),
         ({"general.alignment": Value.U32(0)}, [], r"general\.alignment is U32\(0\); takes a U32 above 0"),
         ({"general.alignment": Value.String("a")}, [], r"general\.alignment"),
         ({"a": Value.String("\ud800")}, [], "half of a surrogate pair"),

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from metal_candle.error import ModelError
+from metal_candle.error import Error, IoError, ModelError, NotFoundError
 from metal_candle.formats.gguf import GGUFHeader, read_gguf_header, read_tensor_bytes
+from metal_candle.formats.gguf_value import Value
+from metal_candle.formats.gguf_writer import write_gguf
+from metal_candle.quantized import ggml_file, gguf_file, imatrix_file
 
 import pytest
-from gguf_bytes import WHOLE, by_hand, info, text
+from gguf_bytes import WHOLE, by_hand, entries, info, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,9 +104,14 @@ def pair(kind: int, content: bytes) -> bytes:
         (by_hand(3, [], [info("t", (1,), 0, 2**64 - 32)], ALIGNED), "truncated: tensor t ends"),
         (by_hand(3, [], [info("t", (2**60, 2**60), 0, 0)], ALIGNED), "truncated: tensor t ends"),
         (by_hand(3, [], [info("t", (0,), 0, 0)], ALIGNED), r"tensor t is empty: shape \(0,\)"),
-        (by_hand(3, [], [info("t", (1,) * 5, 0, 0)], ALIGNED), "has 5 dimensions; takes up to 4"),
+        (by_hand(3, [], [info("t", (1,) * 5, 0, 0)], ALIGNED), "has 5 dimensions; takes 1 to 4"),
+        (by_hand(3, [], [info("t", (), 0, 0)], ALIGNED), "tensor t has 0 dimensions; takes 1 to 4"),
+        (
+            by_hand(3, [], [info("t\n" + "k" * 100_000, (1,) * 5, 0, 0)], ALIGNED),
+            r"tensor t\\nk{48,60}…k{20,30} has 5 dim",
+        ),
         (by_hand(3, [], [info("t", (33,), 2, 0)], ALIGNED), "rows of 33 do not divide into blocks of 32"),
-        (by_hand(3, [], [info("t", (), 2, 0)], ALIGNED), "rows of 1 do not divide into blocks of 32"),
+        (by_hand(3, [], [info("t", (1,), 2, 0)], ALIGNED), "rows of 1 do not divide into blocks of 32"),
         (by_hand(3, [], [info("t", (32,), 20, 0)], ALIGNED), "tensor t is IQ4_NL, which is not read; takes F32"),
         (by_hand(3, [], [info("t", (32,), 99, 0)], ALIGNED), "tensor t is of type 99"),
     ],
@@ -125,7 +138,56 @@ def test_a_file_that_shrank_or_went_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError.InvalidFormat, match=r"a\.gguf: truncated inside a tensor"):
         read_tensor_bytes(path, tensor)
     path.unlink()
-    with pytest.raises(ModelError.FileNotFound, match=r"a\.gguf"):
+    with pytest.raises(NotFoundError, match=r"a\.gguf: no such file"):
         read_tensor_bytes(path, tensor)
-    with pytest.raises(ModelError.InvalidFormat, match="Is a directory"):
-        read_gguf_header(tmp_path)
+
+
+@pytest.mark.parametrize("read", [gguf_file.Content.read, ggml_file.Content.read, imatrix_file.load_imatrix])
+def test_files_that_cannot_be_read_are_errors_as_of_other_formats(tmp_path: Path, read: Callable[[Any], Any]) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "closed").write_bytes(WHOLE)
+    closed = (tmp_path / "closed").open("rb")
+    closed.close()
+    for source, message in [
+        (tmp_path, "is a folder; takes a file"),
+        (tmp_path / "fifo", "is no regular file"),
+        (f"{tmp_path}/a\0b", "no file can have this name"),
+        (tmp_path / "closed" / "a", "Not a directory"),
+        (closed, "the file is closed"),
+        (io.StringIO("GGUF"), "is open for text"),
+    ]:
+        with pytest.raises(IoError, match=message):
+            read(source)
+    with pytest.raises(NotFoundError, match="absent: no such file"):
+        read(tmp_path / "absent")
+    with pytest.raises(Error, match="read: got int; takes a path, a binary file or bytes"):
+        read(3)
+
+
+def test_a_file_that_gives_little_at_a_time_is_read() -> None:
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(min(3, size if size is not None and size >= 0 else 3))
+
+    assert read_gguf_header(Slow(WHOLE)) == read_gguf_header(WHOLE)
+
+
+def test_an_open_file_that_takes_no_more_is_an_error(tmp_path: Path) -> None:
+    class Full(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Slow(io.BytesIO):
+        def write(self, data: Any) -> int:
+            return super().write(bytes(data[:100]))
+
+    values, tensors = {"a": Value.U32(1)}, entries()
+    with pytest.raises(IoError, match="No space left on device"):
+        write_gguf(Full(), values, tensors)  # type: ignore[arg-type]
+    slow, whole = Slow(), io.BytesIO()
+    write_gguf(slow, values, tensors)
+    write_gguf(whole, values, tensors)
+    assert slow.getvalue() == whole.getvalue()

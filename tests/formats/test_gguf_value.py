@@ -122,3 +122,36 @@ def test_shown() -> None:
     assert repr(Value.of(list(range(9)))) == "Array(9 of U32: [0, 1, 2, 3, …])"
     with pytest.raises(TypeError):
         hash(Value.U32(3))
+
+
+def test_lists_that_are_too_deep_or_hold_themselves_are_refused() -> None:
+    own: list[Any] = [1, "a"]
+    own.append(own)
+    deep: list[Any] = []
+    for _ in range(2000):
+        deep = [deep]
+    for plain in (own[2:], deep):
+        with pytest.raises(Error, match="arrays nested more than 8 deep, or a list that holds itself"):
+            Value.of(plain)
+    value = Value.U8(1)
+    for _ in range(8):
+        value = Value.Array([value])
+    with pytest.raises(Error, match="nested more than 8 deep"):
+        Value.Array([value])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Value.of(10**5000), "got integers from <int> to <int>; takes what 64 bits hold"),
+        (lambda: Value.U8(10**5000), "got <int>; does not fit U8"),
+        (lambda: Value.U8("x" * 10**6), "got 'xxx.*…x*'; does not fit U8"),
+        (lambda: Value.String([1] * 10**6), "got list; does not fit String"),
+        (lambda: Value.Array([1, 2]), "got an array of int; takes Values, or Value.of a list"),
+        (lambda: Value.Array(3), "got int for an array; takes a list of Values"),  # type: ignore[arg-type]
+    ],
+)
+def test_errors_are_one_short_line(make: Any, message: str) -> None:
+    with pytest.raises(Error, match=message) as raised:
+        make()
+    assert len(str(raised.value)) < 200

@@ -269,3 +269,10 @@ def test_every_changed_byte_of_the_header_is_read_or_refused(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError.FileNotFound, match=r"absent\.gguf"):
         load_gguf(tmp_path / "absent.gguf")
+
+
+def test_files_that_cannot_be_read_are_errors_of_the_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError.InvalidFormat, match="is a folder; takes a file"):
+        load_gguf(tmp_path)
+    with pytest.raises(ModelError.InvalidFormat, match="no file can have this name"):
+        load_gguf(f"{tmp_path}/a\0.gguf")

@@ -85,7 +85,7 @@ def test_a_missing_tensor_is_named_with_its_nearest(tmp_path: Path) -> None:
     ("metadata", "held", "message"),
     [
         ([("a", 1), ("a", 2)], {}, "metadata key a is there twice"),
-        ({3: 1}, {}, "got 3 for a metadata key; takes text"),
+        ({3: 1}, {}, "got int for the name of a metadata key; takes text"),
         ({"a": None}, {}, "gguf value: got NoneType"),
         ({}, [("a", QTensor.quantize(Tensor.ones((1,)), "f32"))] * 2, "tensor a is there twice"),
         ({}, {"a": Tensor.ones((1,))}, "tensor a is a Tensor; takes a QTensor"),

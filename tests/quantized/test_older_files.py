@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 from metal_candle import Device
-from metal_candle.error import CannotFindTensorError, ModelError
+from metal_candle.error import CannotFindTensorError, ModelError, NotFoundError
 from metal_candle.formats.ggml_encode import encode
 from metal_candle.quantized import GgmlDType, ggml_file, imatrix_file
 from metal_candle.quantized.ggml_file import Content, HParams, VersionedMagic
@@ -141,5 +141,5 @@ def test_damaged_imatrices(tmp_path: Path) -> None:
         imatrix_file.load_imatrix(struct.pack("<i", -1))
     with pytest.raises(ModelError.InvalidFormat, match="a has 0 values of 1 calls"):
         imatrix_file.load_imatrix(imatrix({"a": (1, []), "long name": (1, [1.0])}))
-    with pytest.raises(ModelError.FileNotFound, match=r"absent\.dat"):
+    with pytest.raises(NotFoundError, match=r"absent\.dat"):
         imatrix_file.load_imatrix(tmp_path / "absent.dat")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 from typing import Any
 
 import metal_candle as mc
@@ -10,7 +12,7 @@ from metal_candle import Device, DType, LazyTensor, Tensor
 from metal_candle.error import Error, InvalidIndexError, UnexpectedNumberOfDimsError, UnsupportedDTypeForOpError
 from metal_candle.formats.ggml_blocks import decode
 from metal_candle.formats.ggml_encode import ENCODED, encode
-from metal_candle.quantized import GgmlDType, QTensor
+from metal_candle.quantized import GgmlDType, QMatMul, QTensor
 
 import mlx.core as mx
 import numpy as np
@@ -201,3 +203,44 @@ def test_embedding_wants_a_matrix_and_ids() -> None:
     with pytest.raises(InvalidIndexError):
         empty.embedding(Tensor.new([0]))
     assert empty.embedding(Tensor.zeros((0,), DType.I64)).shape == (0, 32)
+
+
+@pytest.mark.parametrize("kind", [GgmlDType.Q4_0, GgmlDType.F16])
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda q: pickle.loads(pickle.dumps(q))])
+def test_copies_and_pickles(kind: GgmlDType, again: Any) -> None:
+    made = QTensor.quantize(Tensor.new(numbers((4, 64)), Device.Cpu), kind)
+    ids = Tensor.new([2, 0], Device.Cpu)
+    rows = made.embedding(ids).tolist()  # what is kept beside the blocks is there
+    other = again(made)
+    assert (other.dtype(), other.shape(), other.device()) == (kind, (4, 64), Device.Cpu)
+    assert other.data() == made.data()
+    assert other.embedding(ids).tolist() == rows
+    matmul = again(QMatMul.from_qtensor(made))
+    xs = Tensor.new(numbers((3, 64), 1), Device.Cpu).to_dtype(DType.F32)
+    assert matmul.forward(xs).tolist() == QMatMul.from_qtensor(made).forward(xs).tolist()
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    array = numbers((2, 64))
+    tensor = Tensor.new(array, Device.Cpu)
+    q = QTensor.quantize(tensor, "q4_0")
+    matmul = QMatMul.from_qtensor(q)
+    for call, message in [
+        (lambda: QTensor.quantize(array, "q4_0"), "quantize: got ndarray; takes a Tensor or LazyTensor"),
+        (lambda: QTensor.quantize(q, "q4_0"), "quantize: got QTensor; takes a Tensor"),
+        (lambda: QTensor.quantize_onto(array, "q4_0"), "quantize_onto: got ndarray"),
+        (lambda: QTensor.quantize_imatrix(array, [], "q4_0"), "quantize_imatrix: got ndarray"),
+        (lambda: QTensor.quantize_imatrix_onto(array, [], "q4_0"), "quantize_imatrix_onto: got ndarray"),
+        (lambda: QTensor.from_data(10**12, (1,), "f32"), "from_data: got int for the blocks; takes bytes or an array"),
+        (lambda: QTensor.from_data(np.array([None]), (1,), "f32"), "from_data: got an array of object"),
+        (lambda: q.embedding(array), "embedding: got ndarray"),
+        (lambda: QMatMul.from_qtensor(tensor), "QMatMul.from_qtensor: got Tensor; takes a QTensor"),
+        (lambda: QMatMul.QTensor(tensor), "QMatMul.QTensor: got Tensor; takes a QTensor"),
+        (lambda: QMatMul.Tensor(q), "QMatMul.Tensor: got QTensor; takes a Tensor"),
+        (lambda: QMatMul.TensorF16(array), "QMatMul.TensorF16: got ndarray"),
+        (lambda: matmul.forward(array), "QMatMul.forward: got ndarray; takes a Tensor or LazyTensor"),
+        (lambda: matmul.forward_via_f16(array), "QMatMul.forward_via_f16: got ndarray"),
+        (lambda: matmul.embedding([1]), "QMatMul.embedding: got list"),
+    ]:
+        with pytest.raises(Error, match=message):
+            call()

@@ -13,7 +13,9 @@ import numpy as np
 from ...error import ModelError
 from ...formats.ggml_blocks import BLOCKS, decode
 from ...formats.gguf import GGUFHeader, GGUFTensor, read_gguf_header
+from ...formats.reading import io_errors
 from ..config import ModelConfig
+from ..file_errors import model_file_errors
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """The ``general.architecture``s that are read. Mistral and SmolLM2 files say ``llama``."""
@@ -48,12 +50,14 @@ def load_gguf(
 
     The weights are dequantised to ``dtype``, one tensor at a time; rows of q and k, which llama.cpp
     interleaves for its own RoPE in files of the ``llama`` architecture, are put back. Without an
-    ``output.weight`` the embedding is the head. Raises as ``read_gguf_header``, and
+    ``output.weight`` the embedding is the head. Raises as ``read_gguf_header``, ``ModelError.FileNotFound`` and
+    ``ModelError.InvalidFormat`` where the file is not there or cannot be read, and
     ``ModelError.InvalidConfig`` for an architecture or a setting that no network here has.
     """
     path = Path(path)
-    header = read_gguf_header(path)
-    data = np.memmap(path, np.uint8, "r")
+    with model_file_errors(), io_errors(path):
+        header = read_gguf_header(path)
+        data = np.memmap(path, np.uint8, "r")
     config = _config(path, header, data)
     interleaved = {}
     if header.metadata["general.architecture"] == "llama":
