@@ -9,7 +9,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...kernels import double, elementary
+from ...kernels import elementary
+from ...kernels.erf import erf
 from ..operation import Gradients, Meta, Operation, Sample
 from .elementwise import ANY_SHAPE, UnaryAny, UnaryFloat, in_float32
 
@@ -118,7 +119,7 @@ class GeluErf(UnaryFloat):
 
     @staticmethod
     def _normal(x: mx.array) -> mx.array:
-        return 0.5 * (1 + double.erf(x * math.sqrt(0.5)))
+        return 0.5 * (1 + erf(x * math.sqrt(0.5)))
 
     @staticmethod
     def numpy(x: Any) -> Any:
@@ -137,7 +138,7 @@ class Erf(UnaryFloat):
 
     candle = "Tensor::erf(&self) -> Result<Tensor>"
     methods = ("erf",)
-    function = double.erf
+    function = erf
     numpy = _numpy_erf
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...error import DTypeMismatchError, ShapeMismatchBinaryOpError, UnsupportedDTypeForOpError
+from ...kernels.accurate_sum import total
 from ...shape import broadcast_shapes
 from ..operation import Gradients, Meta, Operation, Sample
 
@@ -28,7 +29,7 @@ def reduce_to(gradient: mx.array, like: mx.array) -> mx.array:
         return gradient
     extra = gradient.ndim - like.ndim
     axes = [i for i in range(gradient.ndim) if i < extra or like.shape[i - extra] != gradient.shape[i]]
-    return gradient.sum(axis=axes).reshape(like.shape)
+    return total(gradient, axes).reshape(like.shape)
 
 
 class Binary(Operation, abstract=True):

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...error import EmptyTensorError, OnlySingleDimensionError, UnsupportedDTypeForOpError
+from ...kernels import accurate_sum
 from ...shape import DimLike, DimsLike, Shape, resolve_dim, resolve_dims
 from ..operation import Gradients, Meta, Operation, Sample
 from .elementwise import in_float32
@@ -104,7 +105,7 @@ class Sum(OverDims):
 
     candle = "Tensor::sum<D: Dims>(&self, sum_dims: D) -> Result<Tensor>"
     methods = ("sum",)
-    function = mx.sum
+    function = accurate_sum.total
 
     @staticmethod
     def numpy(x: Any, dims: tuple[int, ...], keepdim: bool) -> Any:
@@ -134,7 +135,7 @@ class Mean(OverDims):
     @staticmethod
     def function(x: mx.array, axis: tuple[int, ...], keepdims: bool) -> mx.array:
         # The sum of halves may be beyond their range where the mean is not.
-        return in_float32(lambda wide: mx.mean(wide, axis=axis, keepdims=keepdims), x)
+        return in_float32(lambda wide: accurate_sum.mean(wide, axis, keepdims), x)
 
     @staticmethod
     def numpy(x: Any, dims: tuple[int, ...], keepdim: bool) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ...kernels.accurate_sum import cumulative
 from ...shape import DimLike
 from ..operation import Gradients, Meta, Operation, Sample
 from .elementwise import in_float32
@@ -41,11 +42,11 @@ class Cumsum(Operation):
         return x
 
     def lower(self, x: mx.array) -> mx.array:
-        return in_float32(lambda wide: mx.cumsum(wide, axis=self.dim), x)
+        return in_float32(lambda wide: cumulative(wide, self.dim), x)
 
     @staticmethod
     def numpy(x: Any, dim: int) -> Any:
         return np.cumsum(x, axis=dim)
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return (in_float32(lambda wide: mx.cumsum(wide, axis=self.dim, reverse=True), cotangent),)
+        return (in_float32(lambda wide: cumulative(wide, self.dim, reverse=True), cotangent),)

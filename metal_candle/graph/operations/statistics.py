@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...kernels import double
+from ...kernels import accurate_sum, double
 from ...shape import DimLike, DimsLike, Shape, resolve_dims
 from ..operation import Gradients, Meta, Operation, Sample
 from .elementwise import in_float32
@@ -48,7 +48,7 @@ class Variance(Operation):
         return Meta(reduced(x.shape, (self.dim,), self.keepdim), x.dtype)
 
     def lower(self, x: mx.array) -> mx.array:
-        return in_float32(lambda wide: mx.var(wide, axis=self.dim, keepdims=self.keepdim, ddof=1), x)
+        return in_float32(lambda wide: accurate_sum.variance(wide, self.dim, self.keepdim), x)
 
     @staticmethod
     def numpy(x: Any, dim: int, keepdim: bool) -> Any:
@@ -60,7 +60,7 @@ class Variance(Operation):
         def slope(wide: mx.array) -> mx.array:
             # By an array, so that a single element, whose variance is NaN, has the gradient NaN too.
             count = mx.array(wide.shape[self.dim] - 1, wide.dtype)
-            return (wide - mx.mean(wide, axis=self.dim, keepdims=True)) * 2 / count
+            return (wide - accurate_sum.mean(wide, (self.dim,), True)) * 2 / count
 
         return (in_float32(slope, x) * expand(cotangent, x, (self.dim,), self.keepdim),)
 
@@ -91,7 +91,7 @@ class LogSumExp(Operation):
         return Meta(reduced(x.shape, self.dims, False), x.dtype)
 
     def lower(self, x: mx.array) -> mx.array:
-        return in_float32(lambda wide: double.logsumexp(wide, self.dims), x) if self.dims else x
+        return in_float32(lambda wide: accurate_sum.logsumexp(wide, self.dims), x) if self.dims else x
 
     @staticmethod
     def numpy(x: Any, dims: tuple[int, ...]) -> Any:
@@ -124,7 +124,7 @@ class Norm(Operation):
         return Meta(Shape(()), x.dtype)
 
     def lower(self, x: mx.array) -> mx.array:
-        return in_float32(lambda wide: mx.sqrt(mx.sum(mx.square(wide))), x)
+        return in_float32(accurate_sum.norm, x)
 
     @staticmethod
     def numpy(x: Any) -> Any:
