@@ -1,0 +1,43 @@
+"""The error function in float32, right near 0 too, where MLX's on the CPU is not."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from . import double
+from .kernel import is_half, on_cpu
+from .slices import sliced
+
+# Beyond it erf is 1 in float32.
+END = 3.84
+# erf(x) / x = P(x²) / Q(x²) within 1.4e-8 for |x| <= END (least squares of the relative error, reweighted towards its
+# maximum), highest power first. All are positive, so that nothing cancels.
+P = (2.11674282e-06, 0.000285825751, 0.00366179277, 0.0524446036, 0.187560208, 1.12837915)
+Q = (3.88266299e-05, 0.00114332194, 0.0147605846, 0.112998074, 0.499553798, 1.0)
+
+
+def erf(x: mx.array) -> mx.array:
+    """Error function, 2/√π · ∫ exp(-t²) dt from 0 to x; the sign of 0 is kept, NaN gives NaN.
+
+    float32 on the CPU is within 4e-7 of the value, relatively, down to the denormal numbers, where it is within one of
+    them. (``mx.erf`` of mlx 0.32.4 adds some 3e-7 there whatever x is, -0.0 for 0, and takes 30 ns an element to 6.)
+    Halves are computed in float32, float64 is ``double.erf``; on a GPU it is MLX's.
+    """
+    if not on_cpu() or x.dtype == mx.float64:
+        return double.erf(x)
+    if is_half(x):
+        return sliced(_rational, x.astype(mx.float32)).astype(x.dtype)
+    return sliced(_rational, x)  # type: ignore[no-any-return]
+
+
+def _rational(x: mx.array) -> mx.array:
+    x = mx.clip(x, -END, END)
+    square = mx.square(x)
+    return mx.clip(x * (_polynomial(P, square) / _polynomial(Q, square)), -1.0, 1.0)
+
+
+def _polynomial(coefficients: tuple[float, ...], x: mx.array) -> mx.array:
+    result = x * coefficients[0] + coefficients[1]
+    for coefficient in coefficients[2:]:
+        result = result * x + coefficient
+    return result
