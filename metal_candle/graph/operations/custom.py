@@ -14,11 +14,22 @@ from ..operation import Gradients, Meta, Operation
 
 
 class Custom(Operation):
-    """An operation that a user's object computes on MLX arrays, and differentiates if it has ``backward``."""
+    """An operation that a user's object computes on MLX arrays, and differentiates if it has ``backward``.
+
+    Where ``backward`` gives ``None`` for an argument, that counts as a gradient of zeros: it is known only when the
+    gradient is computed, after the ``GradStore`` has its entries.
+    """
 
     arity = None
     candle = "Tensor::apply_op1<C: CustomOp1>(&self, c: C) -> Result<Tensor>"
     custom: Any
+
+    def __post_init__(self) -> None:
+        got = self.custom
+        if isinstance(got, type):
+            raise Error(f"apply_op: got the class {got.__name__}; takes an object of it, {got.__name__}()")
+        if not callable(getattr(got, "forward", None)):
+            raise Error(f"apply_op: got {type(got).__name__}; takes an object with forward(*arrays), see CustomOp")
 
     def name(self) -> str:
         name = getattr(self.custom, "name", None) or type(self.custom).__name__
@@ -50,7 +61,12 @@ class Custom(Operation):
         if backward is None:
             raise BackwardNotSupportedError(self.name())
         found = backward(tuple(inputs), output, cotangent)
-        gradients = (found,) if isinstance(found, mx.array) else tuple(found)
+        gradients = tuple(found) if isinstance(found, (tuple, list)) else (found,)
+        for gradient in gradients:
+            if gradient is not None and not isinstance(gradient, mx.array):
+                raise Error(
+                    f"{self.name()}: backward gave {type(gradient).__name__}; takes an mx.array, or None, per input"
+                )
         if len(gradients) != len(inputs):
             raise Error(f"{self.name()}: backward gave {len(gradients)} gradients; takes one, or None, per input")
         for x, gradient in zip(inputs, gradients):
