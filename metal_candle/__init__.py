@@ -35,7 +35,6 @@ if TYPE_CHECKING:
         models,
         nn,
         npy,
-        pickle,
         quantized,
         safetensors,
         scalar,
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
         training,
         utils,
     )
+    from . import pickle as pickle
     from .device import Device, DeviceInfo, DeviceLocation, DeviceType
     from .dtype import DType
     from .error import (
@@ -96,7 +96,8 @@ if TYPE_CHECKING:
     from .scalar import Scalar
     from .shape import D, Shape
     from .streaming import StreamingBinOp, StreamingModule, StreamTensor
-    from .tensor import GradStore, LazyTensor, Tensor, Var, compile, eval_all
+    from .tensor import GradStore, LazyTensor, Tensor, Var, eval_all
+    from .tensor import compile as compile
     from .tensor.custom_op import CustomOp1, CustomOp2, CustomOp3, InplaceOp1, InplaceOp2, InplaceOp3
 
 __all__ = [
@@ -169,7 +170,6 @@ __all__ = [
     "Var",
     "__version__",
     "compat",
-    "compile",
     "display",
     "error",
     "eval_all",
@@ -180,7 +180,6 @@ __all__ = [
     "models",
     "nn",
     "npy",
-    "pickle",
     "quantized",
     "safetensors",
     "scalar",
@@ -216,7 +215,8 @@ _HOME = {
     "tensor": "GradStore LazyTensor Tensor Var compile eval_all",
 }
 _NAMES = {name: module for module, names in _HOME.items() for name in names.split()}
-_MODULES = frozenset(__all__) - set(_NAMES) - {"VERSION", "__version__"}
+# Not in __all__: `from metal_candle import *` must not hide Python's own compile and pickle.
+_MODULES = (frozenset(__all__) | {"pickle"}) - set(_NAMES) - {"VERSION", "__version__"}
 
 
 def __getattr__(name: str) -> Any:

@@ -97,6 +97,33 @@ class Layout(NamedTuple):
         """The same elements in another shape, or ``None`` where that takes a copy, as in candle: unless row-major."""
         return Layout.contiguous_with_offset(shape, self.start_offset) if self.is_contiguous() else None
 
+    def block_of(self, storage: Shape) -> tuple[tuple[tuple[int, int, int], ...], tuple[int, ...]] | None:
+        """The slices of a row-major storage that hold just these elements, and the order of its dims, if there are any.
+
+        The slices are ``(start, stop, step)`` for each dim of the storage, steps positive; the order says which dim of
+        the storage each dim of more than one element runs along.
+        """
+        strides, left = storage.stride_contiguous(), self.start_offset
+        starts = []
+        for size, stride in zip(storage, strides):
+            starts.append(left // stride if size else 0)
+            left -= starts[-1] * stride
+        slices = [(start, start + 1, 1) for start in starts]
+        order: list[int] = []
+        for size, stride in zip(self.shape, self.stride):
+            if size == 1:
+                continue
+            for dim in range(len(storage)):
+                step = stride // strides[dim]
+                last = starts[dim] + (size - 1) * step
+                if step > 0 and stride % strides[dim] == 0 and last < storage[dim] and dim not in order:
+                    slices[dim] = (starts[dim], last + 1, step)
+                    order.append(dim)
+                    break
+            else:
+                return None
+        return tuple(slices), tuple(order)
+
     def overlaps(self) -> bool:
         """Whether two places of the tensor may be one of the storage, as in a broadcast view."""
         reach = 0

@@ -5,6 +5,17 @@ from __future__ import annotations
 from .base import Error
 from .text import shown
 
+# --- arguments --------------------------------------------------------------------------------
+
+
+class ArgumentTypeError(Error, TypeError):
+    """An argument of another type than the operation takes."""
+
+
+class ArgumentValueError(Error, ValueError):
+    """An argument of the right type whose value the operation does not take."""
+
+
 # --- dtypes -----------------------------------------------------------------------------------
 
 
@@ -50,9 +61,10 @@ class DTypeParseError(Error, ValueError):
 class DimOutOfRangeError(Error, IndexError):
     """A dimension does not exist in the shape."""
 
-    def __init__(self, op: str, shape: tuple[int, ...], dim: int) -> None:
-        rank = len(shape)
-        takes = f"takes {-rank}..{rank - 1}" if rank else "a scalar has no dimensions"
+    def __init__(self, op: str, shape: tuple[int, ...], dim: int, inserted: bool = False) -> None:
+        # A new dim may also stand behind the last.
+        places = len(shape) + inserted
+        takes = f"takes {-places}..{places - 1}" if places else "a scalar has no dimensions"
         super().__init__(f"{op}: dim {dim} is out of range for shape {tuple(shape)}; {takes}")
         self.op, self.shape, self.dim = op, shape, dim
 
@@ -188,7 +200,8 @@ class InvalidIndexError(Error, IndexError):
     """An index lies outside the dimension it indexes."""
 
     def __init__(self, op: str, index: int, size: int) -> None:
-        super().__init__(f"{op}: index {index} is out of range; takes 0..{size - 1}")
+        takes = f"takes 0..{size - 1}" if size else "the dim is empty"
+        super().__init__(f"{op}: index {index} is out of range; {takes}")
         self.op, self.index, self.size = op, index, size
 
 
@@ -211,8 +224,8 @@ class CannotSetVarError(Error, RuntimeError):
 class BackwardNotSupportedError(Error, NotImplementedError):
     """An operation between the loss and a variable has no derivative."""
 
-    def __init__(self, op: str) -> None:
-        super().__init__(f"backward: {op} has no gradient; detach() its input or give it a backward")
+    def __init__(self, op: str, instead: str = "detach() its input or give it a backward") -> None:
+        super().__init__(f"backward: {op} has no gradient; {instead}")
         self.op = op
 
 

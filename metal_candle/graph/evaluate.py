@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from operator import itemgetter
@@ -207,6 +208,42 @@ def evaluate_one(node: GraphNode) -> None:
             value = node.operation.lower(*arrays)
             _start(value)
     return keep(node, value)
+
+
+def evaluate_in_place(node: GraphNode, old: GraphNode) -> None:
+    """``evaluate`` for a content that takes the place of its first input's, ``old``.
+
+    If only the tensor and the new node hold ``old``, its array is let go before MLX computes, and MLX writes into its
+    memory. Whoever else holds it asks for its value later.
+    """
+    sources = node.inputs
+    if (
+        node.value is not None
+        or node.tracked
+        or not sources
+        or sources[0] is not old
+        or any(source.value is None for source in sources)
+        or sys.getrefcount(old) > _OWN_REFERENCES
+    ):
+        return evaluate([node])
+    with on_device(node.device):
+        value = node.operation.lower(*[source.value for source in sources])
+        old.value = None
+        mx.eval(value)
+    return keep(node, value)
+
+
+def _own_references() -> int:
+    """How often ``evaluate_in_place`` finds a node referred to that a tensor and one node's inputs hold."""
+
+    def count(sources: tuple[object, ...], old: object) -> int:
+        return sys.getrefcount(old)
+
+    tensor = [object()]
+    return count((tensor[0],), tensor[0])
+
+
+_OWN_REFERENCES = _own_references()
 
 
 def _start(value: Any) -> None:

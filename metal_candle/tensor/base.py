@@ -182,7 +182,11 @@ class TensorBase:
 
     def apply(self, m: Any) -> Any:
         """What a module, or a function, gives for this tensor. candle: ``Tensor::apply``."""
-        return m.forward(self) if hasattr(m, "forward") else m(self)
+        if hasattr(m, "forward"):
+            return m.forward(self)
+        if not callable(m):
+            raise Error(f"apply: got {type(m).__name__}; takes a module or a function")
+        return m(self)
 
     def apply_t(self, m: Any, train: bool) -> Any:
         """As ``apply``, for a module that acts differently while training. candle: ``Tensor::apply_t``."""

@@ -18,6 +18,7 @@ from ..graph.operation import Meta
 from ..graph.operations.random import next_key
 from .base import TensorBase
 from .eager import CellTensor, Tensor
+from .grad_store import COMPILED, GradStore
 
 R = TypeVar("R")
 
@@ -35,6 +36,8 @@ def _flatten(value: Any, tensors: list[TensorBase]) -> tuple[Any, Hashable]:
     A variable stays what it is: like one from outside the function it is read at each call, can be set, and
     has gradients.
     """
+    if isinstance(value, GradStore):
+        raise Error("compile: got a GradStore among the arguments or results; takes its gradients: grads[var]")
     if isinstance(value, CellTensor):
         return value, ("variable", value._variable)
     if isinstance(value, TensorBase):
@@ -84,6 +87,7 @@ class _Program:
     writes: list[Variable]
     keys: int
     results: Any
+    tracked: list[bool]
     result_kinds: list[type[TensorBase]]
     device: Device
     nodes: int
@@ -94,6 +98,8 @@ class Compiled(Generic[R]):
     """A function that replays. ``traces`` counts how often it was traced, once per structure and shapes."""
 
     def __init__(self, function: Callable[..., R]) -> None:
+        if not callable(function):
+            raise Error(f"compile: got {type(function).__name__}; takes a function")
         functools.update_wrapper(self, function)
         self._function = function
         self._programs: dict[Hashable, _Program] = {}
@@ -111,6 +117,10 @@ class Compiled(Generic[R]):
             f"arguments {', '.join(p.arguments) or 'none'}"
             for i, p in enumerate(self._programs.values())
         )
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """As a method: bound to its object, which is an argument like any other."""
+        return self if instance is None else functools.partial(self, instance)
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
         if current_trace() is not None:  # inside another compiled function: part of its trace
@@ -135,7 +145,10 @@ class Compiled(Generic[R]):
             variable.assign(value)
 
         def wrap(slot: _Slot) -> Any:
-            return slot.kind._from_node(leaf(outputs[slot.index], program.device))  # type: ignore[attr-defined]
+            node = leaf(outputs[slot.index], program.device)
+            if program.tracked[slot.index]:
+                node.cut = COMPILED
+            return slot.kind._from_node(node)  # type: ignore[attr-defined]
 
         result: R = _fill(program.results, wrap)
         return result
@@ -172,6 +185,7 @@ class Compiled(Generic[R]):
             list(written),
             len(trace.keys),
             result_skeleton,
+            [node.tracked for node in result_nodes],
             [type(tensor) for tensor in results],
             device,
             len(plan.nodes),
@@ -185,6 +199,7 @@ def compile(function: Callable[..., R]) -> Compiled[R]:
     Tensors may stand in nested lists, tuples and dicts; other arguments must be hashable and are part of the
     plan. Variables, arguments among them, are read at each call and set when the plan has run; random numbers
     are drawn anew.
-    Inside the function nothing can be evaluated. Also usable as a decorator.
+    Inside the function nothing can be evaluated, and only variables and what it made itself can be changed in place.
+    Results are new tensors without operations: gradients are taken inside. Also usable as a decorator.
     """
     return Compiled(function)

@@ -18,8 +18,9 @@ O = TypeVar("O", bound="CustomOpMethods")  # noqa: E741
 class CustomOp:
     """An operation of your own on MLX arrays; a subclass gives ``forward``, and what else it has.
 
-    Any object with these members will do. ``backward(args, res, grad)`` gives a gradient, or ``None``, for each
-    argument; without it, ``backward()`` on a tensor raises ``BackwardNotSupportedError`` where it would be needed.
+    Any object with these members will do. ``backward(args, res, grad)`` takes and gives MLX arrays, a gradient, or
+    ``None`` (zeros), for each argument; without it, ``backward()`` on a tensor raises ``BackwardNotSupportedError``
+    where it would be needed.
     ``infer(*metas)`` gives ``(shape, dtype)`` of the result from ``meta.shape`` and ``meta.dtype`` of the
     arguments; without it, ``forward`` is run on arrays of zeros that are never evaluated.
 
@@ -35,11 +36,28 @@ class CustomOp:
         raise Error(f"{self.name()}: has no forward; a custom operation defines forward(*arrays)")
 
 
-CustomOp1 = CustomOp2 = CustomOp3 = CustomOp
-"""candle's names, by the number of arguments."""
+class CustomOp1(CustomOp):
+    """candle's name for one of one argument."""
 
-InplaceOp1 = InplaceOp2 = InplaceOp3 = CustomOp
-"""candle's names for operations that ``inplace_op1`` … take: ``forward`` gives the new content."""
+
+class CustomOp2(CustomOp):
+    """candle's name for one of two arguments."""
+
+
+class CustomOp3(CustomOp):
+    """candle's name for one of three arguments."""
+
+
+class InplaceOp1(CustomOp):
+    """candle's name for one that ``inplace_op1`` takes: ``forward`` gives the new content."""
+
+
+class InplaceOp2(CustomOp):
+    """As ``InplaceOp1``, of this tensor and another."""
+
+
+class InplaceOp3(CustomOp):
+    """As ``InplaceOp1``, of this tensor and two others."""
 
 
 class CustomOpMethods(TensorMethods):
@@ -52,21 +70,21 @@ class CustomOpMethods(TensorMethods):
 
         candle: ``Tensor::apply_op1<C: CustomOp1>(&self, c: C) -> Result<Tensor>``
         """
-        return self._custom(Custom(_checked(c)))
+        return self._custom(Custom(checked(c)))
 
     def apply_op2(self: O, rhs: TensorBase, c: Any) -> O:
         """What a ``CustomOp`` gives for this tensor and another.
 
         candle: ``Tensor::apply_op2<C: CustomOp2>(&self, rhs: &Self, c: C) -> Result<Tensor>``
         """
-        return self._custom(Custom(_checked(c)), rhs)
+        return self._custom(Custom(checked(c)), rhs)
 
     def apply_op3(self: O, t2: TensorBase, t3: TensorBase, c: Any) -> O:
         """What a ``CustomOp`` gives for this tensor and two others.
 
         candle: ``Tensor::apply_op3<C: CustomOp3>(&self, t2: &Self, t3: &Self, c: C) -> Result<Tensor>``
         """
-        return self._custom(Custom(_checked(c)), t2, t3)
+        return self._custom(Custom(checked(c)), t2, t3)
 
     apply_op1_arc = apply_op1
     apply_op2_arc = apply_op2
@@ -77,27 +95,28 @@ class CustomOpMethods(TensorMethods):
 
         candle: ``Tensor::apply_op1_no_bwd<C: CustomOp1>(&self, c: &C) -> Result<Tensor>``
         """
-        return self._custom(CustomWithoutBackward(_checked(c)))
+        return self._custom(CustomWithoutBackward(checked(c)))
 
     def apply_op2_no_bwd(self: O, rhs: TensorBase, c: Any) -> O:
         """As ``apply_op2``; the result carries no gradient.
 
         candle: ``Tensor::apply_op2_no_bwd<C: CustomOp2>(&self, rhs: &Self, c: &C) -> Result<Tensor>``
         """
-        return self._custom(CustomWithoutBackward(_checked(c)), rhs)
+        return self._custom(CustomWithoutBackward(checked(c)), rhs)
 
     def apply_op3_no_bwd(self: O, t2: TensorBase, t3: TensorBase, c: Any) -> O:
         """As ``apply_op3``; the result carries no gradient.
 
         candle: ``Tensor::apply_op3_no_bwd<C: CustomOp3>(&self, t2: &Self, t3: &Self, c: &C) -> Result<Tensor>``
         """
-        return self._custom(CustomWithoutBackward(_checked(c)), t2, t3)
+        return self._custom(CustomWithoutBackward(checked(c)), t2, t3)
 
     def _custom(self: O, operation: Custom, *others: TensorBase) -> O:
         return self._wrap(record(operation, (self._node, *[self._operand(other) for other in others])))
 
 
-def _checked(c: Any) -> Any:
-    if not callable(getattr(c, "forward", None)):
+def checked(c: Any) -> Any:
+    """``c``, if it is an operation. Raises ``Error``."""
+    if isinstance(c, type) or not callable(getattr(c, "forward", None)):
         raise Error(f"apply_op: got {type(c).__name__}; takes an object with forward(*arrays), see CustomOp")
     return c

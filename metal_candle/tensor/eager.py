@@ -9,16 +9,17 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from .. import display
-from ..device import DeviceLike
-from ..dtype import DTypeLike
+from ..device import Device, DeviceLike
+from ..dtype import DType, DTypeLike
 from ..error import Error
-from ..graph.evaluate import evaluate_one
+from ..graph.evaluate import evaluate_in_place, evaluate_one
 from ..graph.node import GraphNode, Variable, current_trace, record
 from ..graph.node_data import NodeData
-from ..graph.operation import Operation
+from ..graph.operation import Meta, Operation
 from ..graph.operations.storage import AsStrided, StridedUpdate
 from ..graph.operations.structure import Detach
 from ..layout import Layout
+from ..shape import Shape
 from .base import TensorBase
 from .construct import Constructors, as_array
 from .grad_store import GradStore, backward
@@ -28,6 +29,8 @@ from .python import Packed, pack, present, unpack
 E = TypeVar("E", bound="Tensor")
 K = TypeVar("K", bound="CellTensor")
 _detach = Detach()
+# What a view has read when it has to read anew.
+_NOTHING = GraphNode(Operation.Input, (), Meta(Shape(()), DType.F32), Device.Cpu)
 
 
 _contiguous = functools.lru_cache(1024)(Layout.contiguous)
@@ -89,8 +92,8 @@ class Tensor(InPlaceMethods, Constructors):
     def _store(self, node: GraphNode) -> None:
         """Take a recorded content, which this tensor's views see."""
         if current_trace() is None:
-            evaluate_one(node)
-        elif self._node.value is not None:
+            evaluate_in_place(node, self._node)
+        elif not self._node.inputs:
             raise Error(
                 "in place: a function that compile is tracing changes a tensor from outside of it; takes a Var there"
             )
@@ -132,7 +135,7 @@ class CellTensor(Tensor):
 
     def _store(self, node: GraphNode) -> None:
         if current_trace() is None:
-            evaluate_one(node)
+            evaluate_in_place(node, self._node)
             self._variable.assign(node.value)  # type: ignore[arg-type]
         else:
             self._variable.assign_node(node)
@@ -211,7 +214,10 @@ class ViewTensor(Tensor):
             raise Error(
                 f"in place: the tensor is a view of shape {list(self.shape)} that repeats elements; takes copy() first"
             )
-        self._root._store(record(StridedUpdate(self._layout), (self._root._node, node)))
+        update = record(StridedUpdate(self._layout), (self._root._node, node))
+        # What was read of the storage is stale in a moment, and would keep MLX from writing into it.
+        self._own = self._seen = _NOTHING
+        self._root._store(update)
 
 
 NodeData.tensor_of = staticmethod(Tensor._from_node)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .. import features
+from ..device import DeviceLike
+from ..dtype import DTypeLike
+from ..error import Error
 from ..graph.evaluate import evaluate
 from ..graph.node import GraphNode, topological_order
 from ..graph.node_data import NodeId
@@ -28,7 +31,8 @@ class LazyTensor(Constructors):
 
     __slots__ = ("__weakref__", "_node")
 
-    def __init__(self, node: GraphNode) -> None:
+    def __init__(self, data: Any, device: DeviceLike = None, dtype: DTypeLike | None = None) -> None:
+        node = data if isinstance(data, GraphNode) else type(self).new(data, device, dtype)._node
         self._node = node
         if node.value is None and not node.is_held():
             node.handle = weakref.ref(self)
@@ -52,6 +56,8 @@ class LazyTensor(Constructors):
     def from_tensor(cls: type[L], tensor: TensorBase) -> L:
         """The start of a recording from a tensor; from a ``Var`` the link for gradients is kept."""
         features.require("graph")
+        if not isinstance(tensor, TensorBase):
+            raise Error(f"from_tensor: got {type(tensor).__name__}; takes a tensor, LazyTensor.new takes data")
         return cls(tensor._node)
 
     add_tensor_to_graph = from_tensor
@@ -96,5 +102,8 @@ class LazyTensor(Constructors):
 def eval_all(tensors: Sequence[LazyTensor]) -> list[Tensor]:
     """Evaluate several tensors in one go; what they share is computed once."""
     features.require("graph")
+    for tensor in tensors:
+        if not isinstance(tensor, TensorBase):
+            raise Error(f"eval_all: got {type(tensor).__name__}; takes lazy tensors")
     evaluate([tensor._node for tensor in tensors])
     return [Tensor._from_node(tensor._node) for tensor in tensors]

@@ -71,8 +71,11 @@ class PythonProtocols(TensorBase):
         return self
 
     def __deepcopy__(self: Y, memo: dict[int, Any]) -> Y:
-        """The same values in storage of their own, without the operations they came from."""
-        copied = type(self)._from_array(mx.array(self.mlx()), self.device)
+        """The same values in storage of their own; a gradient goes through the copy as through the tensor."""
+        if self.track_op() and not self.is_variable():
+            copied: Y = self.copy()  # type: ignore[attr-defined]
+        else:
+            copied = type(self)._from_array(mx.array(self.mlx()), self.device)
         memo[id(self)] = copied
         return copied
 
@@ -89,10 +92,12 @@ class PythonProtocols(TensorBase):
             return array.astype(dtype)
         return array.copy() if copy else array
 
-    def __dlpack__(self, **options: Any) -> Any:
-        """The value as DLPack, which torch and others take without a copy."""
+    def __dlpack__(self, *, copy: bool | None = None, **options: Any) -> Any:
+        """The value as DLPack. Who takes it may write into it, so it is a copy, unless ``copy=False`` asks for none."""
+        array = self.mlx() if copy is False else mx.array(self.mlx())
+        mx.eval(array)
         mx.synchronize()
-        return self.mlx().__dlpack__(**options)
+        return array.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """DLPack's numbers of the device."""

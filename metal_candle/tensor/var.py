@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from ..device import DeviceLike
 from ..dtype import DTypeLike
-from ..error import CannotSetVarError, DTypeMismatchError, ShapeMismatchBinaryOpError
+from ..error import CannotSetVarError, DTypeMismatchError, Error, ShapeMismatchBinaryOpError
 from ..graph.node import GraphNode, Variable
 from ..shape import ShapeLike
 from .base import TensorBase
@@ -39,6 +39,8 @@ class Var(CellTensor):
     @classmethod
     def from_tensor(cls: type[V], tensor: TensorBase) -> V:
         """A variable that starts from a tensor's value; a ``Var`` comes back sharing its cell."""
+        if not isinstance(tensor, TensorBase):
+            raise Error(f"from_tensor: got {type(tensor).__name__}; takes a tensor, Var.new takes data")
         var = cls.__new__(cls)
         if isinstance(tensor, CellTensor):
             CellTensor.__init__(var, tensor._variable)

@@ -284,3 +284,19 @@ def test_a_record_without_derivative_is_named() -> None:
     finally:
         del REGISTRY["opaque"]
         del Operation.Opaque
+
+
+def test_the_store_refuses_what_is_no_tensor() -> None:
+    w = Var([1.0])
+    grads = w.sqr().backward()
+    assert list(grads) == [w.id()]
+    assert repr(grads) == "GradStore of 1 gradients"
+    for call in (grads.get, grads.__getitem__, grads.explain, grads.remove, lambda x: x in grads):
+        with pytest.raises(mc.Error, match="got str; takes a tensor"):
+            call("a")  # type: ignore[operator]
+    with pytest.raises(mc.Error, match="insert: got int; takes a tensor"):
+        grads.insert(w, 2)  # type: ignore[arg-type]
+    with pytest.raises(mc.Error, match=r"insert_id: got str; takes a tensor's id\(\)"):
+        grads.insert_id("a", w)  # type: ignore[arg-type]
+    with pytest.raises(mc.Error, match="extend: got dict; takes a GradStore"):
+        grads.extend({})  # type: ignore[arg-type]

@@ -253,3 +253,35 @@ def test_a_plan_lets_results_go_after_their_last_use() -> None:
     plan = Plan([y._node])
     dropped = [slot for step in plan._steps for slot in step[3]]
     assert len(dropped) == len(set(dropped)) == 3
+
+
+def test_a_result_says_that_its_gradient_ends_here() -> None:
+    w = Var([1.0, 2.0])
+    f = mc.compile(lambda x: (w * x).sum_all())
+    loss = f(Tensor([3.0, 4.0]))
+    assert loss.to_scalar() == 11.0
+    for result in (loss, loss * 2.0, LazyTensor.from_tensor(loss) + 1.0):
+        with pytest.raises(NotImplementedError, match="backward: compile has no gradient; its results keep no operat"):
+            result.backward()
+    v = Var([1.0])
+    assert "the end of a compiled function" in (v * loss).sum_all().backward().explain(w)
+    plain = mc.compile(lambda x: x * 2.0)(Tensor([1.0]))
+    assert len(plain.backward()) == 0
+
+
+def test_methods_and_what_is_no_function() -> None:
+    class Scaled:
+        def __init__(self, factor: float) -> None:
+            self.w = Var([factor])
+
+        @mc.compile
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.w
+
+    two, three = Scaled(2.0), Scaled(3.0)
+    assert two.forward(Tensor([5.0])).to_vec1() == [10.0]
+    assert three.forward(Tensor([5.0])).to_vec1() == [15.0]
+    with pytest.raises(mc.Error, match="compile: got int; takes a function"):
+        mc.compile(3)  # type: ignore[arg-type]
+    with pytest.raises(mc.Error, match=r"compile: got a GradStore among the arguments or results; takes its gradients"):
+        mc.compile(lambda x: (x * two.w).sum_all().backward())(Tensor([1.0]))

@@ -251,3 +251,43 @@ def test_a_long_chain_of_views_needs_no_recursion() -> None:
         view = view.reshape((2, 1)).squeeze(1)
     base.const_set(3.0)
     assert view.to_vec1() == [3.0, 3.0]
+
+
+def test_whoever_holds_the_old_content_keeps_it() -> None:
+    """A write goes into the memory where nobody else holds it; here somebody does, each in another way."""
+    t = Tensor(np.zeros((64, 64), np.float32))
+    lazy, array, numpy = LazyTensor.from_tensor(t), t.mlx(), t.numpy()
+    doubled, copied, summed = LazyTensor.from_tensor(t) * 2.0, t.copy(), t + 1.0
+    for write in (lambda: t.slice_set(Tensor.ones((1, 64)), 0, 3), lambda: t.narrow(1, 2, 5).one_set(), t.one_set):
+        write()
+    t[5] = 7.0
+    assert float(t[5, 0]) == 7.0
+    for held in (lazy.eval().numpy(), np.array(array), numpy, doubled.eval().numpy(), copied.numpy()):
+        assert not held.any()
+    assert (summed.numpy() == 1).all()
+
+
+def test_a_write_that_fails_leaves_the_content() -> None:
+    t = Tensor(grid())
+    with pytest.raises(mc.error.InvalidIndexError):
+        t.scatter_set(Tensor([[9], [9]]), Tensor([[1.0], [1.0]]), 1)
+    assert t.to_vec2() == grid().tolist()
+
+
+def test_a_source_that_shares_the_storage_is_refused() -> None:
+    t = Tensor(grid())
+    with pytest.raises(mc.Error, match=r"slice_set: got a source that shares the tensor's storage; takes copy\(\)"):
+        t.slice_set(t.narrow(0, 0, 1), 0, 1)
+    with pytest.raises(mc.Error, match="scatter_set: got a source that shares"):
+        t.scatter_set(Tensor([[0]] * 2), t.narrow(1, 0, 1), 1)
+    t.slice_set(t.narrow(0, 0, 1).copy(), 0, 1)
+    assert t.to_vec2() == [grid()[0].tolist()] * 2
+
+
+def test_an_argument_of_a_compiled_function_cannot_be_written() -> None:
+    def write(x: Tensor) -> Tensor:
+        x.t().narrow(0, 0, 1).zero_set()
+        return x
+
+    with pytest.raises(mc.Error, match="in place: a function that compile is tracing changes a tensor from outside"):
+        mc.compile(write)(Tensor(grid()))

@@ -125,3 +125,16 @@ def test_switches_are_a_threads_own() -> None:
         return LazyTensor.new([1.0]).eval().to_vec1() == [1.0]
 
     assert all(together(work))
+
+
+def test_writes_into_one_tensor_are_not_lost() -> None:
+    total, slots = Tensor(np.zeros(4, np.float32)), Tensor(np.zeros(THREADS, np.float32))
+
+    def work(i: int) -> None:
+        for _ in range(50):
+            total.scatter_add_set(Tensor([i % 4]), Tensor([1.0]), 0)
+        slots.slice_set(Tensor([float(i)]), 0, i)
+
+    together(work)
+    assert total.to_vec1() == [100.0] * 4
+    assert slots.to_vec1() == [float(i) for i in range(THREADS)]

@@ -168,7 +168,12 @@ class SliceAssign(Operation):
 
     @classmethod
     def bind(cls, x: Meta, src: Meta, dim: DimLike, start: int) -> Operation:
-        return cls._at("slice_scatter", x, src, resolve_dim(dim, x.shape, "slice_scatter"), start)
+        return cls.bind_as("slice_scatter", x, src, dim, start)
+
+    @classmethod
+    def bind_as(cls, op: str, x: Meta, src: Meta, dim: DimLike, start: int) -> Operation:
+        """``bind`` under the name that the caller used, which errors carry."""
+        return cls._at(op, x, src, resolve_dim(dim, x.shape, op), start)
 
     @classmethod
     def bind0(cls, x: Meta, src: Meta, start: int) -> Operation:

@@ -21,6 +21,16 @@ def _written(storage: mx.array, values: mx.array, layout: Layout) -> mx.array:
     """``storage`` with ``values`` at the layout's places."""
     if layout.covers(storage.size):
         return values.reshape(storage.shape)
+    block = layout.block_of(Shape(storage.shape)) if values.size else None
+    if block is not None:
+        # MLX writes a block in place where nobody else holds the storage.
+        slices, order = block
+        sizes = [len(range(*bounds)) for bounds in slices]
+        ordered = values.reshape([size for size in layout.shape if size != 1])
+        ordered = mx.transpose(ordered, [order.index(dim) for dim in sorted(order)]) if len(order) > 1 else ordered
+        written = storage[...]  # a handle of its own: only that one is given the changed array
+        written[tuple(slice(*bounds) for bounds in slices)] = ordered.reshape(sizes)
+        return written
     flat = mx.array(storage.reshape(-1))
     flat[mx.array(layout.places().reshape(-1))] = values.reshape(-1)
     return flat.reshape(storage.shape)
