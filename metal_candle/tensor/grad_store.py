@@ -14,7 +14,7 @@ from ..error import (
 )
 from ..graph.differentiate import explain_missing, gradients
 from ..graph.evaluate import evaluate
-from ..graph.node import GraphNode, TensorId, current_trace, record
+from ..graph.node import GraphNode, TensorId, current_trace, record, topological_order
 from ..graph.operations.binary import Add
 from .base import TensorBase
 
@@ -120,7 +120,7 @@ def backward(loss: TensorBase, wrap: Callable[[GraphNode], Tensor]) -> GradStore
 
     Raises ``BackwardNotSupportedError`` where an operation has no gradient, and for a compiled function's results.
     """
-    if not loss.track_op() and loss._node.cut == COMPILED:
+    if not loss.track_op() and any(node.cut == COMPILED for node in topological_order([loss._node])):
         raise BackwardNotSupportedError("compile", "its results keep no operations; call backward() inside it")
     found = gradients(loss._node)
     if current_trace() is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import metal_candle as mc
 from metal_candle import DType, LazyTensor, Tensor, Var
 from metal_candle.graph.differentiate import gradients
 from metal_candle.graph.node import GraphNode, record
