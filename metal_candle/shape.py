@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Union
 
 from .error import (
+    ArgumentTypeError,
     DimOutOfRangeError,
     DuplicateDimIndexError,
     Error,
@@ -15,6 +16,7 @@ from .error import (
     ShapeMismatchError,
     UnexpectedNumberOfDimsError,
 )
+from .error.text import described, shown
 
 # The largest size of one dim that MLX can hold.
 MAX_SIZE = 2**31 - 1
@@ -76,20 +78,18 @@ class Shape(tuple[int, ...]):
     SCALAR: ClassVar[Shape]
 
     @classmethod
-    def of(cls, shape: ShapeLike) -> Shape:
-        """``shape`` as a ``Shape``: an int, tuple or list of sizes; ``()`` is a scalar's.
+    def of(cls, shape: ShapeLike, op: str = "shape") -> Shape:
+        """``shape`` as a ``Shape``: an int, tuple or list of sizes; ``()`` is a scalar's. ``op`` asks for it.
 
-        Raises ``ShapeMismatchError`` for anything but integers from 0 to 2^31 - 1, which is MLX's limit.
+        Raises ``ArgumentTypeError`` for anything but integers, ``ShapeMismatchError`` for those that are not from 0
+        to 2^31 - 1, which is MLX's limit.
         """
         if type(shape) is cls:
             return shape
-        try:
-            sizes: tuple[Any, ...] = (shape,) if isinstance(shape, int) else tuple(shape)
-        except TypeError:
-            sizes = (shape,)
+        sizes = several(shape)
         for size in sizes:
             if type(size) is not int or not 0 <= size <= MAX_SIZE:
-                return cls(_checked(sizes))
+                return cls(_checked(sizes, op))
         return cls(sizes)
 
     @classmethod
@@ -187,16 +187,29 @@ def _integer(value: Any) -> int:
     return operator.index(value)
 
 
-def _checked(sizes: tuple[Any, ...]) -> list[int]:
-    """The sizes as ints, NumPy's for example. Raises ``ShapeMismatchError`` where one is no size."""
-    try:
-        integers = [_integer(size) for size in sizes]
-    except TypeError as error:
-        raise ShapeMismatchError(f"shape: got {sizes}; takes integers that are not negative") from error
+def several(value: Any) -> tuple[Any, ...]:
+    """The members of a list, a tuple, another sequence or a 1-D array; anything else, text too, stands alone."""
+    if isinstance(value, (tuple, list)) or getattr(value, "ndim", 0) == 1:
+        return tuple(value)
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview)):
+        return tuple(value)
+    return (value,)
+
+
+def _checked(sizes: tuple[Any, ...], op: str) -> list[int]:
+    """The sizes as ints, NumPy's for example. Raises as ``Shape.of``."""
+    integers = []
+    for size in sizes:
+        try:
+            integers.append(_integer(size))
+        except TypeError:
+            got = ", ".join(map(described, sizes)) + ("," if len(sizes) == 1 else "")
+            raise ArgumentTypeError(f"{op}: got ({shown(got)}); takes integers that are not negative") from None
     if min(integers) < 0:
-        raise ShapeMismatchError(f"shape: got {sizes}; takes integers that are not negative")
+        raise ShapeMismatchError(f"{op}: got {tuple(integers)}; takes integers that are not negative")
     if max(integers) > MAX_SIZE:
-        raise ShapeMismatchError(f"shape: got {sizes}; takes sizes up to {MAX_SIZE}")
+        got = "a size beyond it" if max(integers).bit_length() > 1024 else tuple(integers)
+        raise ShapeMismatchError(f"{op}: got {got}; takes sizes up to {MAX_SIZE}")
     return integers
 
 
@@ -260,12 +273,13 @@ def _signed(dim: Any, op: str) -> int:
         return dim.value
     try:
         return _integer(dim)
-    except TypeError as error:
-        raise Error(f"{op}: got {dim!r} for a dim; takes an integer or D.Minus1, D.Minus2, D.Minus(n)") from error
+    except TypeError:
+        takes = "takes an integer or D.Minus1, D.Minus2, D.Minus(n)"
+        raise ArgumentTypeError(f"{op}: got {described(dim)} for a dim; {takes}") from None
 
 
 def resolve_dim(dim: DimLike, shape: Sequence[int], op: str) -> int:
-    """``dim`` as an index from the front. Raises ``DimOutOfRangeError``, ``Error`` for what is no dim."""
+    """``dim`` as an index from the front. Raises ``DimOutOfRangeError``, ``ArgumentTypeError`` for what is no dim."""
     value = dim if type(dim) is int else _signed(dim, op)
     rank = len(shape)
     if not -rank <= value < rank:
@@ -280,18 +294,18 @@ def normalize_axis(axis: int, shape: Sequence[int]) -> int:
 
 def resolve_dims(dims: DimsLike, shape: Sequence[int], op: str) -> tuple[int, ...]:
     """Several dims, each from the front. Raises ``DimOutOfRangeError``, ``DuplicateDimIndexError``."""
-    listed: Iterable[DimLike] = dims if hasattr(dims, "__iter__") else (dims,)
-    resolved = tuple(resolve_dim(dim, shape, op) for dim in listed)
+    resolved = tuple(resolve_dim(dim, shape, op) for dim in several(dims))
     if len(set(resolved)) != len(resolved):
         raise DuplicateDimIndexError(op, tuple(shape), resolved)
     return resolved
 
 
-def resolve_insertion(dim: DimLike, rank: int, op: str) -> int:
+def resolve_insertion(dim: DimLike, shape: Sequence[int], op: str) -> int:
     """Where a new dimension goes: 0..=rank, or from the end with -1 as the new last one."""
     value = dim if type(dim) is int else _signed(dim, op)
+    rank = len(shape)
     if not -rank - 1 <= value <= rank:
-        raise DimOutOfRangeError(op, (1,) * (rank + 1), value)
+        raise DimOutOfRangeError(op, tuple(shape), value, inserted=True)
     return value + rank + 1 if value < 0 else value
 
 
@@ -318,19 +332,17 @@ def fill_hole(shape: ShapeLike, elements: int, op: str) -> Shape:
 
     Raises ``ShapeMismatchError`` where no size fills the hole, or where there is none and the count differs.
     """
-    sizes: list[Any] = (
-        [-1 if type(size) is tuple and not size else size for size in shape] if hasattr(shape, "__iter__") else [shape]
-    )
-    if -1 in sizes:
+    sizes: list[Any] = [-1 if type(size) is tuple and not size else size for size in several(shape)]
+    if any(type(size) is int and size == -1 for size in sizes):
         hole = sizes.index(-1)
         others = sizes[:hole] + sizes[hole + 1 :]
-        if -1 in others:
+        if any(type(size) is int and size == -1 for size in others):
             raise ShapeMismatchError(f"{op}: got {tuple(sizes)}; takes at most one hole")
-        known = Shape.of(others).elem_count()
+        known = Shape.of(others, op).elem_count()
         if known == 0 or elements % known:
             raise ShapeMismatchError(f"{op}: {elements} elements do not fill {tuple(sizes)}")
         sizes[hole] = elements // known
-    filled = Shape.of(sizes)
+    filled = Shape.of(sizes, op)
     if filled.elem_count() != elements:
         raise ShapeMismatchError(f"{op}: {elements} elements do not fit shape {tuple(filled)} of {filled.elem_count()}")
     return filled

@@ -62,7 +62,8 @@ def test_what_a_shape_is_made_of() -> None:
     ],
 )
 def test_what_no_shape_is_made_of(shape: Any, text: str) -> None:
-    with pytest.raises(error.ShapeMismatchError, match=re.escape(f"shape: {text}")):
+    kind = error.ArgumentTypeError if shape in ((True,), 2.0, (2, "3"), None) else error.ShapeMismatchError
+    with pytest.raises(kind, match=re.escape(f"shape: {text}")):
         Shape.of(shape)
 
 
@@ -171,10 +172,10 @@ def test_a_dim_is_found_or_named(shape: list[int], dim: int) -> None:
             with pytest.raises(error.DimOutOfRangeError, match="normalize_axis: dim"):
                 normalize_axis(form, shape)
         if -len(shape) - 1 <= dim <= len(shape):
-            assert resolve_insertion(form, len(shape), "unsqueeze") == range(len(shape) + 1)[dim]
+            assert resolve_insertion(form, shape, "unsqueeze") == range(len(shape) + 1)[dim]
         else:
             with pytest.raises(error.DimOutOfRangeError, match=f"unsqueeze: dim {dim} is out of range"):
-                resolve_insertion(form, len(shape), "unsqueeze")
+                resolve_insertion(form, shape, "unsqueeze")
 
 
 @pytest.mark.parametrize("dim", [1.0, "0", True, None])
@@ -184,7 +185,7 @@ def test_what_is_no_dim(dim: Any) -> None:
         lambda: resolve_dim(dim, (2, 3), "sum"),
         lambda: resolve_dims((dim,), (2, 3), "sum"),
         lambda: resolve_dims(dim, (2, 3), "sum"),
-        lambda: resolve_insertion(dim, 2, "sum"),
+        lambda: resolve_insertion(dim, (2, 3), "sum"),
     ):
         with pytest.raises(mc.Error, match=text):
             call()
@@ -232,14 +233,19 @@ def test_a_hole_is_filled_as_numpy_does(sizes: list[int], elements: int, data: A
         ((-1, ()), "reshape: got (-1, -1); takes at most one hole"),
         ((4,), "reshape: 6 elements do not fit shape (4,) of 4"),
         ((), "reshape: 6 elements do not fit shape () of 1"),
-        ((-2, -3), "shape: got (-2, -3); takes integers that are not negative"),
-        ((-1, -2), "shape: got (-2,); takes integers that are not negative"),
-        (6.0, "shape: got (6.0,); takes integers that are not negative"),
+        ((-2, -3), "reshape: got (-2, -3); takes integers that are not negative"),
+        ((-1, -2), "reshape: got (-2,); takes integers that are not negative"),
     ],
 )
 def test_shapes_that_do_not_hold_the_elements(shape: Any, text: str) -> None:
     with pytest.raises(error.ShapeMismatchError, match=re.escape(text)):
         fill_hole(shape, 6, "reshape")
+
+
+def test_a_hole_and_no_hole_of_another_type() -> None:
+    for shape in (6.0, (-1, 2.0)):
+        with pytest.raises(error.ArgumentTypeError, match=re.escape("reshape: got (")):
+            fill_hole(shape, 6, "reshape")  # type: ignore[arg-type]
 
 
 def test_no_hole() -> None:

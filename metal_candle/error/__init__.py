@@ -26,6 +26,8 @@ from .groups import (
     TrainingError,
 )
 from .tensor import (
+    ArgumentTypeError,
+    ArgumentValueError,
     BackwardNotSupportedError,
     BroadcastIncompatibleShapesError,
     CannotFindTensorError,
@@ -58,6 +60,8 @@ from .tensor import (
 )
 
 __all__ = [
+    "ArgumentTypeError",
+    "ArgumentValueError",
     "BackwardNotSupportedError",
     "BroadcastIncompatibleShapesError",
     "CannotFindTensorError",

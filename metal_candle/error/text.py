@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 
+def described(value: object) -> str:
+    """A wrong argument in an error: its own text if it is a number, text, bytes or None, else its type."""
+    if isinstance(value, int) and value.bit_length() > 1024:
+        return f"an integer of {value.bit_length()} bits"
+    if value is None or isinstance(value, (int, float, complex)):
+        return shown(repr(value))
+    if isinstance(value, (str, bytes)):
+        return shown(repr(value[:100]))
+    name = type(value).__name__
+    return f"{'an' if name[:1] in 'aeiouAEIOU' else 'a'} {name}"
+
+
 def shown(value: object, most: int = 80) -> str:
     """``value`` as text on one line: control characters escaped, the middle left out beyond ``most`` characters.
 

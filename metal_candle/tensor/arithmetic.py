@@ -6,10 +6,15 @@ import functools
 import math
 from typing import Any, TypeVar
 
-from ..error import Error, ShapeMismatchBinaryOpError
+import mlx.core as mx
+import numpy as np
+
+from ..error import ArgumentTypeError, Error, ShapeMismatchBinaryOpError
+from ..error.text import described
 from ..graph.node import record
 from ..graph.operations.comparison import CmpOp
 from ..graph.operations.linalg import Matmul
+from .arguments import no_tensor, renamed
 from .base import TensorBase
 from .methods import TensorMethods
 
@@ -34,7 +39,7 @@ class ArithmeticMethods(TensorMethods):
         candle: ``Tensor::matmul(&self, rhs: &Self) -> Result<Self>``
         """
         if not isinstance(rhs, TensorBase):
-            raise _no_tensor("matmul", rhs)
+            raise no_tensor("matmul", rhs)
         node, other = self._node, self._operand(rhs)
         left, right = node.shape, other.shape
         if len(left) == len(right) == 2:
@@ -54,7 +59,7 @@ class ArithmeticMethods(TensorMethods):
         candle: ``Tensor::dot(&self, rhs: &Self) -> Result<Self>``
         """
         if not isinstance(rhs, TensorBase):
-            raise _no_tensor("dot", rhs)
+            raise no_tensor("dot", rhs)
         if len(self.shape) != 1 or self.shape != rhs.shape:
             raise ShapeMismatchBinaryOpError("dot", self.shape, rhs.shape, "two 1-D tensors of one length")
         return self.mul(rhs).sum_all()
@@ -67,7 +72,7 @@ class ArithmeticMethods(TensorMethods):
         candle: ``Tensor::mv(&self, rhs: &Self) -> Result<Self>``
         """
         if not isinstance(rhs, TensorBase):
-            raise _no_tensor("mv", rhs)
+            raise no_tensor("mv", rhs)
         if len(self.shape) != 2 or len(rhs.shape) != 1 or self.shape[1] != rhs.shape[0]:
             raise ShapeMismatchBinaryOpError("mv", self.shape, rhs.shape, "a matrix (m, n) and a vector (n,)")
         return self._record(_matmul, self._lift(rhs).unsqueeze(1)).squeeze(1)
@@ -80,7 +85,11 @@ class ArithmeticMethods(TensorMethods):
 
         candle: ``Tensor::clamp<T1: TensorOrScalar, T2: TensorOrScalar>(&self, min: T1, max: T2) -> Result<Self>``
         """
-        return self.maximum(min).minimum(max)
+        try:
+            return self.maximum(min).minimum(max)
+        except Error as error:
+            renamed(error, "clamp", ("maximum", "minimum"))
+            raise
 
     def cmp(self: A, rhs: TensorBase | float, op: CmpOp) -> A:
         """The comparison ``op`` with a tensor of the same shape, or a number: U8, 1 where it holds.
@@ -88,12 +97,21 @@ class ArithmeticMethods(TensorMethods):
         candle: ``Tensor::cmp<T: TensorOrScalar>(&self, rhs: T, op: CmpOp) -> Result<Self>``
         """
         if not isinstance(op, CmpOp):
-            raise Error(f"cmp: got op {op!r}; takes CmpOp.Eq, Ne, Le, Ge, Lt or Gt")
+            raise ArgumentTypeError(f"cmp: got op {described(op)}; takes CmpOp.Eq, Ne, Le, Ge, Lt or Gt")
         compared: A = getattr(self, op.value)(rhs)
         return compared
 
     def __matmul__(self: A, rhs: Any) -> A:
-        return self._record(_matmul, rhs) if isinstance(rhs, TensorBase) else NotImplemented
+        if isinstance(rhs, TensorBase):
+            return self._record(_matmul, rhs)
+        if isinstance(rhs, (int, float, str, bytes, list, tuple, np.ndarray, np.generic, mx.array)):
+            raise no_tensor("matmul", rhs)
+        return NotImplemented
+
+    def __rmatmul__(self, lhs: Any) -> Any:
+        if isinstance(lhs, (list, tuple, np.ndarray)):
+            raise no_tensor("matmul", lhs, "a tensor; Tensor(...) makes one")
+        return NotImplemented
 
     def __neg__(self: A) -> A:
         return self.neg()
@@ -108,7 +126,3 @@ class ArithmeticMethods(TensorMethods):
     def softmax_fused(self: A) -> A:
         """Softmax over the last dim; metal-candle's ``CustomMetalOps::softmax_fused``."""
         return self.softmax(-1)
-
-
-def _no_tensor(name: str, operand: Any) -> Error:
-    return Error(f"{name}: got {type(operand).__name__} for an operand; takes a tensor")

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import mlx.core as mx
-import numpy as np
 
 from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
-from ..error import Error, UnexpectedNumberOfDimsError
+from ..error import ArgumentValueError, UnexpectedNumberOfDimsError
 from ..graph.evaluate import on_device
 from ..graph.node import GraphNode, leaf, record
 from ..graph.operations.random import Normal, Uniform, random_key
 from ..shape import DimLike, Shape, ShapeLike
 from . import shaping
+from .arguments import number
+from .base import TensorBase
 from .data import as_array
 from .from_data import FromData
 from .memory import check_room
@@ -37,7 +39,7 @@ class Constructors(FromData):
 
     @classmethod
     def _made(cls: type[C], op: str, shape: ShapeLike, dtype: DTypeLike, device: DeviceLike, make: _Make) -> C:
-        return cls._from_node(_made(op, Shape.of(shape), DType.of(dtype), Device.of(device), make))
+        return cls._from_node(_made(op, Shape.of(shape, op), DType.of(dtype), Device.of(device), make))
 
     # --- constants ----------------------------------------------------------------------------
 
@@ -96,10 +98,10 @@ class Constructors(FromData):
 
         candle: ``Tensor::full<D: WithDType, S: Into<Shape>>(value: D, shape: S, device: &Device) -> Result<Self>``
         """
-        number = as_array(value, dtype, "full")
-        if number.ndim:
-            raise UnexpectedNumberOfDimsError("full", 0, tuple(number.shape))
-        return cls._made("full", shape, number.dtype, device, lambda sizes, kind: mx.full(sizes, number, kind))
+        filling = as_array(value, dtype, "full")
+        if filling.ndim:
+            raise UnexpectedNumberOfDimsError("full", 0, tuple(filling.shape))
+        return cls._made("full", shape, filling.dtype, device, lambda sizes, kind: mx.full(sizes, filling, kind))
 
     @classmethod
     def eye(cls: type[C], n: int, dtype: DTypeLike = DType.F32, device: DeviceLike = None) -> C:
@@ -173,7 +175,7 @@ class Constructors(FromData):
 
         candle: ``Tensor::rand<S: Into<Shape>, T: FloatDType>(lo: T, up: T, s: S, device: &Device)``
         """
-        return cls._from_node(_uniform("rand", lo, up, Shape.of(shape), DType.of(dtype), Device.of(device)))
+        return cls._from_node(_uniform("rand", lo, up, Shape.of(shape, "rand"), DType.of(dtype), Device.of(device)))
 
     def rand_like(self: C, lo: float, up: float) -> C:
         """Uniform in ``[lo, up)``, of the same shape, dtype and device, without a gradient. Raises as ``rand``.
@@ -198,7 +200,7 @@ class Constructors(FromData):
 
         candle: ``Tensor::randn<S: Into<Shape>, T: FloatDType>(mean: T, std: T, s: S, device: &Device)``
         """
-        return cls._from_node(_normal("randn", mean, std, Shape.of(shape), DType.of(dtype), Device.of(device)))
+        return cls._from_node(_normal("randn", mean, std, Shape.of(shape, "randn"), DType.of(dtype), Device.of(device)))
 
     def randn_like(self: C, mean: float, stdev: float) -> C:
         """Normal, of the same shape, dtype and device, without a gradient. Raises as ``randn``.
@@ -210,15 +212,21 @@ class Constructors(FromData):
     # --- joined -------------------------------------------------------------------------------
 
     @classmethod
-    def cat(cls: type[C], args: Sequence[C], dim: DimLike) -> C:
-        """Tensors joined along a dim."""
-        joined: C = shaping.cat(list(args), dim)
+    def cat(cls: type[C], args: Sequence[TensorBase], dim: DimLike) -> C:
+        """Tensors joined along a dim; of ``LazyTensor`` a lazy one, also of eager tensors.
+
+        candle: ``Tensor::cat<A: AsRef<Tensor>, D: Dim>(args: &[A], dim: D) -> Result<Self>``
+        """
+        joined: C = shaping.cat(args, dim, cls.__new__(cls)._lift)  # the kind decides, not a tensor
         return joined
 
     @classmethod
-    def stack(cls: type[C], args: Sequence[C], dim: DimLike) -> C:
-        """Tensors of one shape along a new dim."""
-        joined: C = shaping.stack(list(args), dim)
+    def stack(cls: type[C], args: Sequence[TensorBase], dim: DimLike) -> C:
+        """Tensors of one shape along a new dim; of ``LazyTensor`` a lazy one, also of eager tensors.
+
+        candle: ``Tensor::stack<A: AsRef<Tensor>, D: Dim>(args: &[A], dim: D) -> Result<Self>``
+        """
+        joined: C = shaping.stack(args, dim, cls.__new__(cls)._lift)
         return joined
 
 
@@ -235,7 +243,7 @@ def _made(op: str, shape: Shape, dtype: DType, device: Device, make: _Make) -> G
 def _uniform(op: str, lo: Any, up: Any, shape: Shape, dtype: DType, device: Device) -> GraphNode:
     low, high = _finite(op, "lo", lo), _finite(op, "up", up)
     if low >= high:
-        raise Error(f"{op}: got lo {lo}, up {up}; takes lo < up")
+        raise ArgumentValueError(f"{op}: got lo {lo}, up {up}; takes lo < up")
     check_room(op, shape, dtype, device)
     return record(Uniform(low, high, shape, dtype), (random_key(device),))
 
@@ -243,12 +251,13 @@ def _uniform(op: str, lo: Any, up: Any, shape: Shape, dtype: DType, device: Devi
 def _normal(op: str, mean: Any, std: Any, shape: Shape, dtype: DType, device: Device) -> GraphNode:
     center, width = _finite(op, "mean", mean), _finite(op, "std", std)
     if width < 0:
-        raise Error(f"{op}: got std {std}; takes std >= 0")
+        raise ArgumentValueError(f"{op}: got std {std}; takes std >= 0")
     check_room(op, shape, dtype, device)
     return record(Normal(center, width, shape, dtype), (random_key(device),))
 
 
 def _finite(op: str, name: str, value: Any) -> float:
-    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and np.isfinite(value):
-        return float(value)
-    raise Error(f"{op}: got {value!r} for {name}; takes a finite number")
+    found = number(op, name, value, "a finite number")
+    if math.isfinite(found):
+        return found
+    raise ArgumentValueError(f"{op}: got {found} for {name}; takes a finite number")

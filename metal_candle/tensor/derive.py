@@ -7,13 +7,18 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ..error import Error, ShapeMismatchBinaryOpError
+import mlx.core as mx
+import numpy as np
+
+from ..error import ArgumentTypeError, ArgumentValueError, Error, ShapeMismatchBinaryOpError
+from ..error.text import described
 from ..graph import operations  # fills the registry
 from ..graph.node import GraphNode, record
 from ..graph.operation import REGISTRY, Operation
 from ..graph.operations.affine import Affine
 from ..graph.operations.binary import Binary, Div
 from ..graph.operations.unary import Powf
+from .arguments import check_of, no_tensor, renamed
 from .base import TensorBase
 
 __all__ = ["documentation", "method_table", "operations", "operator_table", "parameters"]
@@ -75,7 +80,8 @@ def _method(key: str, name: str, bind: Binder) -> Callable[..., Any]:
     elif issubclass(record_class, Binary):
         method = _of_two(record_class, name, bind)
     else:
-        method = _of_any(name, bind, (record_class.arity or 1) - 1, declared)
+        others = {key, *record_class.surface()} - {name}
+        method = _of_any(name, bind, (record_class.arity or 1) - 1, declared, sorted(others, key=len, reverse=True))
     method.__name__ = name
     method.__qualname__ = f"TensorMethods.{name}"
     method.__doc__ = documentation(key)
@@ -101,10 +107,10 @@ def _of_two(record_class: type[Binary], name: str, bind: Binder) -> Callable[...
             other = self._operand(rhs)
             if strict and node.meta[0] != other.meta[0]:
                 bind(node.meta, other.meta)
-        elif numbers:
-            other = self._number(rhs)
+        elif not numbers:
+            raise no_tensor(name, rhs)
         else:
-            raise _no_tensor(name, rhs)
+            other = _number(self, name, rhs)
         try:
             meta = operation.infer(node.meta, other.meta)  # type: ignore[arg-type]
         except ShapeMismatchBinaryOpError as error:
@@ -115,13 +121,43 @@ def _of_two(record_class: type[Binary], name: str, bind: Binder) -> Callable[...
     return method
 
 
-def _of_any(name: str, bind: Binder, operands: int, declared: list[inspect.Parameter]) -> Callable[..., Any]:
+def _number(tensor: TensorBase, name: str, value: Any) -> GraphNode:
+    """A number beside a tensor, in its dtype."""
+    if not isinstance(value, _NUMBERS):
+        raise no_tensor(name, value, "a tensor or a number")
+    try:
+        return tensor._number(value)
+    except OverflowError:
+        raise _too_large(name, value) from None
+    except Error as error:
+        renamed(error, name, ("operand",))
+        raise
+
+
+_NUMBERS = (int, float, np.integer, np.floating, np.bool_)
+
+
+def _of_any(
+    name: str, bind: Binder, operands: int, declared: list[inspect.Parameter], others: list[str]
+) -> Callable[..., Any]:
     names = [p.name for p in declared]
     required = sum(p.default is p.empty for p in declared)
     # What an operation of dims and shapes gives depends on nothing but them and its operands' shapes and dtypes, so a
     # loop that records it again need not work it out again.
     known = all(p.annotation in _REMEMBERED for p in declared[operands:])
-    bound = functools.lru_cache(_REMEMBER)(_bound) if known else _bound
+    checks = [check_of(name, p.name, p.annotation) for p in declared[operands:]]
+
+    def work_out(metas: tuple[Any, ...], *args: Any) -> tuple[Operation, Any]:
+        """The operation of a call, and the shape and dtype of its result."""
+        try:
+            operation = bind(*metas, *[check(arg) for check, arg in zip(checks, args)])
+            return operation, operation.infer(*metas)
+        except Error as error:
+            renamed(error, name, others)
+            raise
+
+    # Typed: 1 and True are equal, but no dim is called True.
+    bound = functools.lru_cache(_REMEMBER, typed=True)(work_out) if known else work_out
 
     def method(self: TensorBase, *args: Any, **kwargs: Any) -> Any:
         if kwargs:
@@ -133,14 +169,16 @@ def _of_any(name: str, bind: Binder, operands: int, declared: list[inspect.Param
         metas: tuple[Any, ...] = (node.meta,)
         for operand in args[:operands]:
             if not isinstance(operand, TensorBase):
-                raise _no_tensor(name, operand)
+                raise no_tensor(name, operand)
             other = self._operand(operand)
             nodes += (other,)
             metas += (other.meta,)
         try:
-            operation, meta = bound(bind, metas, args[operands:])
-        except TypeError:  # dims in a list cannot be remembered; or it is a mistake, which is then raised again
-            operation, meta = _bound(bind, metas, args[operands:])
+            operation, meta = bound(metas, *args[operands:])
+        except TypeError as error:
+            if isinstance(error, Error):
+                raise
+            operation, meta = work_out(metas, *args[operands:])  # dims in a list cannot be remembered
         return self._wrap(record(operation, nodes, None, meta))
 
     return method
@@ -148,16 +186,6 @@ def _of_any(name: str, bind: Binder, operands: int, declared: list[inspect.Param
 
 _REMEMBERED = ("DimLike", "DimsLike", "ShapeLike", "int", "bool")
 _REMEMBER = 1024
-
-
-def _bound(bind: Binder, metas: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Operation, Any]:
-    """The operation of a call, and the shape and dtype of its result."""
-    operation = bind(*metas, *args)
-    return operation, operation.infer(*metas)
-
-
-def _no_tensor(name: str, operand: Any) -> Error:
-    return Error(f"{name}: got {type(operand).__name__} for an operand; takes a tensor")
 
 
 def _positional(name: str, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -181,24 +209,50 @@ _WITH_NUMBER: dict[str, Callable[[float], Operation]] = {
 }
 
 
+# Python is not asked what these make of a tensor: a list would repeat itself.
+_DATA = (list, tuple, np.ndarray, mx.array)
+_REFUSED = (*_DATA, str, bytes, bytearray, dict, set, frozenset, complex, np.generic, type(None))
+
+
 def _operator(
     operation: Operation, with_number: Callable[[float], Operation] | None, reflected: bool
 ) -> Callable[..., Any]:
     divides = isinstance(operation, Div) and not reflected
+    key = operation.key
+    # Nothing equals a text or None: that is an answer.
+    refused = _DATA if key in ("eq", "ne") else _REFUSED
 
     def operator(self: TensorBase, other: Any) -> Any:
         node: GraphNode = self._node
         if isinstance(other, TensorBase):
             right = self._operand(other)
             return self._wrap(record(operation, (node, right), None, operation.infer(node.meta, right.meta)))
-        if not self._is_number(other):
+        if not isinstance(other, _NUMBERS):
+            if isinstance(other, refused):
+                hint = "; Tensor(...) makes one" if isinstance(other, _DATA) else ""
+                raise no_tensor(key, other, f"a tensor or a number{hint}")
             return NotImplemented
         if node.meta[1].is_float_:  # type: ignore[union-attr]
             if with_number is not None:
-                return self._wrap(record(with_number(float(other)), (node,), None, node.meta))
+                try:
+                    value = float(other)
+                except OverflowError:
+                    raise _too_large(key, other) from None
+                return self._wrap(record(with_number(value), (node,), None, node.meta))
         elif divides and other == 0:
-            raise Error(f"div: got 0 for a tensor of {node.dtype} to be divided by; takes any other integer")
-        number = self._number(other)
-        return self._wrap(record(operation, (number, node) if reflected else (node, number)))
+            raise ArgumentValueError(
+                f"div: got 0 for a tensor of {node.dtype} to be divided by; takes any other integer"
+            )
+        constant = _number(self, key, other)
+        return self._wrap(record(operation, (constant, node) if reflected else (node, constant)))
 
-    return operator
+    def power(self: TensorBase, other: Any, modulo: Any = None) -> Any:
+        if modulo is not None:
+            raise ArgumentTypeError(f"pow: got {described(modulo)} for a modulus; takes none")
+        return operator(self, other)
+
+    return power if key == "pow" else operator
+
+
+def _too_large(name: str, value: Any) -> Error:
+    return ArgumentValueError(f"{name}: got {described(value)} for an operand; takes a number that a float holds")

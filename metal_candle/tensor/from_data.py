@@ -10,7 +10,8 @@ import numpy as np
 
 from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
-from ..error import Error
+from ..error import ArgumentTypeError
+from ..error.text import described
 from ..graph.evaluate import on_device
 from ..graph.node import GraphNode, leaf
 from ..shape import Shape, ShapeLike, expect_rank, fill_hole
@@ -90,6 +91,8 @@ class FromData(WrittenMethods):
 
         candle: ``Tensor::from_iter<D: WithDType>(iter: impl IntoIterator<Item = D>, device: &Device)``
         """
+        if not isinstance(iterable, Iterable) or isinstance(iterable, (str, bytes)):
+            raise ArgumentTypeError(f"from_iter: got {described(iterable)}; takes an iterable of numbers")
         array = as_array(list(iterable), dtype, "from_iter")
         expect_rank(array.shape, 1, "from_iter")
         return cls._from_array(array, device, "from_iter")
@@ -102,7 +105,7 @@ class FromData(WrittenMethods):
         """
         array = of_buffer(data, DType.of(dtype), "from_raw_buffer")
         with on_device(Device.Cpu):
-            array = array.reshape(fill_hole(Shape.of(shape), array.size, "from_raw_buffer"))
+            array = array.reshape(fill_hole(Shape.of(shape, "from_raw_buffer"), array.size, "from_raw_buffer"))
             return cls._from_array(array, device, "from_raw_buffer")
 
     @classmethod
@@ -112,7 +115,7 @@ class FromData(WrittenMethods):
         Raises ``DTypeParseError`` for a dtype candle lacks, ``Error`` for what is no NumPy array.
         """
         if not isinstance(array, (np.ndarray, np.generic)):
-            raise Error(f"from_numpy: got {type(array).__name__}; takes a NumPy array, new takes lists")
+            raise ArgumentTypeError(f"from_numpy: got {type(array).__name__}; takes a NumPy array, new takes lists")
         return cls._from_array(as_array(array, op="from_numpy"), device, "from_numpy")
 
     @classmethod
@@ -122,7 +125,7 @@ class FromData(WrittenMethods):
         Raises ``DTypeParseError`` for a dtype candle lacks, ``Error`` for what is no MLX array.
         """
         if not isinstance(array, mx.array):
-            raise Error(f"from_mlx: got {type(array).__name__}; takes an mx.array")
+            raise ArgumentTypeError(f"from_mlx: got {type(array).__name__}; takes an mx.array")
         return cls._from_array(as_array(array, op="from_mlx"), device, "from_mlx")
 
     @classmethod

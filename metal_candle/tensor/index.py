@@ -12,7 +12,14 @@ import mlx.core as mx
 import numpy as np
 
 from ..dtype import DType
-from ..error import DimOutOfRangeError, Error, InvalidIndexError, ShapeMismatchError
+from ..error import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    DimOutOfRangeError,
+    InvalidIndexError,
+    ShapeMismatchError,
+)
+from ..error.text import described, shown
 from ..graph.node import leaf, record
 from ..graph.operation import Meta, Operation
 from ..graph.operations.index import IndexSelect
@@ -20,6 +27,7 @@ from ..graph.operations.part import Slice
 from ..shape import Shape
 from .base import TensorBase
 
+_RANGES = "takes slices, pairs of integers and integers"
 _TAKES = "takes ints, slices, `...`, None, lists and tensors of ids"
 
 
@@ -127,7 +135,7 @@ def _full(given: tuple[Any, ...], shape: Shape) -> list[Any]:
     if len(items) == 1 and isinstance(items[0], TensorBase):
         mask = items[0]
         if mask.dtype is DType.U8 and mask.shape and mask.shape == shape:
-            raise Error(
+            raise ArgumentValueError(
                 f"index: got a u8 tensor of the tensor's own shape {tuple(mask.shape)}, as masks have; "
                 "where_cond chooses by condition, index_select takes u8 ids"
             )
@@ -136,7 +144,7 @@ def _full(given: tuple[Any, ...], shape: Shape) -> list[Any]:
         raise DimOutOfRangeError("index", shape, consumed - 1)
     places = [i for i, item in enumerate(items) if item is Ellipsis]
     if len(places) > 1:
-        raise Error("index: got two `...`; takes one")
+        raise ArgumentValueError("index: got two `...`; takes one")
     for place in places:
         items[place : place + 1] = [slice(None)] * (len(shape) - consumed)
     return items
@@ -149,19 +157,19 @@ def _item(item: Any) -> Any:
         try:
             ids = np.asarray(item)
         except (ValueError, OverflowError) as error:
-            raise Error(f"index: got lists of different lengths or huge numbers; {_TAKES}") from error
+            raise ArgumentValueError(f"index: got lists of different lengths or huge numbers; {_TAKES}") from error
         if not ids.size and not isinstance(item, np.ndarray):
             ids = ids.astype(np.int64)
         if ids.dtype.kind in "iu":
             return ids
         hint = "; where_cond chooses by condition" if ids.dtype.kind == "b" else ""
-        raise Error(f"index: got {type(item).__name__} of {ids.dtype}; {_TAKES}{hint}")
+        raise ArgumentTypeError(f"index: got {type(item).__name__} of {ids.dtype}; {_TAKES}{hint}")
     if isinstance(item, (bool, np.bool_)):
-        raise Error(f"index: got bool; {_TAKES}; where_cond chooses by condition")
+        raise ArgumentTypeError(f"index: got bool; {_TAKES}; where_cond chooses by condition")
     try:
         return operator.index(item)
     except TypeError:
-        raise Error(f"index: got {type(item).__name__}; {_TAKES}") from None
+        raise ArgumentTypeError(f"index: got {type(item).__name__}; {_TAKES}") from None
 
 
 def _position(item: int, size: int) -> int:
@@ -174,8 +182,10 @@ def _position(item: int, size: int) -> int:
 def _kept(item: slice, size: int) -> range:
     try:
         return range(*item.indices(size))
-    except (TypeError, ValueError) as error:  # bounds that are no integers, a step of 0
-        raise Error(f"index: got {item}; {error}") from error
+    except TypeError as error:
+        raise ArgumentTypeError(f"index: got {shown(item)}; {error}") from None
+    except ValueError as error:
+        raise ArgumentValueError(f"index: got {shown(item)}; {error}") from None
 
 
 def _run(kept: range) -> tuple[int, int, int]:
@@ -198,7 +208,7 @@ def block(ranges: Any, shape: Sequence[int]) -> list[tuple[int, int]]:
     numbers count from the end. Raises ``ShapeMismatchError`` for another number of them, for one that is empty
     or leaves its dim: nothing is clamped.
     """
-    listed = (ranges,) if isinstance(ranges, (int, slice, range)) else tuple(ranges)
+    listed = ranges if isinstance(ranges, (tuple, list)) else (ranges,)
     if len(listed) != len(shape):
         raise ShapeMismatchError(
             f"slice_assign: got {len(listed)} ranges for shape {tuple(shape)}; takes one for each dim"
@@ -229,8 +239,8 @@ def _ends(item: Any, size: int) -> tuple[int, int, int]:
         start = start + size if start < 0 else start
         end = size if last is None else operator.index(last)
         end = end + size if end < 0 else end
-    except TypeError as error:
-        raise ShapeMismatchError(f"slice_assign: got range {item!r}; {error}") from error
+    except TypeError:
+        raise ArgumentTypeError(f"slice_assign: got {described(item)} for a range; {_RANGES}") from None
     if first is item:
         end = start + 1
     return start, end, 1 if step is None else step

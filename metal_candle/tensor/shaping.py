@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from ..error import (
@@ -21,6 +21,7 @@ from ..graph.operations.part import SliceAssign
 from ..graph.operations.sort import SortLastDim
 from ..graph.operations.structure import Pick
 from ..shape import DimLike, Shape, ShapeLike, expect_rank, resolve_dim, resolve_insertion
+from .arguments import boolean, no_tensor, renamed, tensors
 from .base import TensorBase
 from .index import block, index
 from .methods import TensorMethods
@@ -61,7 +62,7 @@ class ShapingMethods(TensorMethods):
 
     def get(self: S, i: int) -> S:
         """Entry ``i`` of the first dim, which is dropped. Raises ``NarrowInvalidArgsError``."""
-        return self if not self.shape else self.narrow(0, i, 1).squeeze(0)
+        return self if not self.shape else _entry("get", self, 0, i)
 
     def get_on_dim(self: S, dim: DimLike, index: int) -> S:
         """Entry ``index`` of a dim, which is dropped. Raises ``DimOutOfRangeError``, ``NarrowInvalidArgsError``.
@@ -69,7 +70,7 @@ class ShapingMethods(TensorMethods):
         candle: ``Tensor::get_on_dim<D: Dim>(&self, dim: D, index: usize) -> Result<Tensor>``
         """
         axis = resolve_dim(dim, self.shape, "get_on_dim")
-        return self.narrow(axis, index, 1).squeeze(axis)
+        return _entry("get_on_dim", self, axis, index)
 
     def chunk(self: S, chunks: int, dim: DimLike) -> list[S]:
         """``chunks`` nearly equal parts of a dim, the larger ones first; fewer if it is shorter.
@@ -88,7 +89,7 @@ class ShapingMethods(TensorMethods):
 
     def broadcast_left(self: S, left: ShapeLike) -> S:
         """The tensor repeated along new leading dims."""
-        return self.broadcast_as((*Shape.of(left), *self.shape))
+        return self.broadcast_as((*Shape.of(left, "broadcast_left"), *self.shape))
 
     def slice_assign(self: S, ranges: Any, src: TensorBase) -> S:
         """The tensor with the block that ``ranges`` names, one for each dim, replaced by ``src``.
@@ -99,7 +100,7 @@ class ShapingMethods(TensorMethods):
         candle: ``Tensor::slice_assign<D: RangeBounds<usize>>(&self, ranges: &[D], src: &Tensor) -> Result<Self>``
         """
         if not isinstance(src, TensorBase):
-            raise Error(f"slice_assign: got {type(src).__name__} for an operand; takes a tensor")
+            raise no_tensor("slice_assign", src)
         found = block(ranges, self.shape)
         sizes = tuple(end - start for start, end in found)
         if sizes != tuple(src.shape):
@@ -113,7 +114,7 @@ class ShapingMethods(TensorMethods):
 
         candle: ``Tensor::sort_last_dim(&self, asc: bool) -> Result<(Tensor, Tensor)>``
         """
-        both = record(SortLastDim(bool(asc)), (self._node,))
+        both = record(SortLastDim(boolean("sort_last_dim", "asc", asc)), (self._node,))
         return self._wrap(record(Pick(0), (both,))), self._wrap(record(Pick(1), (both,)))
 
     @staticmethod
@@ -126,6 +127,8 @@ class ShapingMethods(TensorMethods):
 
         candle: ``Tensor::meshgrid<A: AsRef<Tensor>>(args: &[A], xy_indexing: bool) -> Result<Vec<Self>>``
         """
+        args = tensors("meshgrid", args)
+        boolean("meshgrid", "xy_indexing", xy_indexing)
         if len(args) < 2:
             raise OpRequiresAtLeastTwoTensorsError("meshgrid", len(args))
         for arg in args:
@@ -153,33 +156,46 @@ class ShapingMethods(TensorMethods):
         return self.i(at)
 
 
-def cat(tensors: Any, dim: DimLike) -> Any:
-    """Tensors joined along ``dim``; a single one is given back, whatever ``dim``, as in candle.
+def _entry(op: str, tensor: S, dim: int, index: int) -> S:
+    try:
+        return tensor.narrow(dim, index, 1).squeeze(dim)
+    except Error as error:
+        renamed(error, op, ("narrow",))
+        raise
 
-    Raises ``OpRequiresAtLeastOneTensorError``, ``DimOutOfRangeError``, ``UnexpectedNumberOfDimsError``,
-    ``ShapeMismatchCatError``, ``DTypeMismatchError``: nothing is promoted.
+
+def cat(given: Any, dim: DimLike, of: Callable[[TensorBase], Any]) -> Any:
+    """Tensors, each made one of the result's kind by ``of``, joined along ``dim``.
+
+    A single one is given back, whatever ``dim``, as in candle. Raises ``OpRequiresAtLeastOneTensorError``,
+    ``DimOutOfRangeError``, ``UnexpectedNumberOfDimsError``, ``ShapeMismatchCatError``, ``DTypeMismatchError``:
+    nothing is promoted.
     """
-    _expect_tensors("cat", tensors)
-    first = tensors[0]
-    if len(tensors) == 1:
-        return first
-    operation: Operation = Cat(resolve_dim(dim, first.shape, "cat"))
-    return first._wrap(record(operation, tuple(first._operand(tensor) for tensor in tensors)))
+    listed = [of(tensor) for tensor in tensors("cat", given)]
+    if not listed:
+        raise OpRequiresAtLeastOneTensorError("cat")
+    return _joined(listed, dim, "cat")
 
 
-def stack(tensors: Any, dim: DimLike) -> Any:
+def stack(given: Any, dim: DimLike, of: Callable[[TensorBase], Any]) -> Any:
     """Tensors of one shape along a new ``dim``, which may be their rank; ``-1`` makes it the last."""
-    _expect_tensors("stack", tensors)
-    for other in tensors:
-        if other.shape != tensors[0].shape:
-            raise ShapeMismatchBinaryOpError("stack", tensors[0].shape, other.shape, "equal shapes")
-    axis = resolve_insertion(dim, tensors[0].rank, "stack")
-    return cat([tensor.unsqueeze(axis) for tensor in tensors], axis)
+    listed = [of(tensor) for tensor in tensors("stack", given)]
+    if not listed:
+        raise OpRequiresAtLeastOneTensorError("stack")
+    for other in listed:
+        if other.shape != listed[0].shape:
+            raise ShapeMismatchBinaryOpError("stack", listed[0].shape, other.shape, "equal shapes")
+    axis = resolve_insertion(dim, listed[0].shape, "stack")
+    return _joined([tensor.unsqueeze(axis) for tensor in listed], axis, "stack")
 
 
-def _expect_tensors(op: str, tensors: Any) -> None:
-    if not tensors:
-        raise OpRequiresAtLeastOneTensorError(op)
-    for tensor in tensors:
-        if not isinstance(tensor, TensorBase):
-            raise Error(f"{op}: got {type(tensor).__name__} for an operand; takes a tensor")
+def _joined(listed: list[Any], dim: DimLike, op: str) -> Any:
+    first = listed[0]
+    if len(listed) == 1:
+        return first
+    operation: Operation = Cat(resolve_dim(dim, first.shape, op))
+    try:
+        return first._wrap(record(operation, tuple(tensor._node for tensor in listed)))
+    except Error as error:
+        renamed(error, op, ("cat",))
+        raise

@@ -235,7 +235,7 @@ ERRORS: list[tuple[type[mc.Error], str, Callable[[Any], Any]]] = [
     (mc.error.ShapeMismatchError, "unfold: got size -1; takes 0 or more", lambda x: x.unfold(0, -1, 1)),
     (mc.error.DimOutOfRangeError, "unfold: dim 2 is out of range", lambda x: x.unfold(2, 1, 1)),
     (mc.error.DimOutOfRangeError, "roll: dim 2 is out of range", lambda x: x.roll(1, 2)),
-    (mc.error.ShapeMismatchError, "roll: got shift 0.5; takes an integer", lambda x: x.roll(0.5, 0)),
+    (mc.error.ArgumentTypeError, "roll: got shift 0.5; takes an integer", lambda x: x.roll(0.5, 0)),
     (mc.error.DimOutOfRangeError, "flip: dim -3 is out of range", lambda x: x.flip((0, -3))),
     (mc.error.DuplicateDimIndexError, "flip: dims (1, 1)", lambda x: x.flip((1, -1))),
     (mc.error.DimOutOfRangeError, "pad_with_zeros: dim 2", lambda x: x.pad_with_zeros(2, 1, 0)),

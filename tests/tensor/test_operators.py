@@ -81,11 +81,11 @@ def test_signed_division_truncates() -> None:
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda x: x * 1.5, "operand: got 1.5 beside a tensor of u8"),
-        (lambda x: 0.5 + x, "operand: got 0.5 beside a tensor of u8"),
-        (lambda x: x + 256, "operand: got 256 beside a tensor of u8"),
-        (lambda x: x - float("inf"), "operand: got inf beside a tensor of u8"),
-        (lambda x: x == float("nan"), "operand: got nan beside a tensor of u8"),
+        (lambda x: x * 1.5, "mul: got 1.5 beside a tensor of u8"),
+        (lambda x: 0.5 + x, "add: got 0.5 beside a tensor of u8"),
+        (lambda x: x + 256, "add: got 256 beside a tensor of u8"),
+        (lambda x: x - float("inf"), "sub: got inf beside a tensor of u8"),
+        (lambda x: x == float("nan"), "eq: got nan beside a tensor of u8"),
         (lambda x: x / 0, "div: got 0 for a tensor of u8 to be divided by"),
         (lambda x: x**2, "pow: got dtype u8"),
         (lambda x: 2**x, "pow: got dtype u8"),

@@ -37,18 +37,18 @@ CASES: list[tuple[type[Exception], str, Callable[[Any], Any]]] = [
         lambda x: x.unsqueeze(0).matmul(x.t().broadcast_left(5)),
     ),
     (TypeError, "matmul: got dtype i64; takes bf16, f16, f32 or f64", lambda x: x.to_dtype("i64") @ x.to_dtype("i64")),
-    (mc.Error, "matmul: got list for an operand; takes a tensor", lambda x: x.matmul([1])),
-    (mc.Error, "add: got float for an operand; takes a tensor", lambda x: x.add(1.0)),
-    (mc.Error, "operand: got str; takes a tensor or a number", lambda x: x.maximum("1")),
+    (TypeError, "matmul: got list for an operand; takes a tensor", lambda x: x.matmul([1])),
+    (TypeError, "add: got float for an operand; takes a tensor", lambda x: x.add(1.0)),
+    (TypeError, "maximum: got str for an operand; takes a tensor or a number", lambda x: x.maximum("1")),
     (
         mc.Error,
-        "operand: got 1.5 beside a tensor of i64; takes an integer from -9223372036854775808 to 9223372036854775807, "
+        "add: got 1.5 beside a tensor of i64; takes an integer from -9223372036854775808 to 9223372036854775807, "
         "or to_dtype first",
         lambda x: x.to_dtype("i64") + 1.5,
     ),
     (
         mc.Error,
-        "operand: got 300 beside a tensor of u8; takes an integer from 0 to 255, or to_dtype first",
+        "lt: got 300 beside a tensor of u8; takes an integer from 0 to 255, or to_dtype first",
         lambda x: x.to_dtype("u8").lt(300),
     ),
     (IndexError, "softmax: dim 2 is out of range for shape (2, 3); takes -2..1", lambda x: x.softmax(2)),
@@ -78,7 +78,7 @@ CASES: list[tuple[type[Exception], str, Callable[[Any], Any]]] = [
     (ValueError, "permute: got dims (0,) for shape (2, 3); takes every dim once", lambda x: x.permute((0,))),
     (ValueError, "t: got rank 1, shape (3,); takes rank 2 or more", lambda x: x[0].t()),
     (ValueError, "broadcast_as: cannot broadcast shape (2, 3) to (3, 3)", lambda x: x.broadcast_as((3, 3))),
-    (IndexError, "unsqueeze: dim 3 is out of range for shape (1, 1, 1); takes -3..2", lambda x: x.unsqueeze(3)),
+    (IndexError, "unsqueeze: dim 3 is out of range for shape (2, 3); takes -3..2", lambda x: x.unsqueeze(3)),
     (
         ValueError,
         "cat: tensor 2 has shape (1, 2), the first (2, 3); takes shapes that are equal but for dim 0",
@@ -94,12 +94,12 @@ CASES: list[tuple[type[Exception], str, Callable[[Any], Any]]] = [
     (ValueError, "chunk: got 0 chunks; takes at least 1", lambda x: x.chunk(0, 0)),
     (
         ValueError,
-        "lora: got shapes (2, 3) and (2, 3); takes x (…, in) and A (in, rank)",
+        "lora_fused: got shapes (2, 3) and (2, 3); takes x (…, in) and A (in, rank)",
         lambda x: x.lora_fused(x, x, 1.0),
     ),
     (
         ValueError,
-        "lora: got shapes (3, 2) and (3, 2); takes A (in, rank) and B (rank, out)",
+        "lora_fused: got shapes (3, 2) and (3, 2); takes A (in, rank) and B (rank, out)",
         lambda x: x.lora_fused(x.t(), x.t(), 1.0),
     ),
     (
@@ -107,10 +107,10 @@ CASES: list[tuple[type[Exception], str, Callable[[Any], Any]]] = [
         "add_lora: got shapes (2, 3) and (2, 2); takes a base of the delta's shape",
         lambda x: x.add_lora(x, x.t(), x[:, :2], 1.0),
     ),
-    (mc.Error, "index: got str; takes ints, slices, `...`, None, lists and tensors of ids", lambda x: x["a"]),
+    (TypeError, "index: got str; takes ints, slices, `...`, None, lists and tensors of ids", lambda x: x["a"]),
     (IndexError, "index: index 2 is out of range; takes 0..1", lambda x: x[2]),
     (IndexError, "index: dim 2 is out of range for shape (2, 3); takes -2..1", lambda x: x[0, 0, 0]),
-    (mc.Error, "index: got two `...`; takes one", lambda x: x[..., ...]),
+    (ValueError, "index: got two `...`; takes one", lambda x: x[..., ...]),
 ]
 
 
@@ -156,10 +156,15 @@ def test_calls_with_wrong_arguments(text: str, call: Callable[[Any], Any]) -> No
 
 
 def test_operators_leave_strangers_to_python() -> None:
+    class Stranger:
+        def __radd__(self, other: Any) -> str:
+            return "its own"
+
+    assert Tensor.new(A) + Stranger() == "its own"  # type: ignore[operator]
     with pytest.raises(TypeError, match="unsupported operand"):
-        Tensor.new(A) + "x"  # type: ignore[operator]
-    with pytest.raises(TypeError, match="unsupported operand"):
-        np.zeros(3) * Tensor.new(A)
+        Tensor.new(A) * Stranger()  # type: ignore[operator]
+    assert (Tensor.new(A) == "x") is False
+    assert (Tensor.new(A) != None) is True  # noqa: E711
 
 
 def test_an_eager_operation_refuses_a_lazy_operand_and_says_what_to_do() -> None:

@@ -31,7 +31,8 @@ class Cat(Operation):
             if any(a != b for i, (a, b) in enumerate(zip(first.shape, other.shape)) if i != self.dim):
                 raise ShapeMismatchCatError(self.dim, first.shape, n, other.shape)
             total += other.shape[self.dim]
-        return Meta(Shape((*first.shape[: self.dim], total, *first.shape[self.dim + 1 :])), first.dtype)
+        sizes = (*first.shape[: self.dim], total, *first.shape[self.dim + 1 :])
+        return Meta(Shape.of(sizes, "cat"), first.dtype)
 
     def lower(self, *inputs: mx.array) -> mx.array:
         return mx.concatenate(list(inputs), axis=self.dim)

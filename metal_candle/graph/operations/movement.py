@@ -148,7 +148,7 @@ class BroadcastAs(Operation):
 
     @classmethod
     def bind(cls, x: Meta, shape: ShapeLike) -> Operation:
-        target = Shape.of(shape)
+        target = Shape.of(shape, "broadcast_as")
         extra = len(target) - len(x.shape)
         if extra < 0 or any(a not in (1, b) for a, b in zip(x.shape, target[extra:])):
             raise BroadcastIncompatibleShapesError(x.shape, target)
@@ -217,7 +217,7 @@ class Unsqueeze(Operation):
 
     @classmethod
     def bind(cls, x: Meta, dim: DimLike) -> Operation:
-        return cls(resolve_insertion(dim, len(x.shape), "unsqueeze"))
+        return cls(resolve_insertion(dim, x.shape, "unsqueeze"))
 
     def infer(self, x: Meta) -> Meta:
         return Meta(Shape((*x.shape[: self.dim], 1, *x.shape[self.dim :])), x.dtype)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ...error import ShapeMismatchBinaryOpError
+from ...error import ArgumentValueError, ShapeMismatchBinaryOpError
 from ...kernels import elementary
 from ...kernels.rms_norm import rms_norm
 from ...kernels.softmax import log_softmax, softmax
@@ -99,6 +100,8 @@ class RMSNorm(Operation):
 
     @classmethod
     def bind(cls, x: Meta, eps: float) -> Operation:
+        if not 0 <= eps < math.inf:
+            raise ArgumentValueError(f"{cls.key}: got eps {eps}; takes a finite number from 0")
         return cls(eps)
 
     def infer(self, x: Meta) -> Meta:
@@ -167,6 +170,8 @@ class LayerNorm(Operation):
 
     @classmethod
     def bind(cls, x: Meta, eps: float) -> Operation:
+        if not 0 <= eps < math.inf:
+            raise ArgumentValueError(f"{cls.key}: got eps {eps}; takes a finite number from 0")
         return cls(eps)
 
     def infer(self, x: Meta, *weight_and_bias: Meta) -> Meta:

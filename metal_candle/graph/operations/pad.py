@@ -44,7 +44,7 @@ class _Pad(Operation, abstract=True):
             return x
         sizes = list(x.shape)
         sizes[self.dim] += self.left + self.right
-        return Meta(Shape(sizes), x.dtype)
+        return Meta(Shape.of(sizes, self.key), x.dtype)
 
     def _cut(self, cotangent: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """The parts that belong to the left, to the tensor, and to the right."""
@@ -57,7 +57,7 @@ class PadWithZeros(_Pad):
     """``left`` zeros before a dim's first element and ``right`` behind its last.
 
     Two times 0 gives the tensor itself, whatever ``dim``, as in candle. Raises ``DimOutOfRangeError``, and
-    ``ShapeMismatchError`` for negative counts.
+    ``ShapeMismatchError`` for negative counts and a dim beyond 2^31 - 1.
     """
 
     candle = "Tensor::pad_with_zeros<D: Dim>(&self, dim: D, left: usize, right: usize) -> Result<Self>"
@@ -80,7 +80,8 @@ class PadWithSame(_Pad):
     """A dim's first element ``left`` times more before it, its last ``right`` times more behind it.
 
     Two times 0 gives the tensor itself, whatever ``dim``, as in candle. Raises ``DimOutOfRangeError``,
-    ``EmptyTensorError`` where there is nothing to repeat, ``ShapeMismatchError`` for negative counts.
+    ``EmptyTensorError`` where there is nothing to repeat, ``ShapeMismatchError`` for negative counts and a dim beyond
+    2^31 - 1.
     """
 
     candle = "Tensor::pad_with_same<D: Dim>(&self, dim: D, left: usize, right: usize) -> Result<Self>"

@@ -33,11 +33,12 @@ class Repeat(Operation):
 
     @classmethod
     def bind(cls, x: Meta, repeats: ShapeLike) -> Operation:
-        counts = tuple(Shape.of(repeats))
+        counts = tuple(Shape.of(repeats, "repeat"))
         return cls(counts + (1,) * (len(x.shape) - len(counts)))
 
     def infer(self, x: Meta) -> Meta:
-        return Meta(Shape(a * b for a, b in zip(self.repeats, self._sizes(x.shape))), x.dtype)
+        sizes = [a * b for a, b in zip(self.repeats, self._sizes(x.shape))]
+        return Meta(Shape.of(sizes, "repeat"), x.dtype)
 
     def _sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
         return (1,) * (len(self.repeats) - len(shape)) + tuple(shape)

@@ -34,7 +34,7 @@ class Nearest(Operation, abstract=True):
     def infer(self, x: Meta) -> Meta:
         expect_rank(x.shape, self.spatial + 2, self.methods[0])
         _expect_elements(self.methods[0], x.shape, self.target)
-        return Meta(Shape.of((*x.shape[:2], *self.target)), x.dtype)
+        return Meta(Shape.of((*x.shape[:2], *self.target), self.methods[0]), x.dtype)
 
     def lower(self, x: mx.array) -> mx.array:
         if 0 in self.target:
@@ -150,7 +150,7 @@ class UpsampleBilinear2d(Operation):
         expect_floats(self.key, x)
         expect_rank(x.shape, 4, self.key)
         _expect_elements(self.key, x.shape, self.target)
-        return Meta(Shape.of((*x.shape[:2], *self.target)), x.dtype)
+        return Meta(Shape.of((*x.shape[:2], *self.target), self.key), x.dtype)
 
     def _taps(self, size: Sequence[int]) -> list[Taps]:
         return _bilinear_taps(tuple(size), self.target, self.align_corners, self.scale)

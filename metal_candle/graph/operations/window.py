@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...error import ShapeMismatchError
-from ...shape import DimLike, Shape, resolve_dim
+from ...shape import MAX_SIZE, DimLike, Shape, resolve_dim
 from ..operation import Gradients, Meta, Operation, Sample
 from .counts import integer
 from .pad import pads
@@ -20,7 +20,7 @@ class Unfold(Operation):
 
     There are ``(n - size) // step + 1`` of them; elements behind the last whole one are left out. The gradient
     of an element adds up over the windows that hold it. (candle 0.11 fails there when windows overlap.) Raises
-    ``ShapeMismatchError`` for a window longer than the dim, a step below 1 and a negative size.
+    ``ShapeMismatchError`` for a window longer than the dim, a step below 1 or beyond 2^31 - 1 and a negative size.
     """
 
     candle = "Tensor::unfold<D: Dim>(&self, dim: D, size: usize, step: usize) -> Result<Self>"
@@ -44,6 +44,8 @@ class Unfold(Operation):
         if length > x.shape[axis]:
             what = f"windows of {length} in dim {axis} of shape {tuple(x.shape)}"
             raise ShapeMismatchError(f"unfold: got {what}; takes at most {x.shape[axis]}")
+        if stride > MAX_SIZE:
+            raise ShapeMismatchError(f"unfold: got a step above {MAX_SIZE}; takes at most that")
         return cls(axis, length, stride)
 
     def _shape(self, shape: Sequence[int]) -> tuple[int, ...]:
