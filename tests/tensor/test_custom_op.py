@@ -181,3 +181,32 @@ def test_inside_compile() -> None:
     np.testing.assert_allclose(f(Tensor([2.0, 2.0])).numpy(), 2 + np.expm1(-2), rtol=1e-6)
     np.testing.assert_allclose(f(Tensor([3.0, 3.0])).numpy(), 3 + np.expm1(-3), rtol=1e-6)
     assert f.traces == 1
+
+
+@KINDS
+def test_what_is_no_operation_and_no_gradient_is_named(kind: Any) -> None:
+    class Gives(CustomOp):
+        def __init__(self, back: Any) -> None:
+            self.back = back
+
+        def forward(self, x: mx.array) -> Any:
+            return x
+
+        def backward(self, args: Any, res: mx.array, grad: mx.array) -> Any:
+            return self.back
+
+    w = Var([1.0, 2.0])
+    x = start(kind, w)
+    for back, name in ((1.0, "float"), ([1.0], "float"), ("ab", "str"), (np.ones(2), "ndarray")):
+        with pytest.raises(mc.Error, match=rf"Gives: backward gave {name}; takes an mx\.array, or None, per input"):
+            x.apply_op1(Gives(back)).backward()
+    # None counts as zeros.
+    for nothing in (None, (None,), [None]):
+        grads = x.apply_op1(Gives(nothing)).backward()
+        assert grads[w].to_vec1() == [0.0, 0.0]
+    for wrong in (Gives, "abc", None):
+        with pytest.raises(mc.Error, match=r"got .*; takes an object") as caught:
+            x.apply_op1(wrong)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(mc.Error, match=r"got .*; takes an object"):
+            Tensor([1.0]).inplace_op1(wrong)
