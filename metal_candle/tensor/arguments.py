@@ -79,13 +79,14 @@ def no_tensor(op: str, operand: Any, takes: str = "a tensor") -> Error:
 
 
 def renamed(error: Error, op: str, others: Iterable[str]) -> None:
-    """Let an error name the method that was called instead of one of the ``others``, which that method is made of."""
+    """Let an error's text name the method that was called instead of one of the ``others``, which it is made of.
+
+    Its field ``op`` stays candle's name.
+    """
     text = str(error)
     for other in others:
         if text.startswith((f"{other}:", f"{other} ")):
             error.args = (op + text[len(other) :],)
-            if getattr(error, "op", None) == other:
-                error.op = op  # type: ignore[attr-defined]
             return
 
 
@@ -103,8 +104,8 @@ def _integer(op: str, name: str, value: Any) -> int:
         raise ArgumentTypeError(f"{op}: got {name} {described(value)}; takes an integer") from None
 
 
-def _dim(op: str, value: Any) -> int | D:
-    if isinstance(value, D):
+def _dim(op: str, value: Any) -> Any:
+    if isinstance(value, (D, tuple, list)):  # that several dims are one too many is what the record says
         return value
     try:
         return _index(value)
@@ -112,7 +113,7 @@ def _dim(op: str, value: Any) -> int | D:
         raise ArgumentTypeError(f"{op}: got {described(value)} for a dim; takes {_DIM}") from None
 
 
-def _dims(op: str, value: Any) -> int | D | tuple[int | D, ...]:
+def _dims(op: str, value: Any) -> Any:
     listed = several(value)
     if len(listed) == 1 and listed[0] is value:
         return _dim(op, value)

@@ -246,7 +246,7 @@ ERRORS: list[tuple[type[mc.Error], str, Callable[[Any], Any]]] = [
         "pad_with_same: got shape (0, 3), whose dim 0 is empty",
         lambda x: x.narrow(0, 0, 0).pad_with_same(0, 1, 0),
     ),
-    (mc.error.ShapeMismatchError, "shape: got (-1,); takes integers that are not negative", lambda x: x.repeat((-1,))),
+    (mc.error.ShapeMismatchError, "repeat: got (-1,); takes integers that are not negative", lambda x: x.repeat((-1,))),
     (mc.error.DimOutOfRangeError, "squeeze: dim 2", lambda x: x.squeeze(2)),
     (mc.error.DimOutOfRangeError, "unsqueeze: dim -4", lambda x: x.unsqueeze(-4)),
     (mc.error.DimOutOfRangeError, "transpose: dim 2", lambda x: x.transpose(0, 2)),

@@ -288,7 +288,7 @@ ERRORS: list[tuple[type[mc.Error], str, Callable[[Any, Any, Any], Any]]] = [
         lambda x, s, i: x.slice_assign([0, range(0, 3, 2)], x),
     ),
     (mc.error.ShapeMismatchError, "slice_assign: got range 2 in dim 0", lambda x, s, i: x.slice_assign([2, 0], x)),
-    (mc.error.ShapeMismatchError, "slice_assign: got range 'a'; ", lambda x, s, i: x.slice_assign(["a", 0], x)),
+    (mc.error.ArgumentTypeError, "slice_assign: got 'a' for a range; ", lambda x, s, i: x.slice_assign(["a", 0], x)),
     (
         mc.error.ShapeMismatchBinaryOpError,
         "slice_assign (ranges, src): got shapes (1, 3) and (2, 3); takes equal shapes",
