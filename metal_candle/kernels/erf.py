@@ -26,9 +26,8 @@ def erf(x: mx.array) -> mx.array:
     """
     if not on_cpu() or x.dtype == mx.float64:
         return double.erf(x)
-    if is_half(x):
-        return sliced(_rational, x.astype(mx.float32)).astype(x.dtype)
-    return sliced(_rational, x)  # type: ignore[no-any-return]
+    result: mx.array = sliced(_rational, x.astype(mx.float32) if is_half(x) else x)
+    return result.astype(x.dtype)
 
 
 def _rational(x: mx.array) -> mx.array:
