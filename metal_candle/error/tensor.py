@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .base import Error
-from .text import shown
+from .text import described, shown
 
 # --- arguments --------------------------------------------------------------------------------
 
@@ -65,7 +65,7 @@ class DimOutOfRangeError(Error, IndexError):
         # A new dim may also stand behind the last.
         places = len(shape) + inserted
         takes = f"takes {-places}..{places - 1}" if places else "a scalar has no dimensions"
-        super().__init__(f"{op}: dim {dim} is out of range for shape {tuple(shape)}; {takes}")
+        super().__init__(f"{op}: dim {described(dim)} is out of range for shape {tuple(shape)}; {takes}")
         self.op, self.shape, self.dim = op, shape, dim
 
 
@@ -190,7 +190,7 @@ class NarrowInvalidArgsError(Error, IndexError):
 
     def __init__(self, shape: tuple[int, ...], dim: int, start: int, length: int) -> None:
         super().__init__(
-            f"narrow: start {start}, length {length} leave dim {dim} of shape {tuple(shape)}; "
+            f"narrow: start {described(start)}, length {described(length)} leave dim {dim} of shape {tuple(shape)}; "
             f"takes 0 <= start and start + length <= {shape[dim]}"
         )
         self.shape, self.dim, self.start, self.length = shape, dim, start, length
@@ -201,7 +201,7 @@ class InvalidIndexError(Error, IndexError):
 
     def __init__(self, op: str, index: int, size: int) -> None:
         takes = f"takes 0..{size - 1}" if size else "the dim is empty"
-        super().__init__(f"{op}: index {index} is out of range; {takes}")
+        super().__init__(f"{op}: index {described(index)} is out of range; {takes}")
         self.op, self.index, self.size = op, index, size
 
 

@@ -12,7 +12,7 @@ def described(value: object) -> str:
     if isinstance(value, (str, bytes)):
         return shown(repr(value[:100]))
     name = type(value).__name__
-    return f"{'an' if name[:1] in 'aeiouAEIOU' else 'a'} {name}"
+    return f"{'an' if name[:1] in 'aeiouAEIOU' or name == 'ndarray' else 'a'} {name}"
 
 
 def shown(value: object, most: int = 80) -> str:

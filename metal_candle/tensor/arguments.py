@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..error import ArgumentTypeError, ArgumentValueError, Error
-from ..error.text import described
+from ..error.text import described, shown
 from ..shape import D, Shape, several
 from .base import TensorBase
 
@@ -126,6 +126,8 @@ def _sizes(op: str, name: str, value: Any) -> int | tuple[Any, ...]:
     try:
         sizes = tuple(size if type(size) is tuple and not size else _index(size) for size in listed)
     except TypeError:
-        got = described(value) if len(listed) == 1 and listed[0] is value else ", ".join(map(described, listed))
-        raise ArgumentTypeError(f"{op}: got {got} for {name}; takes an integer or several") from None
+        got = described(value)
+        if len(listed) != 1 or listed[0] is not value:
+            got = f"({', '.join(map(described, listed))})"
+        raise ArgumentTypeError(f"{op}: got {shown(got)} for {name}; takes an integer or several") from None
     return sizes[0] if len(listed) == 1 and listed[0] is value else sizes

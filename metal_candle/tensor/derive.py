@@ -127,12 +127,14 @@ def _number(tensor: TensorBase, name: str, value: Any) -> GraphNode:
     if not isinstance(value, _NUMBERS):
         raise no_tensor(name, value, "a tensor or a number")
     try:
+        float(value)
         return tensor._number(value)
     except OverflowError:
         raise _too_large(name, value) from None
     except Error as error:
         renamed(error, name, ("operand",))
-        raise
+        # It is a number: what does not fit is its value.
+        raise ArgumentValueError(str(error)) from None
 
 
 _NUMBERS = (int, float, np.integer, np.floating, np.bool_)
@@ -148,11 +150,12 @@ def _of_any(
     known = all(p.annotation in _REMEMBERED for p in declared[operands:])
     checks = [check_of(name, p.name, p.annotation) for p in declared[operands:]]
 
-    def work_out(metas: tuple[Any, ...], *args: Any) -> tuple[Operation, Any]:
-        """The operation of a call, and the shape and dtype of its result."""
+    def work_out(metas: tuple[Any, ...], *args: Any) -> tuple[Operation | None, Any]:
+        """The operation of a call, if it does anything, and the shape and dtype of its result."""
         try:
             operation = bind(*metas, *[check(arg) for check, arg in zip(checks, args)])
-            return operation, operation.infer(*metas)
+            meta = operation.infer(*metas)
+            return None if operation.changes_nothing(metas[0]) else operation, meta
         except Error as error:
             renamed(error, name, others)
             raise
@@ -180,7 +183,7 @@ def _of_any(
             if isinstance(error, Error):
                 raise
             operation, meta = work_out(metas, *args[operands:])  # dims in a list cannot be remembered
-        return self._wrap(record(operation, nodes, None, meta))
+        return self if operation is None else self._wrap(record(operation, nodes, None, meta))
 
     return method
 

@@ -209,6 +209,8 @@ def block(ranges: Any, shape: Sequence[int]) -> list[tuple[int, int]]:
     or leaves its dim: nothing is clamped.
     """
     listed = ranges if isinstance(ranges, (tuple, list)) else (ranges,)
+    if listed is not ranges and not isinstance(ranges, (slice, range)) and not hasattr(ranges, "__index__"):
+        raise ArgumentTypeError(f"slice_assign: got {described(ranges)} for the ranges; {_RANGES}")
     if len(listed) != len(shape):
         raise ShapeMismatchError(
             f"slice_assign: got {len(listed)} ranges for shape {tuple(shape)}; takes one for each dim"

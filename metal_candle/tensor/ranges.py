@@ -9,8 +9,10 @@ import mlx.core as mx
 import numpy as np
 
 from ..dtype import DType
-from ..error import Error, ShapeMismatchError
+from ..error import ArgumentValueError, Error, ShapeMismatchError
+from ..error.text import described
 from ..shape import MAX_SIZE
+from .arguments import number
 
 _CHUNK = 1 << 20
 _LARGEST = 1 << 1023  # of the integers that are floats too
@@ -20,8 +22,8 @@ def numbers(start: Any, end: Any, step: Any, dtype: DType | None, op: str) -> tu
     """``start``, ``start + step`` … before ``end``, and their dtype: I64 for integers, else F32.
 
     BF16 comes as float32, which holds it. Raises ``ShapeMismatchError`` for a step of 0 and for too many numbers,
-    ``Error`` for what is no finite number, for numbers that the dtype does not hold, and where adding the step
-    changes nothing any more.
+    ``ArgumentTypeError`` for what is no number, ``ArgumentValueError`` for what is not finite, for numbers that the
+    dtype does not hold, and where adding the step changes nothing any more.
     """
     values = [_number(value, name, op) for value, name in ((start, "start"), (end, "end"), (step, "step"))]
     target = dtype or (DType.I64 if all(isinstance(value, int) for value in values) else DType.F32)
@@ -34,7 +36,7 @@ def numbers(start: Any, end: Any, step: Any, dtype: DType | None, op: str) -> tu
     with np.errstate(over="ignore"):
         first, last, by = (rounded(value) for value in values)
     if not all(map(np.isfinite, (first, last, by))):
-        raise Error(f"{op}: got {start}, {end}, {step}; takes numbers that {target} holds")
+        raise ArgumentValueError(f"{op}: got {start}, {end}, {step}; takes numbers that {target} holds")
     if not by:
         raise ShapeMismatchError(f"{op}: step {step} is 0 in {target}; takes any other")
     _check_count((float(last) - float(first)) / float(by), values, op)
@@ -48,7 +50,8 @@ def _number(value: Any, name: str, op: str) -> int | float:
         return int(value)
     if isinstance(value, (float, np.floating)) and math.isfinite(value):
         return float(value)
-    raise Error(f"{op}: got {value!r} for {name}; takes a finite number")
+    number(op, name, value, "a finite number")
+    raise ArgumentValueError(f"{op}: got {described(value)} for {name}; takes a finite number")
 
 
 def _check_count(count: float, values: list[int | float], op: str) -> None:
@@ -61,12 +64,14 @@ def _integers(first: float, last: float, by: float, dtype: DType, op: str) -> np
     info = mx.iinfo(dtype.mlx_)
     for value in (first, last, by):
         if value != int(value):
-            raise Error(f"{op}: got {value} beside {dtype}; takes integers")
+            raise ArgumentValueError(f"{op}: got {value} beside {dtype}; takes integers")
     start, end, step = int(first), int(last), int(by)
     _check_count((end - start) // step, [start, end, step], op)
     found = range(start, end, step)
     if found and not (info.min <= min(found[0], found[-1]) and max(found[0], found[-1]) <= info.max):
-        raise Error(f"{op}: {found[0]} to {found[-1]} leave {dtype}; takes integers from {info.min} to {info.max}")
+        raise ArgumentValueError(
+            f"{op}: {found[0]} to {found[-1]} leave {dtype}; takes integers from {info.min} to {info.max}"
+        )
     # The product may leave 64 bits, the sum then comes back into them.
     values: np.ndarray[Any, Any] = np.arange(len(found), dtype=np.int64)
     values *= np.int64(_wrapped(step))
@@ -86,7 +91,9 @@ def _rounding(dtype: DType) -> Any:
 
 
 def _stuck(current: Any, by: Any, dtype: DType, op: str) -> Error:
-    return Error(f"{op}: adding {by} to {current} changes nothing in {dtype}; takes a larger step or a wider dtype")
+    return ArgumentValueError(
+        f"{op}: adding {by} to {current} changes nothing in {dtype}; takes a larger step or a wider dtype"
+    )
 
 
 def _accumulated(first: Any, last: Any, by: Any, dtype: DType, op: str) -> np.ndarray[Any, Any]:

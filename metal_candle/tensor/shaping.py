@@ -157,8 +157,9 @@ class ShapingMethods(TensorMethods):
 
 
 def _entry(op: str, tensor: S, dim: int, index: int) -> S:
+    place = integer(op, "index", index)
     try:
-        return tensor.narrow(dim, index, 1).squeeze(dim)
+        return tensor.narrow(dim, place, 1).squeeze(dim)
     except Error as error:
         renamed(error, op, ("narrow",))
         raise

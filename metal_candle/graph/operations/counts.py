@@ -16,5 +16,5 @@ def integer(op: str, name: str, value: Any, least: int | None = None) -> int:
     except TypeError:
         raise ArgumentTypeError(f"{op}: got {name} {described(value)}; takes an integer") from None
     if least is not None and number < least:
-        raise ShapeMismatchError(f"{op}: got {name} {number}; takes {least} or more")
+        raise ShapeMismatchError(f"{op}: got {name} {described(number)}; takes {least} or more")
     return number
