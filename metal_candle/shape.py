@@ -196,6 +196,10 @@ def several(value: Any) -> tuple[Any, ...]:
     return (value,)
 
 
+def _listed(sizes: Sequence[Any]) -> str:
+    return shown(", ".join(map(described, sizes)) + ("," if len(sizes) == 1 else ""))
+
+
 def _checked(sizes: tuple[Any, ...], op: str) -> list[int]:
     """The sizes as ints, NumPy's for example. Raises as ``Shape.of``."""
     integers = []
@@ -203,13 +207,11 @@ def _checked(sizes: tuple[Any, ...], op: str) -> list[int]:
         try:
             integers.append(_integer(size))
         except TypeError:
-            got = ", ".join(map(described, sizes)) + ("," if len(sizes) == 1 else "")
-            raise ArgumentTypeError(f"{op}: got ({shown(got)}); takes integers that are not negative") from None
+            raise ArgumentTypeError(f"{op}: got ({_listed(sizes)}); takes integers that are not negative") from None
     if min(integers) < 0:
-        raise ShapeMismatchError(f"{op}: got {tuple(integers)}; takes integers that are not negative")
+        raise ShapeMismatchError(f"{op}: got ({_listed(integers)}); takes integers that are not negative")
     if max(integers) > MAX_SIZE:
-        got = "a size beyond it" if max(integers).bit_length() > 1024 else tuple(integers)
-        raise ShapeMismatchError(f"{op}: got {got}; takes sizes up to {MAX_SIZE}")
+        raise ShapeMismatchError(f"{op}: got ({_listed(integers)}); takes sizes up to {MAX_SIZE}")
     return integers
 
 

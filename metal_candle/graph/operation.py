@@ -134,6 +134,10 @@ class Operation(metaclass=Variants):
         """The result as MLX arrays."""
         raise AssertionError(f"{self.key} declares no lower")
 
+    def changes_nothing(self, x: Any) -> bool:
+        """Whether the result is the tensor itself, with its id and its storage, as where candle returns a clone."""
+        return False
+
     def passes_gradient(self) -> bool:
         """Whether a gradient goes through, with these parameters."""
         return self.differentiable

@@ -80,8 +80,8 @@ def _method(key: str, name: str, bind: Binder) -> Callable[..., Any]:
     elif issubclass(record_class, Binary):
         method = _of_two(record_class, name, bind)
     else:
-        own = {key, *record_class.surface()}
-        others = (own | {each.replace("_", "-") for each in own}) - {name}  # candle writes mean-keepdim in errors
+        names = {key, *record_class.surface()}
+        others = (names | {each.replace("_", "-") for each in names}) - {name}  # candle writes mean-keepdim in errors
         method = _of_any(name, bind, (record_class.arity or 1) - 1, declared, sorted(others, key=len, reverse=True))
     method.__name__ = name
     method.__qualname__ = f"TensorMethods.{name}"

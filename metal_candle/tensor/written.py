@@ -46,6 +46,14 @@ class WrittenMethods(ArithmeticMethods, CustomOpMethods, FileMethods, ShapingMet
         moved = self if device is None else self.to_device(device)
         return moved if dtype is None else moved.to_dtype(dtype)
 
+    def detach(self: T) -> T:
+        """A view without the gradient; the tensor itself where there is none. candle: ``Tensor::detach``"""
+        return super().detach() if self.track_op() else self
+
+    def contiguous(self: T) -> T:
+        """The same values row-major; the tensor itself where they are so already. candle: ``Tensor::contiguous``"""
+        return self if self.is_contiguous() else super().contiguous()
+
     def to_device(self: T, device: DeviceLike) -> T:
         """The same values on another device. Raises ``UnsupportedDTypeForOpError`` for F64 off the CPU.
 

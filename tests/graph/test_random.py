@@ -69,3 +69,12 @@ def test_dropout_refuses() -> None:
     with pytest.raises(mc.TrainingError, match=r"dropout is 1\.0; takes 0 <= p < 1"):
         ops.dropout(Tensor([1.0]), 1.0)
     assert ops.dropout(Tensor([1.0, 2.0]), 0.0).to_vec1() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F16, DType.BF16, DType.F64], ids=str)
+def test_uniform_never_gives_the_upper_bound(dtype: DType) -> None:
+    """Rounding a draw to a half, or between close bounds, would reach it some thousand times in a million."""
+    for low, high in ((0.0, 1.0), (1.0, 1.0625)):
+        drawn = Tensor.rand(low, high, (500_000,), dtype=dtype).to_dtype("f64").numpy()
+        assert low <= drawn.min()
+        assert drawn.max() < high

@@ -291,3 +291,28 @@ def test_an_argument_of_a_compiled_function_cannot_be_written() -> None:
 
     with pytest.raises(mc.Error, match="in place: a function that compile is tracing changes a tensor from outside"):
         mc.compile(write)(Tensor(grid()))
+
+
+@pytest.mark.parametrize("kind", [Tensor, LazyTensor])
+def test_what_changes_nothing_gives_the_tensor_itself(kind: Any) -> None:
+    """As candle's clone: the same id and, for what is written later, the same storage."""
+    t = kind.new(grid())
+    for same in (
+        t.narrow(1, 0, 3),
+        t.squeeze(0),
+        t.to_dtype("f32"),
+        t.contiguous(),
+        t.detach(),
+        t.pad_with_zeros(0, 0, 0),
+        t.sum(()),
+        t.log_sum_exp(()),
+        t[:],
+        t.flatten(1, 0),
+        t.to_device(t.device),
+    ):
+        assert same.id() == t.id()
+        assert same is t
+    assert t.t().contiguous().id() != t.id()
+    w = Var(grid())
+    assert w.detach() is not w
+    assert w.narrow(0, 0, 2) is w

@@ -12,9 +12,11 @@ from ...error.text import described
 def integer(op: str, name: str, value: Any, least: int | None = None) -> int:
     """``value`` as an int. Raises ``ArgumentTypeError``, ``ShapeMismatchError`` for less than ``least``."""
     try:
-        number = operator.index(None if isinstance(value, bool) else value)
+        number: int | None = operator.index(value)
     except TypeError:
-        raise ArgumentTypeError(f"{op}: got {name} {described(value)}; takes an integer") from None
+        number = None
+    if number is None or isinstance(value, bool):
+        raise ArgumentTypeError(f"{op}: got {name} {described(value)}; takes an integer")
     if least is not None and number < least:
         raise ShapeMismatchError(f"{op}: got {name} {described(number)}; takes {least} or more")
     return number

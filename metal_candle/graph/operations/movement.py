@@ -189,6 +189,9 @@ class Squeeze(Operation):
             return x
         return Meta(Shape(x.shape[: self.dim] + x.shape[self.dim + 1 :]), x.dtype)
 
+    def changes_nothing(self, x: Meta) -> bool:
+        return x.shape[self.dim] != 1
+
     def relayout(self, layout: Layout) -> Layout:
         if layout.shape[self.dim] != 1:
             return layout

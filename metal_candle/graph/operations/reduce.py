@@ -96,6 +96,9 @@ class OverDims(Reduction, abstract=True):
         """The form that keeps the reduced dims as 1."""
         return cls(resolve_dims(dims, x.shape, cls.key), True)
 
+    def changes_nothing(self, x: Meta) -> bool:
+        return not self.dims
+
 
 class Sum(OverDims):
     """Sum over dims, of no dims the tensor itself; the dtype is kept.

@@ -177,6 +177,9 @@ class ToDtype(Operation):
     def bind(cls, x: Meta, dtype: DTypeLike) -> Operation:
         return cls(DType.of(dtype))
 
+    def changes_nothing(self, x: Meta) -> bool:
+        return self.dtype is x.dtype
+
     def infer(self, x: Meta) -> Meta:
         return Meta(x.shape, self.dtype)
 
