@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from .device import Device, DeviceInfo, DeviceLocation, DeviceType
     from .dtype import DType
     from .error import (
+        ArgumentTypeError,
+        ArgumentValueError,
         BackwardNotSupportedError,
         BroadcastIncompatibleShapesError,
         CannotFindTensorError,
@@ -102,6 +104,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VERSION",
+    "ArgumentTypeError",
+    "ArgumentValueError",
     "BackwardNotSupportedError",
     "BroadcastIncompatibleShapesError",
     "CannotFindTensorError",
@@ -195,6 +199,7 @@ _HOME = {
     "graph.operations.comparison": "CmpOp",
     "tensor.custom_op": "CustomOp1 CustomOp2 CustomOp3 InplaceOp1 InplaceOp2 InplaceOp3",
     "error": (
+        "ArgumentTypeError ArgumentValueError "
         "BackwardNotSupportedError BroadcastIncompatibleShapesError CannotFindTensorError "
         "CannotSetVarError CheckpointError Conv1dInvalidArgsError DTypeMismatchBinaryOpError "
         "DTypeMismatchError DTypeParseError DataError DeviceError DeviceMismatchBinaryOpError "

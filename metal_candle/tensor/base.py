@@ -46,7 +46,7 @@ class TensorBase:
 
     @staticmethod
     def _is_number(value: Any) -> bool:
-        return isinstance(value, (int, float, np.number, np.bool_))
+        return isinstance(value, (int, float, np.integer, np.floating, np.bool_))
 
     def _number(self, value: Any) -> GraphNode:
         """A Python number as an operand: it takes this tensor's dtype. Raises ``Error`` if it does not fit there."""

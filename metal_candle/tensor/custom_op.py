@@ -70,21 +70,21 @@ class CustomOpMethods(TensorMethods):
 
         candle: ``Tensor::apply_op1<C: CustomOp1>(&self, c: C) -> Result<Tensor>``
         """
-        return self._custom(Custom(checked(c)))
+        return self._custom(Custom(c))
 
     def apply_op2(self: O, rhs: TensorBase, c: Any) -> O:
         """What a ``CustomOp`` gives for this tensor and another.
 
         candle: ``Tensor::apply_op2<C: CustomOp2>(&self, rhs: &Self, c: C) -> Result<Tensor>``
         """
-        return self._custom(Custom(checked(c)), rhs)
+        return self._custom(Custom(c), rhs)
 
     def apply_op3(self: O, t2: TensorBase, t3: TensorBase, c: Any) -> O:
         """What a ``CustomOp`` gives for this tensor and two others.
 
         candle: ``Tensor::apply_op3<C: CustomOp3>(&self, t2: &Self, t3: &Self, c: C) -> Result<Tensor>``
         """
-        return self._custom(Custom(checked(c)), t2, t3)
+        return self._custom(Custom(c), t2, t3)
 
     apply_op1_arc = apply_op1
     apply_op2_arc = apply_op2
@@ -95,28 +95,21 @@ class CustomOpMethods(TensorMethods):
 
         candle: ``Tensor::apply_op1_no_bwd<C: CustomOp1>(&self, c: &C) -> Result<Tensor>``
         """
-        return self._custom(CustomWithoutBackward(checked(c)))
+        return self._custom(CustomWithoutBackward(c))
 
     def apply_op2_no_bwd(self: O, rhs: TensorBase, c: Any) -> O:
         """As ``apply_op2``; the result carries no gradient.
 
         candle: ``Tensor::apply_op2_no_bwd<C: CustomOp2>(&self, rhs: &Self, c: &C) -> Result<Tensor>``
         """
-        return self._custom(CustomWithoutBackward(checked(c)), rhs)
+        return self._custom(CustomWithoutBackward(c), rhs)
 
     def apply_op3_no_bwd(self: O, t2: TensorBase, t3: TensorBase, c: Any) -> O:
         """As ``apply_op3``; the result carries no gradient.
 
         candle: ``Tensor::apply_op3_no_bwd<C: CustomOp3>(&self, t2: &Self, t3: &Self, c: &C) -> Result<Tensor>``
         """
-        return self._custom(CustomWithoutBackward(checked(c)), t2, t3)
+        return self._custom(CustomWithoutBackward(c), t2, t3)
 
     def _custom(self: O, operation: Custom, *others: TensorBase) -> O:
         return self._wrap(record(operation, (self._node, *[self._operand(other) for other in others])))
-
-
-def checked(c: Any) -> Any:
-    """``c``, if it is an operation. Raises ``Error``."""
-    if isinstance(c, type) or not callable(getattr(c, "forward", None)):
-        raise Error(f"apply_op: got {type(c).__name__}; takes an object with forward(*arrays), see CustomOp")
-    return c

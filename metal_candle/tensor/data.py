@@ -13,7 +13,8 @@ import numpy as np
 
 from ..device import Device
 from ..dtype import DType, DTypeLike
-from ..error import DTypeParseError, Error, ShapeMismatchError
+from ..error import ArgumentTypeError, Error, ShapeMismatchError
+from ..error.text import described
 from ..formats.raw import from_bytes
 from ..graph.evaluate import on_device
 from ..graph.operation import Operation
@@ -89,7 +90,12 @@ def _of_python(data: Any, wanted: DType | None, op: str) -> mx.array:
     target = wanted or _NATURAL.get(values.dtype.kind)
     if values.dtype.kind not in _NATURAL:
         _refuse_large_integers(values, target or DType.I64, op)
-        raise DTypeParseError(values.dtype)
+        raise ArgumentTypeError(f"{op}: got {described(data)}; takes numbers, nested lists of them, or an array")
+    if values.dtype.kind == "f" and target is not None and bool((np.abs(values) >= 2.0**63).any()):
+        # Of integers of which some fit into 64 bits only with a sign and some only without one, NumPy makes floats.
+        leaves = np.asarray(data, object)
+        if all(isinstance(leaf, int) for leaf in leaves.reshape(-1).tolist()):
+            raise _no_room(max(leaves.reshape(-1).tolist(), key=abs), DType.I64 if wanted is None else target, op)
     assert target is not None  # the kind is a known one
     if target.is_int() and values.dtype.kind != "b":
         _check_integers(values, target, op)

@@ -14,7 +14,6 @@ from ..graph.operations.part import SliceAssign
 from ..graph.operations.scatter import Scatter, ScatterAdd
 from ..shape import DimLike
 from .base import TensorBase
-from .custom_op import checked
 from .written import WrittenMethods
 
 P = TypeVar("P", bound="InPlaceMethods")
@@ -122,7 +121,7 @@ class InPlaceMethods(WrittenMethods):
 
     def _given(self, c: Any, others: tuple[TensorBase, ...]) -> GraphNode:
         """What the user's operation gives, which has to be like this tensor."""
-        operation = Custom(checked(c))
+        operation = Custom(c)
         node = record(operation, (self._node, *[self._operand(other) for other in others]))
         if node.dtype is not self.dtype:
             raise DTypeMismatchError(operation.name(), self.dtype, node.dtype)
