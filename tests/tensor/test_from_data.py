@@ -96,14 +96,14 @@ def test_ragged_lists(kind: Any, data: Any) -> None:
     "data", ["1", None, [None], ["a", 1], 1j, {1: 2}, {1, 2}, object()], ids=lambda data: type(data).__name__
 )
 def test_what_holds_no_numbers(kind: Any, data: Any) -> None:
-    with pytest.raises(error.ArgumentTypeError, match="new: got .*; takes numbers, nested lists of them, or an array"):
+    with pytest.raises(error.ArgumentTypeError, match=r"new: got .*; takes numbers, nested lists of them, or an array"):
         kind.new(data)
 
 
 @KINDS
 @pytest.mark.parametrize("data", [[2**64 - 1, 0], [2**63, -1], [2**63], [-(2**63) - 1, 2**63]], ids=str)
 def test_integers_that_need_more_than_an_i64_are_refused_not_rounded(kind: Any, data: Any) -> None:
-    with pytest.raises(error.Error, match="new: -?[0-9]+ is no i64"):
+    with pytest.raises(error.Error, match=r"new: -?[0-9]+ is no i64"):
         kind.new(data)
     assert kind.new([2.0**70, 1]).dtype is DType.F32
 
