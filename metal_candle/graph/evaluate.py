@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from ..device import Device
 from ..error import NotEvaluatedError
-from .node import GraphNode, current_trace, unevaluated_order
+from .node import GraphNode, current_trace, one_thread, unevaluated_order
 from .operation import Arrays
 from .operations.structure import Pick, Vjp
 
@@ -214,7 +214,8 @@ def evaluate_in_place(node: GraphNode, old: GraphNode) -> None:
     """``evaluate`` for a content that takes the place of its first input's, ``old``.
 
     If only the tensor and the new node hold ``old``, its array is let go before MLX computes, and MLX writes into its
-    memory. Whoever else holds it asks for its value later.
+    memory. Whoever else holds it asks for its value later; where several threads are at work, one of them may be about
+    to.
     """
     sources = node.inputs
     if (
@@ -224,6 +225,7 @@ def evaluate_in_place(node: GraphNode, old: GraphNode) -> None:
         or sources[0] is not old
         or any(source.value is None for source in sources)
         or sys.getrefcount(old) > _OWN_REFERENCES
+        or not one_thread()
     ):
         return evaluate([node])
     with on_device(node.device):

@@ -193,8 +193,14 @@ class Trace:
         return {variable: variable.node for variable in self.before}
 
 
+_threads: set[int] = set()
+
+
 class _State(threading.local):
     trace: Trace | None = None
+
+    def __init__(self) -> None:  # runs in each thread when it asks for the first time
+        _threads.add(threading.get_ident())
 
 
 _state = _State()
@@ -203,6 +209,11 @@ _state = _State()
 def current_trace() -> Trace | None:
     """The trace that is running in this thread, if any: nothing may be evaluated meanwhile."""
     return _state.trace
+
+
+def one_thread() -> bool:
+    """Whether all tensors so far were computed and read in one thread."""
+    return len(_threads) <= 1
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from ..device import Device
 from ..dtype import DType
 from ..error import Error
 from ..graph.evaluate import evaluate
-from ..graph.node import GraphNode, TensorId, layout_of, leaf, record, topological_order
+from ..graph.node import GraphNode, TensorId, current_trace, layout_of, leaf, record, topological_order
 from ..graph.operation import Operation, to_numpy
 from ..layout import Layout
 from ..shape import DimLike, Shape, expect_rank, resolve_dim
@@ -196,10 +196,12 @@ class TensorBase:
 
     def mlx(self) -> mx.array:
         """The value as an MLX array, without a copy; changing that array in place does not change the tensor."""
-        if self._node.value is None:
-            evaluate([self._node])
+        current_trace()  # so that a thread that only reads is known to be at work, see evaluate_in_place
+        node = self._node
+        if node.value is None:
+            evaluate([node])
         # MLX changes an array in place by giving the changed one to the handle: this one is the caller's own.
-        return copy.copy(cast("mx.array", self._node.value))
+        return copy.copy(cast("mx.array", node.value))
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """The value as a NumPy array; BF16, which NumPy lacks, as float32."""

@@ -138,3 +138,22 @@ def test_writes_into_one_tensor_are_not_lost() -> None:
     together(work)
     assert total.to_vec1() == [100.0] * 4
     assert slots.to_vec1() == [float(i) for i in range(THREADS)]
+
+
+def test_reading_what_another_thread_writes_gives_what_was_there_at_some_time() -> None:
+    t = Tensor(np.zeros((64, 64), np.float32))
+    wrong: list[object] = []
+
+    def work(i: int) -> None:
+        for step in range(100):
+            if i == 0:
+                t.const_set(float(step))
+            elif i == 1:
+                t[3] = float(step)
+            else:
+                values = (t + 0.0).numpy() if i % 2 else t.numpy()
+                if values.shape != (64, 64) or not np.isin(values, np.arange(100)).all():
+                    wrong.append(values)
+
+    together(work)
+    assert not wrong
