@@ -17,6 +17,7 @@ from typing import Any
 from metal_candle.error import PthError
 from metal_candle.formats import pth
 from metal_candle.formats.pth_pickle import interpret
+from metal_candle.formats.pth_records import Pairs
 from metal_candle.pickle import PthTensors, read_all
 
 import pytest
@@ -57,6 +58,27 @@ def storage(count: int = 4, kind: str = "FloatStorage", key: str = "0") -> bytes
 def tensor(shape: bytes = numbers(4), stride: bytes = numbers(1), offset: int = 0, held: bytes | None = None) -> bytes:
     start = b"ctorch._utils\n_rebuild_tensor_v2\n(" + (storage() if held is None else held) + number(offset)
     return start + shape + stride + b"\x89}tR"
+
+
+PLAIN = (type(None), bool, int, float, str, bytes, bytearray, tuple, list, dict, OrderedDict, set, frozenset)
+
+
+def assert_inert(value: object) -> None:
+    """Nothing but plain values and this package's own records, which do nothing: all the way down."""
+    seen: set[int] = set()
+    rest = [value]
+    while rest:
+        thing = rest.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        assert type(thing) in PLAIN or type(thing).__module__ == "metal_candle.formats.pth_records", repr(type(thing))
+        if isinstance(thing, dict):
+            rest += [*thing.keys(), *thing.values()]
+        elif isinstance(thing, Pairs):
+            rest += thing.items
+        elif isinstance(thing, (tuple, list, set, frozenset)):
+            rest += thing
 
 
 def dictionary(**values: bytes) -> bytes:
@@ -477,9 +499,10 @@ OPCODES = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
 @given(some.lists(some.sampled_from(OPCODES) | some.binary(max_size=3) | some.sampled_from([tensor(), text("a")])))
 def test_any_opcodes_give_plain_values_or_errors_of_ours(parts: list[bytes]) -> None:
     try:
-        interpret(b"".join(parts), "a")
+        value = interpret(b"".join(parts), "a")
     except PthError:
         return
+    assert_inert(value)
 
 
 @settings(max_examples=500, deadline=None)
@@ -489,6 +512,7 @@ def test_flipped_descriptions_give_plain_values_or_errors_of_ours(data: some.Dat
     for place in data.draw(some.lists(some.integers(0, len(whole) - 1), min_size=1, max_size=4)):
         whole[place] = data.draw(some.integers(0, 255))
     try:
-        interpret(bytes(whole), "a")
+        value = interpret(bytes(whole), "a")
     except PthError:
         return
+    assert_inert(value)
