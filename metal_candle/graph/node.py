@@ -46,6 +46,7 @@ class GraphNode:
         "layout",
         "meta",
         "operation",
+        "scope",
         "tracked",
         "value",
         "variable",
@@ -75,6 +76,8 @@ class GraphNode:
         self.layout: Layout | None = None
         # Where a gradient would have ended, if the inputs that showed it have been let go.
         self.cut: str | None = None
+        # The module whose ``forward`` recorded it, as a path; "" outside of modules.
+        self.scope = _state.scope
         # Inputs exist before what uses them: the order of the ids is a topological order.
         self.id = next(_ids)
 
@@ -198,6 +201,7 @@ _threads: set[int] = set()
 
 class _State(threading.local):
     trace: Trace | None = None
+    scope: str = ""
 
     def __init__(self) -> None:  # runs in each thread when it asks for the first time
         _threads.add(threading.get_ident())
