@@ -19,6 +19,7 @@ from ..dtype import DType
 from ..error import BackwardNotSupportedError, ShapeMismatchError
 from ..layout import Layout
 from ..shape import Shape
+from .work import Estimated
 
 if TYPE_CHECKING:
     from typing_extensions import dataclass_transform
@@ -69,7 +70,7 @@ class Variants(type):
 
 @dataclass_transform()
 @dataclass(eq=False, repr=False)
-class Operation(metaclass=Variants):
+class Operation(Estimated, metaclass=Variants):
     """Base of all records. A subclass is registered under its snake-case name when it is defined.
 
     Class attributes a record may set:
@@ -80,6 +81,7 @@ class Operation(metaclass=Variants):
     - ``samples``: what the derived tests try; ``numpy``: the reference they compare with.
     - ``differentiable``: ``False`` ends the gradient here, as in candle (``round``, comparisons).
     - ``is_view``: the result may share its input's storage, as ``relayout`` says.
+    - ``work``, ``flops_per_element``: what it costs, see ``Estimated``.
     """
 
     arity: ClassVar[int | None] = 1
@@ -95,6 +97,8 @@ class Operation(metaclass=Variants):
         # Each method that dataclass writes is compiled at import; equality and hash are the same for all, below.
         if any(not str(annotation).startswith("ClassVar") for annotation in cls.__annotations__.values()):
             dataclass(eq=False, repr=False)(cls)
+        if cls.is_view and "work" not in cls.__dict__:
+            cls.work = "view"
         if abstract:
             return
         cls.key = cls.__dict__.get("key") or _snake_case(cls.__name__)
