@@ -43,6 +43,8 @@ class Sigmoid(UnaryFloat):
 
     candle = "candle_nn::ops::sigmoid(xs: &Tensor) -> Result<Tensor>"
     methods = ("sigmoid",)
+    work = "exponential"
+    flops_per_element = 4
 
     @staticmethod
     def function(x: mx.array) -> mx.array:
@@ -61,6 +63,8 @@ class Silu(UnaryFloat):
 
     candle = "Tensor::silu(&self) -> Result<Tensor>"
     methods = ("silu",)
+    work = "exponential"
+    flops_per_element = 5
 
     @staticmethod
     def function(x: mx.array) -> mx.array:
@@ -86,6 +90,8 @@ class Gelu(UnaryFloat):
 
     candle = "Tensor::gelu(&self) -> Result<Tensor>"
     methods = ("gelu",)
+    work = "exponential"
+    flops_per_element = 9
 
     @staticmethod
     def function(x: mx.array) -> mx.array:
@@ -112,6 +118,8 @@ class GeluErf(UnaryFloat):
 
     candle = "Tensor::gelu_erf(&self) -> Result<Tensor>"
     methods = ("gelu_erf",)
+    work = "exponential"
+    flops_per_element = 5
 
     @staticmethod
     def function(x: mx.array) -> mx.array:
@@ -140,6 +148,7 @@ class Erf(UnaryFloat):
     methods = ("erf",)
     function = erf
     numpy = _numpy_erf
+    work = "exponential"
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
         def slope(x: mx.array) -> mx.array:
@@ -157,6 +166,8 @@ class Elu(UnaryFloat):
     candle = "Tensor::elu(&self, alpha: f64) -> Result<Tensor>"
     methods = ("elu",)
     samples = (*(Sample(sample.shapes, (1.0,)) for sample in ANY_SHAPE), Sample(((5, 13),), (0.25,)))
+    work = "elementary"
+    flops_per_element = 3
     alpha: float
 
     @classmethod

@@ -7,7 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..operation import Gradients, Meta, Operation, Sample
+from ..operation import Gradients, Meta, Metas, Operation, Sample
+from ..work import elements
 from .elementwise import ANY_SHAPE, scalar
 
 
@@ -38,6 +39,9 @@ class Affine(Operation):
 
     def passes_gradient(self) -> bool:
         return self.mul != 0
+
+    def flops(self, inputs: Sequence[Metas], output: Metas) -> int:
+        return ((self.mul != 1) + (self.add != 0)) * elements(output)
 
     def lower(self, x: mx.array) -> mx.array:
         scaled = x if self.mul == 1 else x * _number(self.mul, x.dtype)

@@ -159,6 +159,7 @@ class Pow(Binary):
     samples = POSITIVE_PAIRS
     function = mx.power
     numpy = np.power
+    work = "exponential"
 
     def infer(self, lhs: Meta, rhs: Meta) -> Meta:
         if not lhs.dtype.is_float_:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from ...kernels.conv import conv, conv_transpose, transposed_size, windows_of
 from ...kernels.windows import Sizes, spatial
 from ...shape import Shape, expect_rank
 from ..operation import Gradients, Meta, Operation, Sample
+from ..work import Work, elements
 from .counts import integer
 from .linalg import expect_floats
 
@@ -21,6 +23,7 @@ class Convolution(Operation, abstract=True):
     """Family: a convolution or its transpose over ``spatial`` dims. What does not fit is refused when recorded."""
 
     arity = 2
+    work: ClassVar[Work] = "product"
     spatial: ClassVar[int]
     padding: int
     stride: int
@@ -85,6 +88,15 @@ class Forward(Convolution, abstract=True):
             reach = windows.reach((1,) * self.spatial)
             raise self._refuse(x, kernel, f"an input that, padded by {self.padding}, is no smaller than {reach}")
         return Meta(Shape.of((x.shape[0], c_out, *count)), x.dtype)
+
+    def steps(self, inputs: Sequence[Any], output: Any) -> tuple[Work, int]:
+        # The columns: every window of every channel.
+        (b, c_in, *_), kernel = inputs[0].shape, inputs[1].shape
+        return "move", b * c_in * math.prod(kernel[2:]) * math.prod(output.shape[2:])
+
+    def flops(self, inputs: Sequence[Any], output: Any) -> int:
+        # A multiply-add for each of a kernel's elements, for each element of the result.
+        return 2 * elements(output) * math.prod(inputs[1].shape[1:])
 
     def lower(self, x: mx.array, kernel: mx.array) -> mx.array:
         return conv.forward(x, kernel, self.padding, self.stride, self.dilation, self.groups)[0]
@@ -177,6 +189,15 @@ class Transposed(Convolution, abstract=True):
         if 0 in x.shape[2:] or min(size) < 1:
             raise self._refuse(x, kernel, f"sizes that leave a result; with padding {self.padding} it is {size}")
         return Meta(Shape.of((x.shape[0], kernel.shape[1] * self.groups, *size)), x.dtype)
+
+    def steps(self, inputs: Sequence[Any], output: Any) -> tuple[Work, int]:
+        # The columns, which are added to the result.
+        (b, _, *size), kernel = inputs[0].shape, inputs[1].shape
+        return "arithmetic", b * kernel[1] * self.groups * math.prod(kernel[2:]) * math.prod(size)
+
+    def flops(self, inputs: Sequence[Any], output: Any) -> int:
+        # A multiply-add for each of a kernel's elements, for each element of the input.
+        return 2 * elements(inputs[0]) * math.prod(inputs[1].shape[1:])
 
     def _params(self) -> tuple[int, ...]:
         return self.padding, self.output_padding, self.stride, self.dilation, self.groups

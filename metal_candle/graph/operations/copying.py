@@ -18,6 +18,7 @@ class Copy(Operation):
     methods = ("copy", "force_contiguous")
     samples = (Sample(((),)), Sample(((0, 3),)), Sample(((5, 123),)))
     numpy = np.array
+    work = "move"
 
     def infer(self, x: Meta) -> Meta:
         return x

@@ -22,6 +22,7 @@ class Custom(Operation):
 
     arity = None
     candle = "Tensor::apply_op1<C: CustomOp1>(&self, c: C) -> Result<Tensor>"
+    flops_per_element = 0  # unknown: what is known is its traffic
     custom: Any
 
     def __post_init__(self) -> None:

@@ -83,6 +83,7 @@ class ArgExtreme(Operation, abstract=True):
     differentiable = False
     function: ClassVar[Callable[..., mx.array]]
     samples = (Sample(((5, 123),), (1, False)), Sample(((5, 7),), (0, True)))
+    work = "reduction"
     dim: int
     keepdim: bool
 

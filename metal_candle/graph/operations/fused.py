@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,10 @@ from ...kernels.fused_lora import add_lora, lora
 from ...kernels.rope import rope
 from ...kernels.swiglu import swiglu
 from ...shape import Shape, expect_rank
-from ..operation import Gradients, Meta, Operation, Sample
+from ..operation import Gradients, Meta, Metas, Operation, Sample
+from ..work import Work, elements
 from .linalg import expect_floats
+from .norm import Softmax
 
 
 class LoRA(Operation):
@@ -31,6 +34,7 @@ class LoRA(Operation):
     candle = "metal_candle::LazyTensor::lora_fused(&self, a: &LazyTensor, b: &LazyTensor, scale: f32)"
     methods = ("lora_fused", "lora_forward_fused")
     samples = (Sample(((5, 13), (13, 4), (4, 7)), (0.5,)), Sample(((2, 3, 6), (6, 1), (1, 9)), (2.0,)))
+    work = "product"
     scale: float
 
     @classmethod
@@ -46,6 +50,21 @@ class LoRA(Operation):
         if a.shape[1] != b.shape[0]:
             raise ShapeMismatchBinaryOpError("lora", a.shape, b.shape, "A (in, rank) and B (rank, out)")
         return Meta(Shape((*x.shape[:-1], b.shape[1])), x.dtype)
+
+    def flops(self, inputs: Sequence[Any], output: Metas) -> int:
+        rows, width, rank, out = self._sizes(inputs)
+        return 2 * rows * rank * (width + out) + rows * rank
+
+    def vjp_flops(self, inputs: Sequence[Any], output: Metas, needs: Sequence[bool]) -> int:
+        rows, width, rank, out = self._sizes(inputs)
+        narrow, wide = 2 * rows * rank * width, 2 * rows * rank * out
+        # x and A share the cotangent at rank; B needs x · A again.
+        return wide * (needs[0] or needs[1]) + narrow * (needs[0] + needs[1]) + (narrow + wide) * needs[2]
+
+    @staticmethod
+    def _sizes(inputs: Sequence[Any]) -> tuple[int, int, int, int]:
+        x, a, b = (meta.shape for meta in inputs)
+        return math.prod(x[:-1]), *a, b[1]
 
     def lower(self, x: mx.array, a: mx.array, b: mx.array) -> mx.array:
         return lora.forward(x, a, b, self.scale)[0]
@@ -68,6 +87,7 @@ class AddLoRA(Operation):
         Sample(((5, 7), (5, 13), (13, 4), (4, 7)), (0.5,)),
         Sample(((2, 3, 9), (2, 3, 6), (6, 1), (1, 9)), (2.0,)),
     )
+    work = "product"
     scale: float
 
     @classmethod
@@ -80,6 +100,12 @@ class AddLoRA(Operation):
         if base.shape != delta.shape:
             raise ShapeMismatchBinaryOpError("add_lora", base.shape, delta.shape, "a base of the delta's shape")
         return base
+
+    def flops(self, inputs: Sequence[Any], output: Metas) -> int:
+        return LoRA(self.scale).flops(inputs[1:], output) + elements(output)
+
+    def vjp_flops(self, inputs: Sequence[Any], output: Metas, needs: Sequence[bool]) -> int:
+        return LoRA(self.scale).vjp_flops(inputs[1:], output, needs[1:])
 
     def lower(self, base: mx.array, x: mx.array, a: mx.array, b: mx.array) -> mx.array:
         return add_lora.forward(base, x, a, b, self.scale)[0]
@@ -97,6 +123,8 @@ class Swiglu(Operation):
 
     arity = 2
     samples = (Sample(((5, 123), (5, 123))), Sample(((2, 3, 4), (2, 3, 4))), Sample(((0,), (0,))))
+    work = "exponential"
+    flops_per_element = 6
 
     def infer(self, gate: Meta, up: Meta) -> Meta:
         expect_floats("swiglu", gate, up)
@@ -127,6 +155,7 @@ class Rope(Operation):
     arity = 3
     candle = "candle_nn::rotary_emb::rope(xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor>"
     samples = (Sample(((2, 3, 5, 8), (5, 4), (5, 4))),)
+    flops_per_element = 3
 
     def infer(self, x: Meta, cos: Meta, sin: Meta) -> Meta:
         expect_floats("rope", x, cos, sin)
@@ -160,6 +189,7 @@ class Sdpa(Operation):
         Sample(((1, 4, 5, 8), (1, 2, 5, 8), (1, 2, 5, 8)), (0.3, True)),
         Sample(((2, 2, 3, 4), (2, 2, 7, 4), (2, 2, 7, 4)), (0.5, False)),
     )
+    work = "product"
     scale: float
     causal: bool
 
@@ -171,6 +201,30 @@ class Sdpa(Operation):
             takes = "q (b, h, t, d) and k, v (b, kv, s, d) with h a multiple of kv"
             raise ShapeMismatchBinaryOpError("sdpa", q.shape, k.shape, takes)
         return q
+
+    def _scores(self, inputs: Sequence[Any]) -> int:
+        """How many pairs of a query and a key it sees there are, over all heads."""
+        (b, h, t, _), s = inputs[0].shape, inputs[1].shape[2]
+        if not self.causal or len(inputs) > 3:
+            return int(b * h * t * s)
+        seeing = min(t, s)  # queries before the first key see none
+        return int(b * h * (seeing * s - seeing * (seeing - 1) // 2))
+
+    def steps(self, inputs: Sequence[Any], output: Metas) -> tuple[Work, int]:
+        return "softmax", self._scores(inputs)
+
+    def flops(self, inputs: Sequence[Any], output: Metas) -> int:
+        # Two products over the head's width, and a softmax between them.
+        return self._scores(inputs) * (4 * inputs[0].shape[3] + Softmax.flops_per_element)
+
+    def vjp_steps(self, inputs: Sequence[Any], output: Metas, needs: Sequence[bool]) -> tuple[Work, int]:
+        return "norm", self._scores(inputs)
+
+    def vjp_flops(self, inputs: Sequence[Any], output: Metas, needs: Sequence[bool]) -> int:
+        # A product each, and for q and k the gradient of the scores: another, a difference and a product by element.
+        of_scores = needs[0] or needs[1]
+        products = sum(needs[:3]) + of_scores
+        return self._scores(inputs) * (2 * products * inputs[0].shape[3] + 2 * of_scores)
 
     def lower(self, q: mx.array, k: mx.array, v: mx.array, *mask: mx.array) -> mx.array:
         return attention.forward(q, k, v, self.scale, self._mask(mask))[0]
@@ -206,6 +260,7 @@ class HeadCrossEntropy(Operation):
     """
 
     arity = 3
+    work = "product"
 
     def infer(self, hidden: Meta, weight: Meta, targets: Meta) -> Meta:
         expect_floats("head_cross_entropy", hidden, weight)
@@ -220,6 +275,22 @@ class HeadCrossEntropy(Operation):
         if targets.dtype.is_float_:
             raise UnsupportedDTypeForOpError("head_cross_entropy", targets.dtype, "integer targets")
         return Meta(Shape((hidden.shape[0],)), DType.F64 if hidden.dtype is DType.F64 else DType.F32)
+
+    def steps(self, inputs: Sequence[Any], output: Metas) -> tuple[Work, int]:
+        return "softmax", inputs[0].shape[0] * inputs[1].shape[0]
+
+    def flops(self, inputs: Sequence[Any], output: Metas) -> int:
+        (rows, width), words = inputs[0].shape, inputs[1].shape[0]
+        # The logits, their maximum, difference, exponential and sum; the target's logit by itself.
+        return int(rows * words * (2 * width + 4) + 2 * rows * width)
+
+    def vjp_steps(self, inputs: Sequence[Any], output: Metas, needs: Sequence[bool]) -> tuple[Work, int]:
+        return "softmax", inputs[0].shape[0] * inputs[1].shape[0] * needs[1]
+
+    def vjp_flops(self, inputs: Sequence[Any], output: Metas, needs: Sequence[bool]) -> int:
+        (rows, width), words = inputs[0].shape, inputs[1].shape[0]
+        # A product with the exponentials for each; those of the weight's are computed again from the logits.
+        return int(rows * words * (2 * width * needs[0] + (4 * width + 4) * needs[1]))
 
     def lower(self, hidden: mx.array, weight: mx.array, targets: mx.array) -> mx.array:
         return head_cross_entropy.forward(hidden, weight, targets, 0.0, False)[0]

@@ -9,11 +9,29 @@ import mlx.core as mx
 
 from ...error import DTypeMismatchError, ShapeMismatchBinaryOpError, UnsupportedDTypeForOpError
 from ...shape import DimLike, Shape, resolve_dim
-from ..operation import Gradients, Meta, Operation
+from ..operation import Gradients, Meta, Metas, Operation
+from ..work import Work, elements, size_in_bytes
 from .ids import add_along, add_at, along, blank, expect_ids, guard, take, take_along
 
 
-class IndexSelect(Operation):
+class _Picks(Operation, abstract=True):
+    """Family: elements of the first input, picked by the ids of the second; the gradient adds them up again."""
+
+    arity = 2
+    work = "select"
+
+    def traffic(self, inputs: Sequence[Metas], output: Metas) -> int:
+        # Of the tensor what is picked is read, not the rest.
+        return 2 * size_in_bytes(output) + size_in_bytes(inputs[1])
+
+    def vjp_steps(self, inputs: Sequence[Metas], output: Metas, needs: Sequence[bool]) -> tuple[Work, int]:
+        return "scatter", elements(output)
+
+    def vjp_flops(self, inputs: Sequence[Metas], output: Metas, needs: Sequence[bool]) -> int:
+        return elements(output)
+
+
+class IndexSelect(_Picks):
     """The entries of a dim that a list of ids names, in their order.
 
     Ids are U8, U32, I32 or I64. An id outside the dim raises ``InvalidIndexError``, eager at the call and lazy
@@ -21,7 +39,6 @@ class IndexSelect(Operation):
     halves in float32.
     """
 
-    arity = 2
     candle = "Tensor::index_select<D: Dim>(&self, indexes: &Tensor, dim: D) -> Result<Tensor>"
     methods = ("index_select",)
     dim: int
@@ -45,13 +62,12 @@ class IndexSelect(Operation):
         return add_at(mx.zeros_like(inputs[0]), along(self.dim, ids), values), None
 
 
-class Embedding(Operation):
+class Embedding(_Picks):
     """Rows of a table ``(v, h)`` for ids of any shape: ``(…)`` to ``(…, h)``.
 
     candle takes 1-D ids only. Ids are as in ``index_select``.
     """
 
-    arity = 2
     candle = "Tensor::embedding(&self, ids: &Tensor) -> Result<Tensor>"
     methods = ("embedding",)
 
@@ -69,13 +85,12 @@ class Embedding(Operation):
         return add_at(mx.zeros_like(inputs[0]), (ids,), blank(cotangent, nothing)), None
 
 
-class Gather(Operation):
+class Gather(_Picks):
     """For each place of ``indexes``, the element of the tensor whose dim ``dim`` it names.
 
     Ids are as in ``index_select``; the other dims of ``indexes`` may be shorter than the tensor's.
     """
 
-    arity = 2
     candle = "Tensor::gather<D: Dim>(&self, indexes: &Tensor, dim: D) -> Result<Tensor>"
     methods = ("gather",)
     dim: int
@@ -107,6 +122,7 @@ class WhereCond(Operation):
     arity = 3
     candle = "Tensor::where_cond(&self, on_true: &Tensor, on_false: &Tensor) -> Result<Tensor>"
     methods = ("where_cond",)
+    work = "select"
 
     def infer(self, condition: Meta, on_true: Meta, on_false: Meta) -> Meta:
         if condition.dtype.is_float_:

@@ -19,6 +19,7 @@ class Cat(Operation):
     arity = None
     candle = "Tensor::cat<A: AsRef<Tensor>, D: Dim>(args: &[A], dim: D) -> Result<Tensor>"
     samples = (Sample(((2, 3), (2, 5)), (1,)), Sample(((4,), (0,), (2,)), (0,)))
+    work = "move"
     dim: int
 
     def infer(self, *inputs: Meta) -> Meta:

@@ -12,7 +12,8 @@ from ...error import DTypeMismatchError, ShapeMismatchBinaryOpError, Unsupported
 from ...kernels.linear import linear
 from ...kernels.matmul import matmul
 from ...shape import Shape, broadcast_shapes
-from ..operation import Gradients, Meta, Operation, Sample
+from ..operation import Gradients, Meta, Metas, Operation, Sample
+from ..work import elements
 from .binary import reduce_to
 
 
@@ -38,6 +39,12 @@ def _product_shape(lhs: Shape, rhs: Shape, op: str) -> Shape:
     return Shape((*leading, lhs[-2], rhs[-1]))
 
 
+def product_flops(inputs: Sequence[Metas], output: Metas) -> int:
+    """FLOPs of a matrix product whose left factor is the first input: 2·m·n·k for each leading index."""
+    lhs: Any = inputs[0]
+    return 2 * elements(output) * int(lhs.shape[-1])
+
+
 class Matmul(Operation):
     """Matrix product ``(…, m, k) · (…, k, n)`` to ``(…, m, n)`` of float tensors; leading dims broadcast.
 
@@ -54,6 +61,7 @@ class Matmul(Operation):
         Sample(((3, 0), (0, 2))),
         Sample(((1, 4), (4, 1))),
     )
+    work = "product"
 
     @classmethod
     def bind(cls, lhs: Meta, rhs: Meta) -> Operation:
@@ -68,6 +76,9 @@ class Matmul(Operation):
     def infer(self, lhs: Meta, rhs: Meta) -> Meta:
         expect_floats("matmul", lhs, rhs)
         return Meta(_product_shape(lhs.shape, rhs.shape, "matmul"), lhs.dtype)
+
+    def flops(self, inputs: Sequence[Metas], output: Metas) -> int:
+        return product_flops(inputs, output)
 
     def lower(self, lhs: mx.array, rhs: mx.array) -> mx.array:
         return matmul(lhs, rhs)
@@ -90,6 +101,7 @@ class Linear(Operation):
     arity = 2
     candle = "candle_nn::Linear::forward(&self, x: &Tensor) -> Result<Tensor>"
     samples = (Sample(((5, 13), (3, 13))), Sample(((2, 3, 4), (7, 4))), Sample(((4,), (3, 4))))
+    work = "product"
 
     @staticmethod
     def numpy(x: Any, weight: Any) -> Any:
@@ -100,6 +112,9 @@ class Linear(Operation):
         if len(weight.shape) != 2 or not x.shape or x.shape[-1] != weight.shape[1]:
             raise ShapeMismatchBinaryOpError("linear", x.shape, weight.shape, "(…, in) and weight (out, in)")
         return Meta(Shape((*x.shape[:-1], weight.shape[0])), x.dtype)
+
+    def flops(self, inputs: Sequence[Metas], output: Metas) -> int:
+        return product_flops(inputs, output)
 
     def lower(self, x: mx.array, weight: mx.array) -> mx.array:
         return linear.forward(x, weight)[0]

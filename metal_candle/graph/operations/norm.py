@@ -14,7 +14,8 @@ from ...kernels import elementary
 from ...kernels.rms_norm import rms_norm
 from ...kernels.softmax import log_softmax, softmax
 from ...shape import DimLike, resolve_dim
-from ..operation import Gradients, Meta, Operation, Sample
+from ..operation import Gradients, Meta, Metas, Operation, Sample
+from ..work import elements
 from .linalg import expect_floats
 
 
@@ -29,6 +30,8 @@ class Softmax(Operation):
         Sample(((1,),), (0,)),
         Sample(((2, 0),), (1,)),
     )
+    work = "softmax"
+    flops_per_element = 5
     dim: int
 
     @classmethod
@@ -63,6 +66,8 @@ class LogSoftmax(Operation):
     candle = "candle_nn::ops::log_softmax<D: Dim>(xs: &Tensor, d: D) -> Result<Tensor>"
     methods = ("log_softmax",)
     samples = (Sample(((5, 123),), (1,)), Sample(((2, 3, 4),), (0,)), Sample(((2, 0),), (1,)))
+    work = "softmax"
+    flops_per_element = 5
     dim: int
 
     @classmethod
@@ -96,6 +101,8 @@ class RMSNorm(Operation):
     candle = "metal_candle::LazyTensor::rms_norm(&self, eps: f32) -> Result<LazyTensor>"
     methods = ("rms_norm", "rms_norm_fused")
     samples = (Sample(((5, 123),), (1e-5,)), Sample(((2, 3, 4),), (1e-5,)), Sample(((7,),), (1e-5,)))
+    work = "norm"
+    flops_per_element = 3
     eps: float
 
     @classmethod
@@ -130,6 +137,8 @@ class WeightedRMSNorm(Operation):
     arity = 2
     candle = "candle_nn::ops::rms_norm(xs: &Tensor, alpha: &Tensor, eps: f32) -> Result<Tensor>"
     samples = (Sample(((5, 123), (123,)), (1e-5,)), Sample(((2, 3, 4), (4,)), (1e-5,)))
+    work = "norm"
+    flops_per_element = 4
     eps: float
 
     def infer(self, x: Meta, weight: Meta) -> Meta:
@@ -166,6 +175,7 @@ class LayerNorm(Operation):
         Sample(((2, 3, 4), (4,)), (1e-5,)),
         Sample(((5, 123), (123,), (123,)), (1e-5,)),
     )
+    work = "norm"
     eps: float
 
     @classmethod
@@ -182,6 +192,10 @@ class LayerNorm(Operation):
                 takes = "(…, n) and weight and bias (n,)"
                 raise ShapeMismatchBinaryOpError("layer_norm", x.shape, other.shape, takes)
         return x
+
+    def flops(self, inputs: Sequence[Metas], output: Metas) -> int:
+        # Mean, difference, square, sum and scale, then · weight and + bias.
+        return (5 + len(inputs[1:])) * elements(output)
 
     def lower(self, x: mx.array, *weight_and_bias: mx.array) -> mx.array:
         weight, bias = (*weight_and_bias, None, None)[:2]

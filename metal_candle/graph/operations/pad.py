@@ -28,6 +28,7 @@ class _Pad(Operation, abstract=True):
         Sample(((4, 1),), (1, 0, 6)),
         Sample(((),), (0, 0, 0)),
     )
+    work = "move"
     dim: int
     left: int
     right: int

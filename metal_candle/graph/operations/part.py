@@ -163,6 +163,7 @@ class SliceAssign(Operation):
         Sample(((5, 7), (5, 7)), ((0, 0),)),
         Sample(((3, 2), (0, 2)), ((3, 0),)),
     )
+    work = "move"
     starts: tuple[int, ...]
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -12,7 +13,8 @@ from ...error import ShapeMismatchError, UnsupportedDTypeForOpError
 from ...kernels.pool import avg_pool, avg_pool_vjp, max_pool, max_pool_vjp
 from ...kernels.windows import Windows
 from ...shape import Shape, ShapeLike, expect_rank
-from ..operation import Gradients, Meta, Operation, Sample
+from ..operation import Gradients, Meta, Metas, Operation, Sample
+from ..work import Work, elements
 from .counts import integer
 
 
@@ -64,6 +66,9 @@ class Pool2d(Operation, abstract=True):
                 "takes windows no larger than (h, w)"
             )
         return Meta(Shape.of((*x.shape[:2], *count)), x.dtype)
+
+    def steps(self, inputs: Sequence[Metas], output: Metas) -> tuple[Work, int]:
+        return self.work, elements(output) * math.prod(self.kernel_size)
 
 
 def _seen(x: Any, kernel_size: tuple[int, int], stride: tuple[int, int]) -> Any:

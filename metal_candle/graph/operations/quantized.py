@@ -6,6 +6,7 @@ one float32 array where ``bits`` is 32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,10 @@ from ...dtype import DType
 from ...error import InvalidIndexError, ShapeMismatchBinaryOpError, UnsupportedDTypeForOpError
 from ...kernels import quantized_linear
 from ...shape import Shape
-from ..operation import Gradients, Meta, Operation
+from ..operation import Gradients, Meta, Metas, Operation
+from ..work import Work, elements, size_in_bytes
 from .ids import expect_ids
+from .linalg import product_flops
 
 
 class QuantizedLinear(Operation):
@@ -28,6 +31,7 @@ class QuantizedLinear(Operation):
 
     arity = None
     candle = "QMatMul::forward(&self, xs: &Tensor) -> Result<Tensor>"
+    work = "product"
     bits: int
 
     def infer(self, x: Meta, *weight: Meta) -> Meta:
@@ -37,6 +41,13 @@ class QuantizedLinear(Operation):
         if len(x.shape) < 2 or x.shape[-1] != shape[1]:
             raise ShapeMismatchBinaryOpError("qmatmul", x.shape, shape, "(…, m, in) and a weight (out, in)")
         return Meta(Shape((*x.shape[:-1], shape[0])), x.dtype)
+
+    def steps(self, inputs: Sequence[Any], output: Metas) -> tuple[Work, int]:
+        # The weight, unpacked.
+        return "select", 0 if self.bits == quantized_linear.DENSE else math.prod(_shape(inputs[1:], self.bits))
+
+    def flops(self, inputs: Sequence[Metas], output: Metas) -> int:
+        return product_flops(inputs, output)
 
     def lower(self, x: mx.array, *weight: mx.array) -> mx.array:
         return quantized_linear.forward(x, weight, self.bits)
@@ -54,11 +65,21 @@ class QuantizedEmbedding(Operation):
 
     arity = None
     candle = "QTensor::embedding(&self, ids: &Tensor) -> Result<Tensor>"
+    work = "select"
     bits: int
 
     def infer(self, ids: Meta, *table: Meta) -> Meta:
         expect_ids("embedding", ids)
         return Meta(Shape((*ids.shape, _shape(table, self.bits)[1])), DType.F32)
+
+    def flops(self, inputs: Sequence[Metas], output: Metas) -> int:
+        # scale · code + bias
+        return 0 if self.bits == quantized_linear.DENSE else 2 * elements(output)
+
+    def traffic(self, inputs: Sequence[Any], output: Metas) -> int:
+        ids, *table = inputs
+        row = size_in_bytes(*table) // max(1, table[0].shape[0])
+        return size_in_bytes(ids, output) + elements(ids) * row
 
     def lower(self, ids: mx.array, *table: mx.array) -> mx.array:
         size, width = table[0].shape[0], quantized_linear.columns(table, self.bits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 
@@ -13,6 +13,7 @@ from ...error import TrainingError, UnsupportedDTypeForOpError
 from ...shape import Shape
 from ..node import GraphNode, current_trace, leaf, placeholder
 from ..operation import Gradients, Meta, Operation
+from ..work import Work
 
 KEY = Meta(Shape((2,)), DType.U32)
 
@@ -36,6 +37,7 @@ class Draw(Operation, abstract=True):
     """Family: numbers of a shape from a key."""
 
     differentiable = False
+    work: ClassVar[Work] = "random"
 
     @staticmethod
     def check(dtype: DType, name: str) -> None:
@@ -67,6 +69,7 @@ class Normal(Draw):
     """Normal with a mean and a standard deviation."""
 
     candle = "Tensor::randn<S, T>(mean: T, std: T, s: S, device: &Device) -> Result<Tensor>"
+    work = "normal"
     mean: float
     std: float
     shape: Shape
@@ -88,6 +91,8 @@ class Dropout(Operation):
 
     arity = 2
     candle = "candle_nn::ops::dropout(xs: &Tensor, drop_p: f32) -> Result<Tensor>"
+    work = "random"
+    flops_per_element = 4
     p: float
 
     def infer(self, x: Meta, key: Meta) -> Meta:

@@ -13,6 +13,7 @@ from ...error import EmptyTensorError, OnlySingleDimensionError, UnsupportedDTyp
 from ...kernels import accurate_sum
 from ...shape import DimLike, DimsLike, Shape, resolve_dim, resolve_dims
 from ..operation import Gradients, Meta, Operation, Sample
+from ..work import Work
 from .elementwise import in_float32
 
 
@@ -61,6 +62,7 @@ class Reduction(Operation, abstract=True):
         Sample(((2, 3, 4),), ((0, 2), False)),
         Sample(((7,),), ((0,), False)),
     )
+    work: ClassVar[Work] = "reduction"
     dims: tuple[int, ...]
     keepdim: bool
 

@@ -29,6 +29,7 @@ class Repeat(Operation):
         Sample(((),), ((3,),)),
         Sample(((2, 3),), ((2, 0),)),
     )
+    work = "move"
     repeats: tuple[int, ...]
 
     @classmethod

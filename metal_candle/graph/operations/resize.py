@@ -12,7 +12,8 @@ import numpy as np
 from ...error import EmptyTensorError, ShapeMismatchError
 from ...kernels.resize import Taps, linear, linear_taps, linear_vjp, nearest, nearest_vjp, scaled_size
 from ...shape import Shape, expect_rank
-from ..operation import Gradients, Meta, Operation, Sample
+from ..operation import Gradients, Meta, Metas, Operation, Sample
+from ..work import elements, size_in_bytes
 from .counts import integer
 from .linalg import expect_floats
 
@@ -28,6 +29,7 @@ def _expect_elements(op: str, shape: Shape, target: tuple[int, ...]) -> None:
 class Nearest(Operation, abstract=True):
     """Family: the element at ``min(n - 1, ⌊i · n / target⌋)`` of each dim of n, reckoned in whole numbers."""
 
+    work = "select"
     spatial: ClassVar[int]
     target: tuple[int, ...]
 
@@ -35,6 +37,9 @@ class Nearest(Operation, abstract=True):
         expect_rank(x.shape, self.spatial + 2, self.methods[0])
         _expect_elements(self.methods[0], x.shape, self.target)
         return Meta(Shape.of((*x.shape[:2], *self.target), self.methods[0]), x.dtype)
+
+    def traffic(self, inputs: Sequence[Metas], output: Metas) -> int:
+        return min(size_in_bytes(*inputs), size_in_bytes(output)) + size_in_bytes(output)
 
     def lower(self, x: mx.array) -> mx.array:
         if 0 in self.target:
@@ -121,6 +126,7 @@ class UpsampleBilinear2d(Operation):
         Sample(((1, 2, 3, 4),), ((7, 5), False, (2.5, 1.3))),
         Sample(((1, 0, 3, 4),), ((7, 5), False, None)),
     )
+    work = "elementary"
     target: tuple[int, int]
     align_corners: bool
     scale: tuple[float, float] | None
@@ -151,6 +157,14 @@ class UpsampleBilinear2d(Operation):
         expect_rank(x.shape, 4, self.key)
         _expect_elements(self.key, x.shape, self.target)
         return Meta(Shape.of((*x.shape[:2], *self.target), self.key), x.dtype)
+
+    def flops(self, inputs: Sequence[Any], output: Metas) -> int:
+        x = inputs[0].shape
+        if tuple(x[2:]) == self.target:
+            return 0
+        # Two products and a sum for each element, first of the rows, then of the result.
+        rows = elements(output) and x[0] * x[1] * self.target[0] * x[3]
+        return 3 * (rows + elements(output))
 
     def _taps(self, size: Sequence[int]) -> list[Taps]:
         return _bilinear_taps(tuple(size), self.target, self.align_corners, self.scale)

@@ -60,6 +60,7 @@ class Round(Rounding):
     methods = ("round",)
     function = half_away_from_zero
     numpy = _half_away_from_zero
+    work = "elementary"
 
 
 class RoundTo(UnaryFloat):
@@ -77,6 +78,8 @@ class RoundTo(UnaryFloat):
         Sample(((5, 123),), (0,)),
         Sample(((5, 123),), (-1,), -300.0, 300.0),
     )
+    work = "elementary"
+    flops_per_element = 3
     decimals: int
 
     @classmethod

@@ -31,6 +31,7 @@ class Cumsum(Operation):
         Sample(((5, 123),), (1,)),
         Sample(((2, 3, 4),), (1,)),
     )
+    work = "reduction"
     dim: int
 
     @classmethod

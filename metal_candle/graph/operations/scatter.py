@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import numpy as np
 
 from ...error import DTypeMismatchError, ShapeMismatchBinaryOpError, UnexpectedNumberOfDimsError
 from ...shape import DimLike, resolve_dim
-from ..operation import Gradients, Meta, Operation, Sample
+from ..operation import Gradients, Meta, Metas, Operation, Sample
+from ..work import Work, elements
 from .ids import WRITES, add_along, add_at, along, blank, expect_ids, flat_places, guard, take, take_along
 
 
@@ -25,6 +26,7 @@ class _Scatters(Operation, abstract=True):
         Sample(((3, 2), (0, 2), (0, 2)), (0,), ids=((1, 3),)),
         Sample(((0, 2), (0, 2), (0, 2)), (0,), ids=((1, 1),)),
     )
+    work: ClassVar[Work] = "scatter"
     dim: int
 
     @classmethod
@@ -41,6 +43,15 @@ class _Scatters(Operation, abstract=True):
                 f"{self.key} (indexes, src)", indexes.shape, source.shape, "an index for each element of the source"
             )
         return x
+
+    def steps(self, inputs: Sequence[Metas], output: Metas) -> tuple[Work, int]:
+        return self.work, elements(inputs[2])
+
+    def vjp_steps(self, inputs: Sequence[Metas], output: Metas, needs: Sequence[bool]) -> tuple[Work, int]:
+        return "select", elements(inputs[2])
+
+    def vjp_flops(self, inputs: Sequence[Metas], output: Metas, needs: Sequence[bool]) -> int:
+        return 0
 
 
 def expect_like(op: str, x: Meta, source: Meta, dim: int) -> None:
@@ -63,6 +74,7 @@ class Scatter(_Scatters):
 
     candle = "Tensor::scatter<D: Dim>(&self, indexes: &Self, source: &Self, dim: D) -> Result<Self>"
     methods = ("scatter",)
+    flops_per_element = 0
 
     def lower(self, x: mx.array, ids: mx.array, source: mx.array) -> mx.array:
         ids, nothing = guard("scatter", ids, x.shape[self.dim])
@@ -145,6 +157,7 @@ class IndexAdd(Operation):
         Sample(((2, 3, 4), (5,), (2, 5, 4)), (1,), ids=((1, 3),)),
         Sample(((2, 3), (0,), (2, 0)), (1,), ids=((1, 3),)),
     )
+    work = "scatter"
     dim: int
 
     @classmethod
@@ -162,6 +175,13 @@ class IndexAdd(Operation):
             takes = f"an index for each entry of the source's dim {self.dim}"
             raise ShapeMismatchBinaryOpError("index_add (indexes, src)", indexes.shape, source.shape, takes)
         return x
+
+    def steps(self, inputs: Sequence[Metas], output: Metas) -> tuple[Work, int]:
+        # Whole rows, several elements for an id.
+        return "select", elements(inputs[2])
+
+    def vjp_flops(self, inputs: Sequence[Metas], output: Metas, needs: Sequence[bool]) -> int:
+        return 0
 
     def lower(self, x: mx.array, ids: mx.array, source: mx.array) -> mx.array:
         ids, nothing = guard("index_add", ids, x.shape[self.dim])

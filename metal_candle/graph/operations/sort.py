@@ -11,6 +11,7 @@ import numpy as np
 from ...dtype import DType
 from ...error import UnexpectedNumberOfDimsError
 from ..operation import Arrays, Gradients, Meta, Metas, Operation, Sample
+from ..work import Work, elements
 
 
 def _sorted_ids(x: mx.array, asc: bool) -> mx.array:
@@ -24,6 +25,11 @@ def _sorted_ids(x: mx.array, asc: bool) -> mx.array:
     # then read from there, equal elements keep their order.
     back = mx.argsort(x[..., ::-1], axis=-1)[..., ::-1]
     return mx.array(x.shape[-1] - 1, mx.uint32) - back if x.size else back
+
+
+def _comparisons(x: Meta) -> int:
+    """n·log₂(n) for each row of n, the logarithm rounded up."""
+    return elements(x) * max(0, x.shape[-1] - 1).bit_length()
 
 
 class ArgSortLastDim(Operation):
@@ -43,6 +49,7 @@ class ArgSortLastDim(Operation):
         Sample(((3, 0),), (False,)),
     )
     differentiable = False
+    work = "sort"
     asc: bool
 
     @classmethod
@@ -53,6 +60,9 @@ class ArgSortLastDim(Operation):
         if not x.shape:
             raise UnexpectedNumberOfDimsError("arg_sort_last_dim", "1 or more", x.shape)
         return Meta(x.shape, DType.U32)
+
+    def steps(self, inputs: Sequence[Any], output: Metas) -> tuple[Work, int]:
+        return self.work, _comparisons(inputs[0])
 
     def lower(self, x: mx.array) -> mx.array:
         return _sorted_ids(x, self.asc)
@@ -68,12 +78,22 @@ class SortLastDim(Operation):
     """The last dim sorted, and the ids, U32, that sort it: two results, in the order of ``arg_sort_last_dim``."""
 
     candle = "Tensor::sort_last_dim(&self, asc: bool) -> Result<(Tensor, Tensor)>"
+    work = "sort"
     asc: bool
 
     def infer(self, x: Meta) -> Metas:
         if not x.shape:
             raise UnexpectedNumberOfDimsError("sort_last_dim", "1 or more", x.shape)
         return x, Meta(x.shape, DType.U32)
+
+    def steps(self, inputs: Sequence[Any], output: Metas) -> tuple[Work, int]:
+        return self.work, _comparisons(inputs[0])
+
+    def vjp_steps(self, inputs: Sequence[Metas], output: Metas, needs: Sequence[bool]) -> tuple[Work, int]:
+        return "scatter", elements(inputs[0])
+
+    def vjp_flops(self, inputs: Sequence[Metas], output: Metas, needs: Sequence[bool]) -> int:
+        return 0
 
     def lower(self, x: mx.array) -> Arrays:
         ids = _sorted_ids(x, self.asc)

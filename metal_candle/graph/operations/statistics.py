@@ -10,7 +10,8 @@ import numpy as np
 
 from ...kernels import accurate_sum, double
 from ...shape import DimLike, DimsLike, Shape, resolve_dims
-from ..operation import Gradients, Meta, Operation, Sample
+from ..operation import Gradients, Meta, Metas, Operation, Sample
+from ..work import Work, elements
 from .elementwise import in_float32
 from .reduce import expand, expect_elements, expect_float, one_dim, reduced
 
@@ -27,6 +28,8 @@ class Variance(Operation):
         Sample(((2, 3, 4),), (1, False)),
         Sample(((7,),), (0, False)),
     )
+    work = "reduction"
+    flops_per_element = 4
     dim: int
     keepdim: bool
 
@@ -79,6 +82,8 @@ class LogSumExp(Operation):
         Sample(((2, 3, 4),), ((),)),
         Sample(((7,),), ((0,),)),
     )
+    work = "softmax"
+    flops_per_element = 4
     dims: tuple[int, ...]
 
     @classmethod
@@ -92,6 +97,9 @@ class LogSumExp(Operation):
         expect_float("log-sum-exp", x)
         expect_elements("log-sum-exp", x.shape, self.dims)
         return Meta(reduced(x.shape, self.dims, False), x.dtype)
+
+    def steps(self, inputs: Sequence[Metas], output: Metas) -> tuple[Work, int]:
+        return self.work, elements(*inputs)
 
     def lower(self, x: mx.array) -> mx.array:
         return in_float32(lambda wide: accurate_sum.logsumexp(wide, self.dims), x) if self.dims else x
@@ -121,6 +129,8 @@ class Norm(Operation):
     candle = "Tensor::norm(&self) -> Result<Tensor>"
     methods = ("norm",)
     samples = (Sample(((),)), Sample(((1,),)), Sample(((5, 123),)), Sample(((2, 3, 4),)))
+    work = "reduction"
+    flops_per_element = 2
 
     def infer(self, x: Meta) -> Meta:
         expect_float("norm", x)

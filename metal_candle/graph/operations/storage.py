@@ -68,6 +68,7 @@ class StridedUpdate(Operation):
 
     arity = 2
     samples = (Sample(((2, 6), (2, 3)), (_VIEW,)), Sample(((12,), (3, 4)), (_TURNED,)))
+    work = "move"
     layout: Layout
 
     def infer(self, storage: Meta, values: Meta) -> Meta:

@@ -13,17 +13,20 @@ from ...dtype import DType
 from ...error import UnsupportedDTypeForOpError
 from ...layout import Layout
 from ..operation import Arrays, Gradients, Meta, Metas, Operation, Sample
+from ..work import Work
 
 
 class Input(Operation):
     """A leaf: a tensor that is already there, or a placeholder that ``compile`` fills."""
 
     arity = 0
+    work = "view"
 
 
 class Pick(Operation):
     """One result of an operation that has several."""
 
+    work = "view"
     index: int
 
     def infer(self, several: Any) -> Meta:
@@ -68,6 +71,21 @@ class Vjp(Operation):
     def name(self) -> str:
         return f"{self.operation.name()}.vjp"
 
+    def _of(self, metas: Sequence[Metas]) -> tuple[Sequence[Metas], Metas, tuple[bool, ...]]:
+        return metas[sum(self.present) : -1], metas[-1], self.needs
+
+    def steps(self, inputs: Sequence[Metas], output: Metas) -> tuple[Work, int]:
+        return self.operation.vjp_steps(*self._of(inputs))
+
+    def flops(self, inputs: Sequence[Metas], output: Metas) -> int:
+        return self.operation.vjp_flops(*self._of(inputs))
+
+    def traffic(self, inputs: Sequence[Metas], output: Metas) -> int:
+        return self.operation.vjp_traffic(*self._of(inputs))
+
+    def uses_blas(self) -> bool:
+        return self.operation.uses_blas()
+
 
 class Detach(Operation):
     """The same values, cut off from the gradient."""
@@ -93,6 +111,7 @@ class ToDevice(Operation):
     """The same values on another device; memory that both share is not copied."""
 
     candle = "Tensor::to_device(&self, device: &Device) -> Result<Tensor>"
+    work = "view"
     device: Device
 
     def infer(self, x: Meta) -> Meta:
@@ -115,6 +134,7 @@ class Contiguous(Operation):
     samples = (Sample(((),)), Sample(((0, 3),)), Sample(((5, 123),)))
     numpy = np.asarray
     is_view = True
+    work = "move"
 
     def infer(self, x: Meta) -> Meta:
         return x

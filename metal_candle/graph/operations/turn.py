@@ -24,6 +24,7 @@ class Flip(Operation):
         Sample(((3,),), ((),)),
         Sample(((0, 2),), ((0,),)),
     )
+    work = "view"
     dims: tuple[int, ...]
 
     @classmethod
@@ -53,6 +54,7 @@ class Roll(Operation):
     candle = "Tensor::roll<D: Dim>(&self, shift: i32, dim: D) -> Result<Self>"
     methods = ("roll",)
     samples = (Sample(((5, 7),), (2, 1)), Sample(((2, 3, 4),), (-10, 0)), Sample(((0, 2),), (3, 0)))
+    work = "move"
     shift: int
     dim: int
 

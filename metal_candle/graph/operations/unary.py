@@ -20,6 +20,7 @@ class Exp(UnaryFloat):
 
     candle = "Tensor::exp(&self) -> Result<Tensor>"
     methods = ("exp",)
+    work = "exponential"
 
     @staticmethod
     def function(x: mx.array) -> mx.array:
@@ -39,6 +40,7 @@ class Log(UnaryFloat):
     function = mx.log
     numpy = np.log
     samples = POSITIVE
+    work = "exponential"
 
 
 class Sin(UnaryFloat):
@@ -48,6 +50,7 @@ class Sin(UnaryFloat):
     methods = ("sin",)
     function = double.sin
     numpy = np.sin
+    work = "elementary"
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
         return (cotangent * double.cos(inputs[0]),)
@@ -60,6 +63,7 @@ class Cos(UnaryFloat):
     methods = ("cos",)
     function = double.cos
     numpy = np.cos
+    work = "elementary"
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
         return (-cotangent * double.sin(inputs[0]),)
@@ -72,6 +76,7 @@ class Tanh(UnaryFloat):
     methods = ("tanh",)
     function = mx.tanh
     numpy = np.tanh
+    work = "elementary"
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
         return (cotangent * (1 - output * output),)
@@ -141,6 +146,7 @@ class Powf(UnaryFloat):
         Sample(((5, 13),), (0.0,)),
         Sample(((5, 13),), (-1.0,), low=0.5, high=3.0),
     )
+    work = "exponential"
     e: float
 
     @classmethod
@@ -171,6 +177,7 @@ class ToDtype(Operation):
     candle = "Tensor::to_dtype(&self, dtype: DType) -> Result<Tensor>"
     methods = ("to_dtype",)
     samples = tuple(Sample(sample.shapes, (DType.F16,)) for sample in ANY_SHAPE)
+    work = "move"
     dtype: DType
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -11,6 +12,7 @@ from ...dtype import DType
 from ...error import ShapeMismatchError
 from ...shape import Shape
 from ..operation import Arrays, Meta, Metas, Operation
+from ..work import Work, elements
 
 
 def _flat(arrays: Any) -> mx.array:
@@ -22,6 +24,8 @@ class GlobalNorm(Operation):
 
     arity = None
     differentiable = False
+    work = "reduction"
+    flops_per_element = 2
 
     def infer(self, *inputs: Meta) -> Meta:
         return Meta(Shape(), DType.F32)
@@ -55,6 +59,11 @@ class AdamWUpdate(Operation):
             if present and (gradient := next(given)).shape != parameter.shape:
                 raise ShapeMismatchError(f"adamw: got a gradient {gradient.shape} for a parameter {parameter.shape}")
         return *parameters, m, v
+
+    def steps(self, inputs: Sequence[Metas], output: Metas) -> tuple[Work, int]:
+        # For each element of the moments: 1 for the gradient's factor, 3 and 4 for the moments, 5 for the move,
+        # 2 for the decay and the difference.
+        return self.work, 15 * elements(inputs[-5])
 
     def _parts(self, inputs: Any) -> tuple[Any, Any, Any]:
         count = len(self.present)

@@ -33,6 +33,7 @@ class Unfold(Operation):
         Sample(((0, 4),), (1, 2, 2)),
         Sample(((4,),), (0, 0, 2)),
     )
+    work = "view"
     dim: int
     size: int
     step: int
