@@ -14,6 +14,7 @@ _HOME = {
     "NodeData": "metal_candle.graph.node_data",
     "NodeId": "metal_candle.graph.node_data",
     "Operation": "metal_candle.graph.operation",
+    "scope": "metal_candle.graph.scopes",
     "AsyncExecutor": "metal_candle.tensor.executor",
     "AsyncGraphExecutor": "metal_candle.tensor.executor",
     "LazyTensor": "metal_candle.tensor.lazy",

@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..error import ModelError
+from ..graph.scopes import scoped
 from ..nn import ops
 from ..nn.embedding import Embedding, embedding
 from ..nn.kv_cache import ConcatKvCache
@@ -176,6 +177,7 @@ class Decoder(Module):
         """An empty key-value cache for each layer."""
         return [ConcatKvCache(2) for _ in self.layers]
 
+    @scoped
     def hidden(self, ids: Any, caches: list[ConcatKvCache] | None = None) -> Any:
         """The normed hidden states ``(b, t, hidden)`` of ids ``(b, t)``."""
         xs = self.embed_tokens(ids)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any, TypeVar
 
+from ..graph.scopes import scoped
 from ..tensor.base import TensorBase
 
 T = TypeVar("T", bound=TensorBase)
 
 
 class Module:
-    """Base of layers: calling one is its ``forward``. Lazy input gives lazy output, eager gives eager."""
+    """Base of layers: calling one is its ``forward``. Lazy input gives lazy output, eager gives eager.
+
+    What ``forward`` records belongs to the layer in pictures of the graph, under the name its parent has it by.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        forward: Any = cls.forward
+        if isinstance(forward, FunctionType) and forward is not Module.forward and not hasattr(forward, "is_scoped"):
+            cls.forward = scoped(forward)  # type: ignore[method-assign]
 
     def forward(self, xs: T) -> T:
         """The layer's output."""
@@ -54,6 +65,7 @@ class Sequential(Module):
             xs = layer.forward(xs)
         return xs
 
+    @scoped
     def forward_all(self, xs: T) -> list[T]:
         """Every layer's output."""
         outputs = []

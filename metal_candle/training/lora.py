@@ -13,6 +13,7 @@ from ..device import Device, DeviceLike
 from ..dtype import DType
 from ..error import TrainingError
 from ..graph.operations.fused import AddLoRA, LoRA
+from ..graph.scopes import scoped
 from ..nn import ops
 from ..nn.module import Module
 from ..tensor.eager import Tensor
@@ -92,6 +93,7 @@ class LoRALayer(Module):
         lifted: LazyTensor = self.forward(xs)
         return lifted
 
+    @scoped
     def apply(self, base: Any, xs: Any) -> Any:
         """``base`` plus the delta of ``xs``, in one operation; computed in F32 for half inputs' factors."""
         a, b = xs._lift(self._a), xs._lift(self._b)
