@@ -96,7 +96,7 @@ class Forward(Convolution, abstract=True):
 
     def flops(self, inputs: Sequence[Any], output: Any) -> int:
         # A multiply-add for each of a kernel's elements, for each element of the result.
-        return 2 * elements(output) * math.prod(inputs[1].shape[1:])
+        return 2 * elements(output) * int(math.prod(inputs[1].shape[1:]))
 
     def lower(self, x: mx.array, kernel: mx.array) -> mx.array:
         return conv.forward(x, kernel, self.padding, self.stride, self.dilation, self.groups)[0]
@@ -197,7 +197,7 @@ class Transposed(Convolution, abstract=True):
 
     def flops(self, inputs: Sequence[Any], output: Any) -> int:
         # A multiply-add for each of a kernel's elements, for each element of the input.
-        return 2 * elements(inputs[0]) * math.prod(inputs[1].shape[1:])
+        return 2 * elements(inputs[0]) * int(math.prod(inputs[1].shape[1:]))
 
     def _params(self) -> tuple[int, ...]:
         return self.padding, self.output_padding, self.stride, self.dilation, self.groups

@@ -215,7 +215,7 @@ class Sdpa(Operation):
 
     def flops(self, inputs: Sequence[Any], output: Metas) -> int:
         # Two products over the head's width, and a softmax between them.
-        return self._scores(inputs) * (4 * inputs[0].shape[3] + Softmax.flops_per_element)
+        return self._scores(inputs) * int(4 * inputs[0].shape[3] + Softmax.flops_per_element)
 
     def vjp_steps(self, inputs: Sequence[Any], output: Metas, needs: Sequence[bool]) -> tuple[Work, int]:
         return "norm", self._scores(inputs)
@@ -224,7 +224,7 @@ class Sdpa(Operation):
         # A product each, and for q and k the gradient of the scores: another, a difference and a product by element.
         of_scores = needs[0] or needs[1]
         products = sum(needs[:3]) + of_scores
-        return self._scores(inputs) * (2 * products * inputs[0].shape[3] + 2 * of_scores)
+        return self._scores(inputs) * int(2 * products * inputs[0].shape[3] + 2 * of_scores)
 
     def lower(self, q: mx.array, k: mx.array, v: mx.array, *mask: mx.array) -> mx.array:
         return attention.forward(q, k, v, self.scale, self._mask(mask))[0]

@@ -79,7 +79,7 @@ class QuantizedEmbedding(Operation):
     def traffic(self, inputs: Sequence[Any], output: Metas) -> int:
         ids, *table = inputs
         row = size_in_bytes(*table) // max(1, table[0].shape[0])
-        return size_in_bytes(ids, output) + elements(ids) * row
+        return size_in_bytes(ids, output) + elements(ids) * int(row)
 
     def lower(self, ids: mx.array, *table: mx.array) -> mx.array:
         size, width = table[0].shape[0], quantized_linear.columns(table, self.bits)
