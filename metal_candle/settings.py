@@ -62,9 +62,14 @@ BLAS = Setting(
     "Linux CPU: `auto` loads an optimised BLAS before MLX, `off` leaves MLX's own, a path names a library.",
 )
 CACHE = Setting("METAL_CANDLE_CACHE", "", "Folder for models and libraries; default: the user's cache folder.")
-DISABLE = Setting("METAL_CANDLE_DISABLE", "", "Features to switch off: `graph`, `custom-metal`, comma separated.")
+DISABLE = Setting(
+    "METAL_CANDLE_DISABLE",
+    "",
+    "Features to switch off: `graph`, `custom-metal`, `rewrite`, `rewrite.<name>`, comma separated.",
+)
 KERNELS = Setting("METAL_CANDLE_KERNELS", "auto", "`reference` replaces every kernel by its plain MLX definition.")
-DEBUG = Setting("METAL_CANDLE_DEBUG", "", "Topics to log: `kernel`, `compile`, comma separated.")
+DEBUG = Setting("METAL_CANDLE_DEBUG", "", "Topics to log: `graph`, `rewrite`, `kernel`, `compile`, comma separated.")
+CHECK = Setting("METAL_CANDLE_CHECK", "", "`1` checks the graph after each rewrite pass, to find the one that broke it.")
 
 
 def log(topic: str, text: str, *values: object) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from ..error import BackwardNotSupportedError
+from .fuse import fuse
 from .node import GraphNode, Variable, leaf, record, topological_order
 from .operation import Meta
 from .operations.binary import Add
@@ -23,6 +24,8 @@ def gradients(output: GraphNode, seed: GraphNode | None = None) -> dict[Variable
     """
     if not output.tracked:
         return {}
+    if output.value is None:
+        fuse([output])
     if seed is None:
         seed = leaf(mx.ones(output.shape, output.dtype.mlx_), output.device)
     cotangents: dict[GraphNode, GraphNode] = {output: seed}

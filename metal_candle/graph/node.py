@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import operator
 import threading
-import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +20,7 @@ from .node_data import NodeData
 from .operation import Arrays, Meta, Metas, Operation
 
 _ids = itertools.count()
-_by_id = operator.attrgetter("id")
+by_id = operator.attrgetter("id")
 _meta = operator.attrgetter("meta")
 _CPU = Device.Cpu
 
@@ -40,7 +39,6 @@ class GraphNode:
         "__weakref__",
         "cut",
         "device",
-        "handle",
         "id",
         "inputs",
         "layout",
@@ -70,8 +68,6 @@ class GraphNode:
         self.tracked = tracked
         self.value = value
         self.variable = variable
-        # The lazy tensor that a user holds of this node: its value is kept when it is computed on the way.
-        self.handle: weakref.ref[Any] | None = None
         # Where its elements lie in candle's view of storage, once somebody asked; see ``layout_of``.
         self.layout: Layout | None = None
         # Where a gradient would have ended, if the inputs that showed it have been let go.
@@ -104,10 +100,6 @@ class GraphNode:
     def is_available(self) -> bool:
         """Whether the value has been computed."""
         return self.value is not None
-
-    def is_held(self) -> bool:
-        """Whether somebody outside the graph holds this node."""
-        return self.handle is not None and self.handle() is not None
 
     def let_go(self) -> None:
         """Forget the inputs of a node that has its value and that no gradient needs."""
@@ -304,7 +296,7 @@ def topological_order(outputs: Sequence[GraphNode], stop: Callable[[GraphNode], 
             if source not in seen:
                 seen.add(source)
                 stack.append(source)
-    return sorted(seen, key=_by_id)
+    return sorted(seen, key=by_id)
 
 
 def unevaluated_order(outputs: Sequence[GraphNode], given: Collection[GraphNode] = ()) -> list[GraphNode]:
@@ -318,4 +310,4 @@ def unevaluated_order(outputs: Sequence[GraphNode], given: Collection[GraphNode]
                 if source not in seen:
                     seen.add(source)
                     stack.append(source)
-    return sorted(seen, key=_by_id)
+    return sorted(seen, key=by_id)

@@ -82,6 +82,7 @@ class Operation(Estimated, metaclass=Variants):
     - ``differentiable``: ``False`` ends the gradient here, as in candle (``round``, comparisons).
     - ``is_view``: the result may share its input's storage, as ``relayout`` says.
     - ``work``, ``flops_per_element``: what it costs, see ``Estimated``.
+    - ``pure``: ``False`` where computing it once more, or once instead of twice, makes a difference.
     """
 
     arity: ClassVar[int | None] = 1
@@ -90,6 +91,7 @@ class Operation(Estimated, metaclass=Variants):
     samples: ClassVar[tuple[Sample, ...]] = ()
     differentiable: ClassVar[bool] = True
     is_view: ClassVar[bool] = False
+    pure: ClassVar[bool] = True
     numpy: ClassVar[Callable[..., Any] | None] = None
     key: ClassVar[str] = ""
 
@@ -106,14 +108,23 @@ class Operation(Estimated, metaclass=Variants):
         # A variant without data is a value, one with data a constructor, as in a Rust enum.
         setattr(Operation, cls.__name__, cls if fields(cls) else cls())
 
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """What makes it equal to another: its record and its parameters. A zero counts with its sign."""
+        content: tuple[Any, ...] | None = self.__dict__.get("_content")
+        if content is None:
+            content = (type(self), *[str(v) if type(v) is float and v == 0 else v for v in self.__dict__.values()])
+            self.__dict__["_content"] = content
+        return content
+
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.__dict__ == self.__dict__
+        return self is other or (isinstance(other, Operation) and self.content == other.content)
 
     def __hash__(self) -> int:
-        return hash((type(self), *self.__dict__.values()))
+        return hash(self.content)
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())
+        values = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))
         return f"{type(self).__name__}({values})"
 
     def name(self) -> str:

@@ -9,9 +9,10 @@ import mlx.core as mx
 import numpy as np
 
 from ..dtype import DType
-from ..graph.evaluate import Plan, evaluate, on_device
+from ..graph.evaluate import evaluate, on_device
 from ..graph.node import placeholder
 from ..graph.operation import Meta, to_numpy
+from ..graph.replay import Replay
 from ..models.decoder import Decoder
 from ..nn.kv_cache import KvBuffer, RecordedCache
 from ..shape import Shape
@@ -59,7 +60,7 @@ class CachedStep:
 
     def __init__(self, model: Decoder) -> None:
         self._model, self._position = model, 0
-        self._plan: HostPlan | Plan | None = None
+        self._plan: HostPlan | Replay | None = None
 
     def feed(self, ids: Sequence[int]) -> Logits:
         """The logits after a prompt at the first call, then after one more token."""
@@ -103,7 +104,7 @@ def _row(logits: mx.array) -> Logits:
     return to_numpy(logits).reshape(-1)
 
 
-def _record(model: Decoder, past: list[tuple[mx.array, mx.array]]) -> HostPlan | Plan:
+def _record(model: Decoder, past: list[tuple[mx.array, mx.array]]) -> HostPlan | Replay:
     """The plan of a step for one token: its inputs are the id ``(1, 1)`` and the two rows of rotary tables."""
 
     def argument(size: int, dtype: DType) -> LazyTensor:
@@ -120,4 +121,4 @@ def _record(model: Decoder, past: list[tuple[mx.array, mx.array]]) -> HostPlan |
     for pair, arrays in zip(buffers, past):
         for buffer, array in zip(pair, arrays):
             buffer.start(*((np, np.array(array)) if host else (mx, array)))
-    return HostPlan(output, inputs) if host else Plan([output], inputs)
+    return HostPlan(output, inputs) if host else Replay([output], inputs)

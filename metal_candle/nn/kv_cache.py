@@ -89,6 +89,7 @@ class CacheAppend(Operation):
     token, whatever the length of the cache.
     """
 
+    pure = False
     buffer: KvBuffer
 
     def infer(self, new: Meta) -> Meta:

@@ -12,10 +12,11 @@ import mlx.core as mx
 from .. import settings
 from ..device import Device
 from ..error import Error
-from ..graph.evaluate import Plan, on_device
+from ..graph.evaluate import on_device
 from ..graph.node import GraphNode, Variable, current_trace, leaf, placeholder, topological_order, tracing
 from ..graph.operation import Meta
 from ..graph.operations.random import next_key
+from ..graph.replay import Replay
 from .base import TensorBase
 from .eager import CellTensor, Tensor
 from .grad_store import COMPILED, GradStore
@@ -174,7 +175,7 @@ class Compiled(Generic[R]):
             if node.variable is not None and node.variable.node is node:
                 reads[node.variable] = node
         inputs = [*arguments, *trace.keys, *reads.values()]
-        plan = Plan(outputs, inputs)
+        plan = Replay(outputs, inputs)
         run: Callable[[list[Any]], list[Any]] = plan.run
         if not device.is_cpu():
             # On the CPU mx.compile costs seconds of C++ compiler per shape and the step is no faster (measured).
@@ -188,7 +189,7 @@ class Compiled(Generic[R]):
             [node.tracked for node in result_nodes],
             [type(tensor) for tensor in results],
             device,
-            len(plan.nodes),
+            plan.size,
             [f"{list(tensor.shape)} {tensor.dtype}" for tensor in tensors],
         )
 

@@ -15,7 +15,7 @@ from ..error.text import described
 from ..graph import operations  # fills the registry
 from ..graph.node import GraphNode, record
 from ..graph.operation import REGISTRY, Operation
-from ..graph.operations.affine import Affine
+from ..graph.operations.affine import Affine, DivScalar
 from ..graph.operations.binary import Binary, Div
 from ..graph.operations.unary import Powf
 from .arguments import check_of, no_tensor, renamed
@@ -201,15 +201,29 @@ def _positional(name: str, names: list[str], args: tuple[Any, ...], kwargs: dict
     return tuple(given[n] for n in names if n in given)
 
 
+def _scaled(mul: float) -> Operation:
+    # The two zeros are equal, and not the same.
+    return _known(mul, 0.0) if mul else Affine(mul, 0.0)
+
+
+def _shifted(add: float, mul: float = 1.0) -> Operation:
+    return _known(mul, add) if add else Affine(mul, add)
+
+
+# A loop records the same numbers again and again.
+_known = functools.lru_cache(1024)(Affine)
+
+
 # What an operator with a number is on floats, as in candle: one operation of one tensor.
 _WITH_NUMBER: dict[str, Callable[[float], Operation]] = {
-    "add": lambda number: Affine(1.0, number),
-    "radd": lambda number: Affine(1.0, number),
-    "sub": lambda number: Affine(1.0, -number),
-    "rsub": lambda number: Affine(-1.0, number),
-    "mul": lambda number: Affine(number, 0.0),
-    "rmul": lambda number: Affine(number, 0.0),
-    "pow": lambda number: Powf(number),
+    "add": _shifted,
+    "radd": _shifted,
+    "sub": lambda number: _shifted(-number),
+    "rsub": lambda number: _shifted(number, -1.0),
+    "mul": _scaled,
+    "rmul": _scaled,
+    "truediv": DivScalar,
+    "pow": Powf,
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -20,7 +19,6 @@ from .grad_store import GradStore, backward
 
 L = TypeVar("L", bound="LazyTensor")
 _new = object.__new__
-_ref = weakref.ref
 
 
 class LazyTensor(Constructors):
@@ -34,8 +32,6 @@ class LazyTensor(Constructors):
     def __init__(self, data: Any, device: DeviceLike = None, dtype: DTypeLike | None = None) -> None:
         node = data if isinstance(data, GraphNode) else type(self).new(data, device, dtype)._node
         self._node = node
-        if node.value is None and not node.is_held():
-            node.handle = weakref.ref(self)
 
     @classmethod
     def _from_node(cls: type[L], node: GraphNode) -> L:
@@ -45,8 +41,6 @@ class LazyTensor(Constructors):
     def _wrap(self: L, node: GraphNode) -> L:
         tensor = _new(type(self))
         tensor._node = node
-        if node.handle is None:
-            node.handle = _ref(tensor)
         return tensor
 
     def _lift(self: L, other: TensorBase) -> L:

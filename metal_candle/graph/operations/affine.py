@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ...error import UnsupportedDTypeForOpError
 from ..operation import Gradients, Meta, Metas, Operation, Sample
 from ..work import elements
 from .elementwise import ANY_SHAPE, scalar
@@ -82,3 +83,29 @@ class MulScalar(Operation):
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
         return (cotangent * scalar(self.value, cotangent.dtype),)
+
+
+class DivScalar(Operation):
+    """x / value, the number cast to the tensor's dtype first; 1 / 0 is infinite, 0 / 0 NaN."""
+
+    samples = tuple(Sample(sample.shapes, (3.0,)) for sample in ANY_SHAPE)
+    value: float
+
+    @classmethod
+    def bind(cls, x: Meta, value: float) -> Operation:
+        return cls(float(value))
+
+    def infer(self, x: Meta) -> Meta:
+        if not x.dtype.is_float_:
+            raise UnsupportedDTypeForOpError(self.key, x.dtype, "bf16, f16, f32 or f64")
+        return x
+
+    def lower(self, x: mx.array) -> mx.array:
+        return x / _number(self.value, x.dtype)
+
+    @staticmethod
+    def numpy(x: Any, value: float) -> Any:
+        return x / value
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        return (cotangent / _number(self.value, cotangent.dtype),)

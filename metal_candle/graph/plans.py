@@ -1,0 +1,92 @@
+"""Plans by structure: a graph that was computed once is not rewritten again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from threading import Lock
+
+from .. import settings
+from ..device import Device
+from .plan import Plan
+from .rewrite import Log, rewrite
+from .rewrites import PASSES
+from .structure import Structure
+from .term import TermGraph, terms_of
+
+MOST_TERMS = 200_000
+"""How many terms all graphs that are kept have together; one of more than a quarter of that is not kept."""
+
+
+
+class Known:
+    """A rewritten graph, and its plan once somebody has run it."""
+
+    __slots__ = ("device", "graph", "plan", "size")
+
+    def __init__(self, graph: TermGraph, device: Device) -> None:
+        self.graph, self.device, self.size = graph, device, len(graph.order)
+        self.plan: Plan | None = None
+
+
+_plans: OrderedDict[Hashable, Known] = OrderedDict()
+_terms = 0
+_lock = Lock()
+
+
+def plan_of(structure: Structure) -> Plan:
+    """The plan of a structure: a known one, or one made of the rewritten graph."""
+    known = _known(structure)
+    if known.plan is None:
+        known.plan = Plan(known.graph, known.device)
+    return known.plan
+
+
+def rewritten(structure: Structure) -> TermGraph:
+    """The graph of a structure after rewriting; its terms are shared, and must not be changed."""
+    return _known(structure).graph
+
+
+def _known(structure: Structure) -> Known:
+    global _terms
+    off = settings.DISABLE.value
+    key = (structure.key, off)
+    with _lock:
+        known = _plans.get(key)
+        if known is not None:
+            _plans.move_to_end(key)
+            return known
+    known = Known(apply_rules(terms_of(structure), Log()), structure.device)
+    if "graph" in settings.DEBUG.words:
+        settings.log("graph", "planned %d nodes as %d terms", len(structure.nodes), known.size)
+    if known.size <= MOST_TERMS // 4:
+        with _lock:
+            if key not in _plans:
+                _plans[key] = known
+                _terms += known.size
+            while _terms > MOST_TERMS:
+                _, oldest = _plans.popitem(last=False)
+                _terms -= oldest.size
+    return known
+
+
+def apply_rules(graph: TermGraph, log: Log) -> TermGraph:
+    """The graph after the passes that are switched on."""
+    off = switched_off()
+    if off is None or not all(term.operation is None or term.operation.pure for term in graph.order):
+        return graph
+    graph = rewrite(graph, PASSES, log, off)
+    if log.fired and "rewrite" in settings.DEBUG.words:
+        counts: dict[str, int] = {}
+        for fired in log.fired:
+            counts[fired.rule] = counts.get(fired.rule, 0) + 1
+        settings.log("rewrite", "%s", ", ".join(f"{rule} x {count}" for rule, count in counts.items()))
+    return graph
+
+
+def switched_off() -> frozenset[str] | None:
+    """The names of passes and rules that are switched off; ``None`` if all are."""
+    words = settings.DISABLE.words
+    if "rewrite" in words:
+        return None
+    return frozenset(word.partition(".")[2] for word in words if word.startswith("rewrite."))

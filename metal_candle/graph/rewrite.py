@@ -1,0 +1,212 @@
+"""Rules, and how they are applied: each pass takes a graph of terms and gives another of the same values."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..error import Error
+from . import check
+from .operation import Operation
+from .pattern import NOTHING, Match, Pattern
+from .term import Term, TermGraph, rebuilt, written
+
+REPEATS = 32
+"""How often rules may replace what they put in one place. More is an endless pair of rules."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Tensors of ``shapes`` (uniform in ±1; ``ids`` names those of integers below a number), what a user records of
+    them, and the expression it becomes; where a rule declines, part of its reason."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    before: Callable[..., Any]
+    after: str
+    because: str = ""
+    ids: tuple[tuple[int, int], ...] = ()
+    dtypes: tuple[str, ...] = ("f32", "bf16")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What fits ``pattern`` becomes what ``build`` makes of the names found in it.
+
+    ``when`` gives the first condition that is not met, or ``None``. A value inside the pattern that is needed
+    elsewhere too is not computed twice: the rule declines then, but for operations of ``shareable``, which cost nothing.
+    """
+
+    name: str
+    pattern: Pattern
+    build: Callable[..., Term]
+    when: Callable[..., str | None] | None = None
+    shareable: Callable[[Operation], bool] = field(default=lambda operation: operation.is_view)
+
+    def __post_init__(self) -> None:
+        # What each function takes is read once, not at each match.
+        for function in (self.build, self.when):
+            if function is not None:
+                _parameters(function)
+
+    def apply(self, term: Term, log: Log) -> Term | None:
+        """What takes the term's place, or ``None``."""
+        reason = None
+        for match in self.pattern.match(term, NOTHING):
+            why = self._declines(term, match)
+            if why is None:
+                made: Term = _call(self.build, match.found, term)
+                if made.meta != term.meta or made.device != term.device:
+                    raise Error(f"rewrite {self.name}: {written(term)} {term.meta} became {made.meta}")
+                log.note_fired(self.name, term, made)
+                return made
+            reason = reason or why
+        if reason is not None:
+            log.note_missed(self.name, term, reason)
+        return None
+
+    def _declines(self, term: Term, match: Match) -> str | None:
+        for inner in match.inside:
+            if inner is not term and inner.is_shared() and not self.shareable(inner.operation):  # type: ignore[arg-type]
+                who = "somebody holds its value" if inner.held else f"{inner.uses} operations use its value"
+                return f"{inner.operation.name()} {list(inner.shape)} stays: {who}"  # type: ignore[union-attr]
+        return None if self.when is None else _call(self.when, match.found, term)
+
+
+_SIGNATURES: dict[Any, tuple[str, ...]] = {}
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    if function not in _SIGNATURES:
+        _SIGNATURES[function] = tuple(inspect.signature(function).parameters)
+    return _SIGNATURES[function]
+
+
+def _call(function: Callable[..., Any], found: dict[str, Any], term: Term) -> Any:
+    """``function`` with what it asks for by name; ``root`` is the term itself, what was not found is ``None``."""
+    return function(**{name: term if name == "root" else found.get(name) for name in _parameters(function)})
+
+
+@dataclass(frozen=True)
+class Fired:
+    """A rule that was applied: its name, the place of the node it was applied at, before and after."""
+
+    rule: str
+    place: int | None
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A rule whose pattern was there, and the condition that was not met."""
+
+    rule: str
+    place: int | None
+    reason: str
+
+
+@dataclass
+class Log:
+    """What the passes did; in words only if ``telling``."""
+
+    telling: bool = False
+    fired: list[Fired] = field(default_factory=list)
+    missed: list[Missed] = field(default_factory=list)
+
+    def note_fired(self, rule: str, before: Term, after: Term) -> None:
+        """A rule was applied."""
+        texts = (_short(before), _short(after)) if self.telling else ("", "")
+        self.fired.append(Fired(rule, before.place, *texts))
+
+    def note_missed(self, rule: str, term: Term, reason: str) -> None:
+        """A rule's pattern was there, but a condition was not met."""
+        if self.telling:
+            self.missed.append(Missed(rule, term.place, reason))
+
+
+def _short(term: Term) -> str:
+    """A term with its inputs as places, or by their operations: one line, however deep it is."""
+    names = {
+        source: f"%{source.place}" if source.operation is None else source.operation.name() for source in term.inputs
+    }
+    if term.operation is None:
+        return f"%{term.place}"
+    return f"{term.operation.describe()}[{', '.join(names[source] for source in term.inputs)}]"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One subject of rewriting: a name, and either rules or a function of the whole graph."""
+
+    name: str
+    rules: tuple[Rule, ...] = ()
+    function: Callable[[TermGraph, Log], TermGraph] | None = None
+    examples: tuple[Example, ...] = ()
+
+    def run(self, graph: TermGraph, log: Log, off: Collection[str] = ()) -> TermGraph:
+        """The graph after this pass; the same object if nothing changed. Rules named in ``off`` rest."""
+        if self.function is not None:
+            return self.function(graph, log)
+        kinds = graph.kinds()
+        rules = [rule for rule in self.rules if rule.name not in off]
+        # One rule may put there what the next one needs; but one has to begin.
+        if not any(all(need & kinds for need in rule.pattern.needs()) for rule in rules):
+            return graph
+        table: dict[type[Operation], list[Rule]] = {}
+        for rule in rules:
+            for kind in rule.pattern.roots():
+                table.setdefault(kind, []).append(rule)
+        return _apply(graph, table, log)
+
+
+def _apply(graph: TermGraph, table: dict[type[Operation], list[Rule]], log: Log) -> TermGraph:
+    replaced: dict[Term, Term] = {}
+    changed = False
+    for term in graph.order:
+        if term.operation is None:
+            continue
+        current = term
+        if changed and any(source in replaced for source in term.inputs):
+            inputs = tuple([replaced.get(source, source) for source in term.inputs])
+            current = Term(term.operation, inputs, term.meta, term.device, term.place, term.held, term.uses)
+        for _ in range(REPEATS):
+            made = _first(table.get(type(current.operation), ()), current, log)
+            if made is None:
+                break
+            # It stands for the same value: whoever asked for that, or used it, now asks for this.
+            if made.place is None and made.operation is not None:
+                made.place, made.held, made.uses = term.place, term.held, term.uses
+            else:
+                made.held, made.uses = made.held or term.held, made.uses + term.uses - 1
+            current = made
+        else:
+            raise Error(f"rewrite: rules replace each other without end at {_short(term)}")
+        if current is not term:
+            replaced[term] = current
+            changed = True
+    return rebuilt(graph, replaced) if changed else graph
+
+
+def _first(rules: Iterable[Rule], term: Term, log: Log) -> Term | None:
+    if term.operation is None:
+        return None
+    for rule in rules:
+        made = rule.apply(term, log)
+        if made is not None:
+            return made
+    return None
+
+
+def rewrite(graph: TermGraph, passes: Sequence[Pass], log: Log, off: Collection[str] = ()) -> TermGraph:
+    """The graph after all passes, but for those whose name, or whose rule's name, is in ``off``."""
+    for each in passes:
+        if each.name not in off:
+            after = each.run(graph, log, off)
+            if after is not graph and check.enabled():
+                check.legal(graph, after, each.name)
+            graph = after
+    return graph
+
+

@@ -1,0 +1,20 @@
+"""What graphs are rewritten by before they are computed, in this order; a file for each subject."""
+
+from __future__ import annotations
+
+from ..rewrite import Pass
+from . import common_subexpression, lora
+
+PASSES: tuple[Pass, ...] = (
+    common_subexpression.PASS,
+    lora.PASS,
+)
+"""Each is a pure function of the graph. What recognises large pieces comes before what would take them apart."""
+
+
+def names() -> dict[str, str]:
+    """Every name that switches something off, and the pass it belongs to: passes and single rules."""
+    found = {each.name: each.name for each in PASSES}
+    for each in PASSES:
+        found.update({rule.name: each.name for rule in each.rules})
+    return found
