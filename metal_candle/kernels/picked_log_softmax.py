@@ -1,0 +1,87 @@
+"""Single log-probabilities of a distribution over many classes, without the others."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from . import double
+from .elementary import exp_up_to_zero
+from .kernel import Gradients, Kernel, Outputs, Variant, differentiated_by_mlx, is_half, on_cpu
+from .rms_norm import row_sum
+from .softmax import SMALL, by_rows, exp_rows
+
+
+def _wide(x: mx.array) -> mx.array:
+    return x.astype(mx.float32) if is_half(x) else x
+
+
+def _reference(x: mx.array, ids: mx.array) -> mx.array:
+    """``log_softmax(x)`` over the last dim at ``ids``: x ``(…, v)``, ids ``(…, k)`` below v, to ``(…, k)``.
+
+    Sums are float32's, of float64 float64's, rounded once to x's dtype. A row without a finite maximum is NaN.
+    """
+    wide = _wide(x)
+    shifted = wide - mx.max(wide, axis=-1, keepdims=True)
+    rest = mx.log(mx.sum(double.exp(shifted), axis=-1, keepdims=True))
+    # MLX takes a derivative of this derivative with respect to all arrays, and has none for ids.
+    picked = mx.take_along_axis(shifted, mx.stop_gradient(ids), axis=-1)
+    return (picked - rest).astype(x.dtype)
+
+
+def _fast(x: mx.array, ids: mx.array) -> mx.array:
+    return -mx.fast.cross_entropy(x, ids[..., 0])[..., None].astype(x.dtype)
+
+
+def _maximum_and_total(x: mx.array) -> tuple[mx.array, mx.array]:
+    """The maximum of each row and the sum of the exponentials shifted by it, ``(…, 1)`` in float32."""
+
+    def of_rows(rows: mx.array) -> mx.array:
+        powers, top = exp_rows(_wide(rows))
+        return mx.concatenate([top, row_sum(powers)], axis=-1)
+
+    both = by_rows(of_rows, x)
+    return both[..., :1], both[..., 1:]
+
+
+def _forward(x: mx.array, ids: mx.array) -> Outputs:
+    top, total = _maximum_and_total(x)
+    # Shifted first: a logarithm of the sum added to a large maximum would lose its digits.
+    picked = (_wide(mx.take_along_axis(x, ids, axis=-1)) - top) - mx.log(total)
+    return picked.astype(x.dtype), top, total
+
+
+def _vjp(cotangent: mx.array, inputs: Outputs, outputs: Outputs, needs: tuple[bool, ...]) -> Gradients:
+    x, ids = inputs
+    if not needs[0]:
+        return (None,) * len(needs)
+    top, total = outputs[1:] if len(outputs) == 3 else _maximum_and_total(x)
+    upstream = _wide(cotangent)
+    factor = -mx.sum(upstream, axis=-1, keepdims=True) / total
+
+    def of_rows(rows: mx.array, ids: mx.array, upstream: mx.array, top: mx.array, factor: mx.array) -> mx.array:
+        softmax = exp_up_to_zero(_wide(rows) - top) * factor
+        # Added, since a row may pick a class several times.
+        places = mx.arange(rows.shape[0])[:, None] * rows.shape[1] + ids
+        gradient = softmax.reshape(-1).at[places.reshape(-1)].add(upstream.reshape(-1))
+        return gradient.reshape(rows.shape).astype(x.dtype)
+
+    return (by_rows(of_rows, x, ids, upstream, top, factor), None)[: len(needs)]
+
+
+_ROWS = Variant("rational", _forward, _vjp)
+_FAST = differentiated_by_mlx("mx.fast.cross_entropy", _fast)
+
+
+def _select(x: mx.array, ids: mx.array) -> tuple[Variant | None, str]:
+    if x.size == 0 or ids.size == 0:
+        return None, "no elements"
+    if not on_cpu():
+        return (_FAST, "GPU, one id a row") if ids.shape[-1] == 1 else (None, "GPU, several ids a row")
+    if x.size < SMALL:
+        return None, f"fewer than {SMALL} elements"
+    if x.dtype != mx.float32 and not is_half(x):
+        return None, f"{x.dtype} on the CPU"
+    return _ROWS, "CPU"
+
+
+picked_log_softmax = Kernel("picked_log_softmax", _reference, _select, arity=2)
