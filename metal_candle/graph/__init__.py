@@ -17,6 +17,8 @@ _HOME = {
     "scope": "metal_candle.graph.scopes",
     "AsyncExecutor": "metal_candle.tensor.executor",
     "AsyncGraphExecutor": "metal_candle.tensor.executor",
+    "Evaluation": "metal_candle.tensor.evaluation",
+    "eval_all_async": "metal_candle.tensor.executor",
     "LazyTensor": "metal_candle.tensor.lazy",
     "eval_all": "metal_candle.tensor.lazy",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import features
 from ..device import DeviceLike
@@ -16,6 +16,9 @@ from .base import TensorBase
 from .construct import Constructors
 from .eager import Tensor
 from .grad_store import GradStore, backward
+
+if TYPE_CHECKING:
+    from .evaluation import Evaluation
 
 L = TypeVar("L", bound="LazyTensor")
 _new = object.__new__
@@ -62,9 +65,11 @@ class LazyTensor(Constructors):
         evaluate([self._node])
         return Tensor._from_node(self._node)
 
-    async def eval_async(self) -> Tensor:
-        """``eval()`` behind an awaitable: computed when it is awaited, without letting other tasks run meanwhile."""
-        return self.eval()
+    def eval_async(self) -> Evaluation[Tensor]:
+        """``eval()`` in another thread, begun when this returns: ``await`` it under asyncio, or ``.wait()`` for it."""
+        from .executor import eval_async  # threads, futures and asyncio are for who asks for them
+
+        return eval_async(self)
 
     def backward(self) -> GradStore:
         """Gradients of every variable this depends on; of a tensor with several elements, of its sum."""
