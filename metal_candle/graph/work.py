@@ -8,10 +8,9 @@ read and written if every input is read once and every result written once, what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
-
-from ..shape import Shape
 
 if TYPE_CHECKING:
     from .operation import Meta, Metas
@@ -37,17 +36,17 @@ _NO_FLOPS = ("view", "move", "select")
 
 def elements(*metas: Metas) -> int:
     """How many elements these results have together."""
-    return sum(meta.shape.elem_count() for several in metas for meta in _each(several))
+    return sum(math.prod(meta.shape) for several in metas for meta in _each(several))
 
 
 def size_in_bytes(*metas: Metas) -> int:
     """How many bytes these results take together."""
-    return sum(meta.shape.elem_count() * meta.dtype.size_ for several in metas for meta in _each(several))
+    return sum(math.prod(meta.shape) * meta.dtype.size_ for several in metas for meta in _each(several))
 
 
 def _each(metas: Metas) -> Sequence[Meta]:
-    # A Meta is a tuple too, whose first item is a shape.
-    return cast("Sequence[Meta]", (metas,) if isinstance(metas[0], Shape) else metas)
+    # A Meta is a tuple too, of a shape and a dtype.
+    return cast("Sequence[Meta]", (metas,) if hasattr(metas, "dtype") else metas)
 
 
 class Estimated:
