@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 Work = Literal[
     "view",  # the same storage, looked at otherwise: no work
-    "move",  # elements copied in order
-    "select",  # elements copied by ids or by a condition
+    "move",  # elements copied in order, or by rows
+    "select",  # elements copied by ids, by strides or by a condition, or rows added
     "scatter",  # elements written or added where ids say
     "arithmetic",  # +, -, ·, /, comparisons
     "reduction",  # every element of the inputs gone through once

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 
@@ -15,17 +15,17 @@ from .ids import add_along, add_at, along, blank, expect_ids, guard, take, take_
 
 
 class _Picks(Operation, abstract=True):
-    """Family: elements of the first input, picked by the ids of the second; the gradient adds them up again."""
+    """Family: rows of the first input, picked by the ids of the second; the gradient adds them up again."""
 
     arity = 2
-    work = "select"
+    work: ClassVar[Work] = "move"
 
     def traffic(self, inputs: Sequence[Metas], output: Metas) -> int:
         # Of the tensor what is picked is read, not the rest.
         return 2 * size_in_bytes(output) + size_in_bytes(inputs[1])
 
     def vjp_steps(self, inputs: Sequence[Metas], output: Metas, needs: Sequence[bool]) -> tuple[Work, int]:
-        return "scatter", elements(output)
+        return "select", elements(output)
 
     def vjp_flops(self, inputs: Sequence[Metas], output: Metas, needs: Sequence[bool]) -> int:
         return elements(output)
@@ -93,6 +93,7 @@ class Gather(_Picks):
 
     candle = "Tensor::gather<D: Dim>(&self, indexes: &Tensor, dim: D) -> Result<Tensor>"
     methods = ("gather",)
+    work = "select"
     dim: int
 
     @classmethod
@@ -107,6 +108,9 @@ class Gather(_Picks):
             takes = f"indexes no larger than the tensor but in dim {self.dim}"
             raise ShapeMismatchBinaryOpError("gather", x.shape, indexes.shape, takes)
         return Meta(indexes.shape, x.dtype)
+
+    def vjp_steps(self, inputs: Sequence[Metas], output: Metas, needs: Sequence[bool]) -> tuple[Work, int]:
+        return "scatter", elements(output)
 
     def lower(self, x: mx.array, ids: mx.array) -> mx.array:
         return take_along(x, *guard("gather", ids, x.shape[self.dim]), self.dim)

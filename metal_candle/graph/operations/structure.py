@@ -13,7 +13,7 @@ from ...dtype import DType
 from ...error import UnsupportedDTypeForOpError
 from ...layout import Layout
 from ..operation import Arrays, Gradients, Meta, Metas, Operation, Sample
-from ..work import Work
+from ..work import Work, elements
 
 
 class Input(Operation):
@@ -138,6 +138,10 @@ class Contiguous(Operation):
 
     def infer(self, x: Meta) -> Meta:
         return x
+
+    def steps(self, inputs: Sequence[Metas], output: Metas) -> tuple[Work, int]:
+        # A copy by strides, as which it is counted: what is in order already costs nothing.
+        return "select", elements(output)
 
     def relayout(self, layout: Layout) -> Layout | None:
         return layout if layout.is_contiguous() else None
