@@ -35,16 +35,17 @@ SAVED = 16 * 2**20
 
 
 def _reference(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = None) -> mx.array:
-    """``softmax(scale · q · kᵀ + mask) · v``: q ``(b, h, t, d)``, k and v ``(b, kv, s, d)``, h a multiple of kv.
+    """``softmax(scale · q · kᵀ + mask) · v``: q ``(b, h, t, d)``, k ``(b, kv, s, d)``, v ``(b, kv, s, dv)``.
 
-    ``mask`` is added, or a boolean one keeps where it is true, broadcast to ``(b, h, t, s)``; ``"causal"``
-    is aligned bottom-right, so that the last query sees every key. Vaswani et al. 2017,
-    https://arxiv.org/abs/1706.03762.
+    h is a multiple of kv, the result is ``(b, h, t, dv)``. ``mask`` is added, or a boolean one keeps where it is true,
+    broadcast to ``(b, h, t, s)``; ``"causal"`` is aligned bottom-right, so that the last query sees every key. A query
+    that sees no key gives NaN, as softmax does. Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.
     """
     group = q.shape[1] // k.shape[1]
     keys, values = (mx.repeat(x, group, axis=1) for x in (k, v))
     scores = masked((q * scale) @ mx.swapaxes(keys, -1, -2), mask)
-    return double.softmax(scores) @ values
+    # MLX takes no maximum of nothing; without keys the sum is empty.
+    return (double.softmax(scores) if scores.size else scores) @ values
 
 
 def _fast(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = None) -> mx.array:
@@ -180,18 +181,39 @@ def _accumulate(total: mx.array | None, part: mx.array) -> mx.array:
     return mx.concatenate([total[:, :, :keys] + part, total[:, :, keys:]], axis=2)
 
 
+def _with_gradient_of_mask(fast: Variant) -> Variant:
+    """``fast``, but for the gradient of a mask, which not every fused backward pass of MLX has."""
+
+    def vjp(
+        cotangent: mx.array,
+        inputs: tuple[mx.array, ...],
+        outputs: Outputs,
+        needs: tuple[bool, ...],
+        scale: float,
+        mask: Mask = None,
+    ) -> Gradients:
+        variant = _GROUPED if len(needs) > 3 and needs[3] else fast
+        return variant.vjp(cotangent, inputs, outputs, needs, scale, mask)
+
+    return Variant(fast.name, fast.forward, vjp)
+
+
 _BLOCKS = Variant("blocks of queries", _forward, _vjp)
 _BLOCKS_HALF = through_float32(_BLOCKS)
 _GROUPED = differentiated_by_mlx("grouped", _grouped)
 _GROUPED_HALF = through_float32(_GROUPED)
-_FAST = differentiated_by_mlx("mx.fast.scaled_dot_product_attention", _fast)
+_FAST = _with_gradient_of_mask(differentiated_by_mlx("mx.fast.scaled_dot_product_attention", _fast))
 
 
 def _select(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = None) -> tuple[Variant | None, str]:
-    if q.ndim != 4 or k.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[1] % k.shape[1]:
-        takes = "q (b, h, t, d) and k, v (b, kv, s, d) with h a multiple of kv"
+    takes = "q (b, h, t, d), k (b, kv, s, d) and v (b, kv, s, dv) with h a multiple of kv"
+    if q.ndim != 4 or k.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ShapeMismatchBinaryOpError("attention", q.shape, k.shape, takes)
-    if 0 in q.shape or 0 in k.shape:
+    if not k.shape[1] or q.shape[1] % k.shape[1]:
+        raise ShapeMismatchBinaryOpError("attention", q.shape, k.shape, takes)
+    if k.shape[:3] != v.shape[:3]:
+        raise ShapeMismatchBinaryOpError("attention", k.shape, v.shape, takes)
+    if 0 in q.shape or 0 in k.shape or 0 in v.shape:
         return None, "no elements"
     if isinstance(mask, str) and q.shape[2] > k.shape[2]:
         return None, "queries before the first key"

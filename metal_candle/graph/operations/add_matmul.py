@@ -10,8 +10,9 @@ import mlx.core as mx
 from ...error import ShapeMismatchBinaryOpError
 from ...kernels.add_matmul import add_matmul, slower
 from ...shape import broadcast_shapes
-from ..operation import Gradients, Meta, Operation, Sample
-from .linalg import Matmul, expect_floats
+from ..operation import Gradients, Meta, Metas, Operation, Sample
+from ..work import elements
+from .linalg import Matmul, expect_floats, product_flops
 
 
 class AddMatmul(Operation):
@@ -35,6 +36,7 @@ class AddMatmul(Operation):
         Sample(((3, 0), (0, 2), (2,)), (2.0, 0.5)),
         Sample(((0, 3), (3, 2), (2,)), (1.0, 1.0)),
     )
+    work = "product"
     alpha: float
     beta: float
 
@@ -50,6 +52,12 @@ class AddMatmul(Operation):
                 takes = "a c that broadcasts to the product"
                 raise ShapeMismatchBinaryOpError("add_matmul", c.shape, product.shape, takes)
         return product
+
+    def flops(self, inputs: Sequence[Metas], output: Metas) -> int:
+        return product_flops(inputs, output) + (1 + (self.alpha != 1) + (self.beta != 1)) * elements(output)
+
+    def vjp_flops(self, inputs: Sequence[Metas], output: Metas, needs: Sequence[bool]) -> int:
+        return product_flops(inputs, output) * (needs[0] + needs[1]) + elements(output) * needs[2]
 
     def slower(self, a: Meta, b: Meta, c: Meta) -> str | None:
         """Why, for these operands, it is slower than the product, the scalings and the sum; ``None`` where it is not.

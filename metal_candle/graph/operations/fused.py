@@ -178,9 +178,12 @@ class Rope(Operation):
 
 
 class Sdpa(Operation):
-    """softmax(scale · q · kᵀ + mask) · v: q ``(b, h, t, d)``, k and v ``(b, kv, s, d)``, h a multiple of kv.
+    """softmax(scale · q · kᵀ + mask) · v to ``(b, h, t, dv)``, h a multiple of kv.
 
-    Causal masks are aligned bottom-right. A fourth input is an additive mask that broadcasts to ``(b, h, t, s)``.
+    q ``(b, h, t, d)``, k ``(b, kv, s, d)``, v ``(b, kv, s, dv)``. Causal masks are aligned bottom-right. A fourth
+    input instead is a mask that broadcasts to ``(b, h, t, s)``: one of q's dtype is added, and gets a gradient; one of
+    integers hides the keys where it is 0, as ``where_cond(mask, scores, -inf)`` does. A query that sees no key gives
+    NaN, as softmax does, on the CPU; on a GPU it gives what MLX's kernel makes of it.
     """
 
     arity = None
@@ -188,24 +191,41 @@ class Sdpa(Operation):
     samples = (
         Sample(((1, 4, 5, 8), (1, 2, 5, 8), (1, 2, 5, 8)), (0.3, True)),
         Sample(((2, 2, 3, 4), (2, 2, 7, 4), (2, 2, 7, 4)), (0.5, False)),
+        Sample(((1, 4, 3, 4), (1, 2, 7, 4), (1, 2, 7, 6)), (-0.5, False)),
+        Sample(((2, 2, 3, 4), (2, 2, 7, 4), (2, 2, 7, 4), (3, 7)), (0.5, False)),
+        Sample(((1, 4, 3, 4), (1, 2, 7, 4), (1, 2, 7, 1), (4, 1, 1)), (0.5, False)),
+        Sample(((2, 2, 3, 4), (2, 2, 7, 4), (2, 2, 7, 4), (2, 1, 1, 7)), (0.5, False), ids=((3, 3),)),
+        Sample(((1, 2, 0, 4), (1, 2, 3, 4), (1, 2, 3, 5)), (0.5, False)),
     )
     work = "product"
     scale: float
     causal: bool
 
     def infer(self, q: Meta, k: Meta, v: Meta, *mask: Meta) -> Meta:
-        expect_floats("sdpa", q, k, v, *mask)
+        expect_floats("sdpa", q, k, v, *[meta for meta in mask if meta.dtype.is_float_])
         for meta in (q, k, v):
             expect_rank(meta.shape, 4, "sdpa")
-        if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[1] % k.shape[1]:
-            takes = "q (b, h, t, d) and k, v (b, kv, s, d) with h a multiple of kv"
+        (b, h, t, d), (_, kv, s, _) = q.shape, k.shape
+        takes = "q (b, h, t, d), k (b, kv, s, d) and v (b, kv, s, dv) with h a multiple of kv"
+        if k.shape[0] != b or k.shape[3] != d or not kv or h % kv:
             raise ShapeMismatchBinaryOpError("sdpa", q.shape, k.shape, takes)
-        return q
+        if tuple(v.shape[:3]) != tuple(k.shape[:3]):
+            raise ShapeMismatchBinaryOpError("sdpa", k.shape, v.shape, takes)
+        for given in mask:
+            self._expect_mask(given, (b, h, t, s))
+        return Meta(Shape((b, h, t, v.shape[3])), q.dtype)
+
+    def _expect_mask(self, mask: Meta, scores: tuple[int, ...]) -> None:
+        if self.causal:
+            raise ShapeMismatchError("sdpa: got a mask and causal=True; takes one of them")
+        wanted = scores[len(scores) - len(mask.shape) :]
+        if len(mask.shape) > len(scores) or any(a not in (1, b) for a, b in zip(mask.shape, wanted)):
+            raise ShapeMismatchBinaryOpError("sdpa", mask.shape, scores, "a mask that broadcasts to (b, h, t, s)")
 
     def _scores(self, inputs: Sequence[Any]) -> int:
         """How many pairs of a query and a key it sees there are, over all heads."""
         (b, h, t, _), s = inputs[0].shape, inputs[1].shape[2]
-        if not self.causal or len(inputs) > 3:
+        if not self.causal:
             return int(b * h * t * s)
         seeing = min(t, s)  # queries before the first key see none
         return int(b * h * (seeing * s - seeing * (seeing - 1) // 2))
@@ -214,17 +234,19 @@ class Sdpa(Operation):
         return "softmax", self._scores(inputs)
 
     def flops(self, inputs: Sequence[Any], output: Metas) -> int:
-        # Two products over the head's width, and a softmax between them.
-        return self._scores(inputs) * int(4 * inputs[0].shape[3] + Softmax.flops_per_element)
+        # Two products over the heads' widths, and a softmax between them.
+        widths = inputs[0].shape[3] + inputs[2].shape[3]
+        return self._scores(inputs) * int(2 * widths + Softmax.flops_per_element)
 
     def vjp_steps(self, inputs: Sequence[Any], output: Metas, needs: Sequence[bool]) -> tuple[Work, int]:
         return "norm", self._scores(inputs)
 
     def vjp_flops(self, inputs: Sequence[Any], output: Metas, needs: Sequence[bool]) -> int:
-        # A product each, and for q and k the gradient of the scores: another, a difference and a product by element.
-        of_scores = needs[0] or needs[1]
-        products = sum(needs[:3]) + of_scores
-        return self._scores(inputs) * int(2 * products * inputs[0].shape[3] + 2 * of_scores)
+        # A product each, and but for v the gradient of the scores: another, a difference and a product by element.
+        of_scores = needs[0] or needs[1] or any(needs[3:])
+        width, of_v = inputs[0].shape[3], inputs[2].shape[3]
+        widths = width * (needs[0] + needs[1]) + of_v * (needs[2] + of_scores)
+        return self._scores(inputs) * int(2 * widths + 2 * of_scores)
 
     def lower(self, q: mx.array, k: mx.array, v: mx.array, *mask: mx.array) -> mx.array:
         return attention.forward(q, k, v, self.scale, self._mask(mask))[0]
@@ -233,16 +255,22 @@ class Sdpa(Operation):
         return attention.forward(q, k, v, self.scale, self._mask(mask))
 
     def _mask(self, mask: Sequence[mx.array]) -> mx.array | str | None:
-        return mask[0] if mask else "causal" if self.causal else None
+        if not mask:
+            return "causal" if self.causal else None
+        return mask[0] if mx.issubdtype(mask[0].dtype, mx.floating) else mask[0] != 0
 
     @staticmethod
-    def numpy(q: Any, k: Any, v: Any, scale: float, causal: bool) -> Any:
+    def numpy(q: Any, k: Any, v: Any, *rest: Any) -> Any:
+        *mask, scale, causal = rest
         group = q.shape[1] // k.shape[1]
         k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
         scores = scale * q @ np.swapaxes(k, -1, -2)
         if causal:
             t, s = scores.shape[-2:]
-            scores = np.where(np.tril(np.ones((t, s)), s - t) > 0, scores, -np.inf)
+            mask = [np.tril(np.ones((t, s), np.int64), s - t)]
+        for given in mask:
+            is_float = np.issubdtype(given.dtype, np.floating)
+            scores = scores + given if is_float else np.where(given != 0, scores, -np.inf)
         e = np.exp(scores - scores.max(-1, keepdims=True))
         return e / e.sum(-1, keepdims=True) @ v
 

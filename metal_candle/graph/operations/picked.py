@@ -10,7 +10,8 @@ import numpy as np
 
 from ...error import ShapeMismatchBinaryOpError
 from ...kernels.picked_log_softmax import picked_log_softmax
-from ..operation import Gradients, Meta, Operation, Sample
+from ..operation import Gradients, Meta, Metas, Operation, Sample
+from ..work import Work, elements
 from .ids import blank, expect_ids, guard
 from .linalg import expect_floats
 
@@ -32,6 +33,10 @@ class PickedLogSoftmax(Operation):
         Sample(((3, 5), (3, 0)), ids=((1, 5),)),
     )
 
+    work = "softmax"
+    # Maximum, difference, exponential and sum of every class.
+    flops_per_element = 4
+
     def infer(self, x: Meta, ids: Meta) -> Meta:
         expect_floats("picked_log_softmax", x)
         expect_ids("picked_log_softmax", ids)
@@ -39,6 +44,9 @@ class PickedLogSoftmax(Operation):
             takes = "ids (…, k) with leading dims no larger than those of (…, v)"
             raise ShapeMismatchBinaryOpError("picked_log_softmax", x.shape, ids.shape, takes)
         return Meta(ids.shape, x.dtype)
+
+    def steps(self, inputs: Sequence[Metas], output: Metas) -> tuple[Work, int]:
+        return self.work, elements(inputs[0])
 
     def lower(self, x: mx.array, ids: mx.array) -> mx.array:
         return self.lower_and_save(x, ids)[0]
