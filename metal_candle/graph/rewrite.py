@@ -34,8 +34,8 @@ class Example:
 class Rule:
     """What fits ``pattern`` becomes what ``build`` makes of the names found in it.
 
-    ``when`` gives the first condition that is not met, or ``None``. A value inside the pattern that is needed
-    elsewhere too is not computed twice: the rule declines then, but for operations of ``shareable``, which cost nothing.
+    ``when`` gives the first condition that is not met, or ``None``. A value inside the pattern that is needed outside
+    of it too is not computed twice: the rule declines then, but for operations of ``shareable``, which cost nothing.
     """
 
     name: str
@@ -68,10 +68,19 @@ class Rule:
 
     def _declines(self, term: Term, match: Match) -> str | None:
         for inner in match.inside:
-            if inner is not term and inner.is_shared() and not self.shareable(inner.operation):  # type: ignore[arg-type]
+            if inner is term or not _needed_outside(inner, match.inside):
+                continue
+            if not self.shareable(inner.operation):  # type: ignore[arg-type]
                 who = "somebody holds its value" if inner.held else f"{inner.uses} operations use its value"
                 return f"{inner.operation.name()} {list(inner.shape)} stays: {who}"  # type: ignore[union-attr]
         return None if self.when is None else _call(self.when, match.found, term)
+
+
+def _needed_outside(inner: Term, inside: tuple[Term, ...]) -> bool:
+    """Whether somebody holds a value inside a match, or an operation that is not part of it uses it."""
+    if not inner.is_shared() or inner.held:
+        return inner.held
+    return inner.uses > sum(part.inputs.count(inner) for part in dict.fromkeys(inside))
 
 
 _SIGNATURES: dict[Any, tuple[str, ...]] = {}
@@ -208,5 +217,3 @@ def rewrite(graph: TermGraph, passes: Sequence[Pass], log: Log, off: Collection[
                 check.legal(graph, after, each.name)
             graph = after
     return graph
-
-
