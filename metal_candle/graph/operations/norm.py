@@ -9,8 +9,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...error import ArgumentValueError, ShapeMismatchBinaryOpError
+from ...error import ArgumentValueError, ShapeMismatchBinaryOpError, ShapeMismatchError
 from ...kernels import elementary
+from ...kernels.layer_norm import layer_norm
 from ...kernels.rms_norm import rms_norm
 from ...kernels.softmax import log_softmax, softmax
 from ...shape import DimLike, resolve_dim
@@ -187,6 +188,10 @@ class LayerNorm(Operation):
     def infer(self, x: Meta, *weight_and_bias: Meta) -> Meta:
         expect_floats("layer_norm", x, *weight_and_bias)
         resolve_dim(-1, x.shape, "layer_norm")
+        if len(weight_and_bias) > 2:
+            raise ShapeMismatchError(
+                f"layer_norm: got {1 + len(weight_and_bias)} tensors; takes x, a weight and a bias"
+            )
         for other in weight_and_bias:
             if tuple(other.shape) != (x.shape[-1],):
                 takes = "(…, n) and weight and bias (n,)"
@@ -198,14 +203,15 @@ class LayerNorm(Operation):
         return (5 + len(inputs[1:])) * elements(output)
 
     def lower(self, x: mx.array, *weight_and_bias: mx.array) -> mx.array:
-        weight, bias = (*weight_and_bias, None, None)[:2]
-        if x.dtype != mx.float64:
-            return mx.fast.layer_norm(x, weight, bias, self.eps)
-        # mx.fast.layer_norm computes float64 in float32.
-        centred = x - mx.mean(x, axis=-1, keepdims=True)
-        normed = centred * mx.rsqrt(mx.mean(mx.square(centred), axis=-1, keepdims=True) + self.eps)
-        scaled = normed if weight is None else normed * weight
-        return scaled if bias is None else scaled + bias
+        return layer_norm.forward(*self._three(x, *weight_and_bias), self.eps)[0]
+
+    def lower_and_save(self, x: mx.array, *weight_and_bias: mx.array) -> tuple[mx.array, ...]:
+        return layer_norm.forward(*self._three(x, *weight_and_bias), self.eps)
+
+    @staticmethod
+    def _three(*inputs: mx.array) -> tuple[mx.array | None, ...]:
+        """The inputs, ``None`` for a weight or a bias that is not given."""
+        return (*inputs, None, None)[:3]
 
     @staticmethod
     def numpy(x: Any, *rest: Any) -> Any:
@@ -213,3 +219,7 @@ class LayerNorm(Operation):
         normed = centred / np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + rest[-1])
         weight = rest[0] if len(rest) > 1 else 1.0
         return normed * weight + (rest[1] if len(rest) > 2 else 0.0)
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        wanted = (*needs, False, False)[:3]
+        return layer_norm.vjp(cotangent, self._three(*inputs), output, wanted, self.eps)[: len(inputs)]

@@ -1,0 +1,110 @@
+"""Layer normalisation."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from .accurate_sum import total
+from .kernel import (
+    Gradients,
+    Kernel,
+    Outputs,
+    Variant,
+    differentiated_by_mlx,
+    is_half,
+    on_cpu,
+    through_float32,
+)
+from .rms_norm import row_sum
+
+# Elements below which mx.fast.layer_norm, fewer calls, is the faster by up to 1.2. Measured on two x86-64 cores: with
+# 512 rows of 576 this one is 1.6 times faster forward and backward, of bfloat16 1.4; with 32 rows 1.0 and 1.1.
+SMALL = 16384
+
+
+def _reference(x: mx.array, weight: mx.array | None, bias: mx.array | None, eps: float) -> mx.array:
+    """``(x - mean) / sqrt(variance + eps) · weight + bias`` over the last dim; weight and bias ``(n,)`` or ``None``.
+
+    The variance is biased, eps is inside the root; halves are computed in float32. Ba et al. 2016,
+    https://arxiv.org/abs/1607.06450.
+    """
+    wide = x.astype(mx.float32) if is_half(x) else x
+    centred = wide - mx.mean(wide, axis=-1, keepdims=True)
+    normed = centred * mx.rsqrt(mx.mean(mx.square(centred), axis=-1, keepdims=True) + eps)
+    if weight is not None:
+        normed = normed * weight
+    return (normed if bias is None else normed + bias).astype(x.dtype)
+
+
+def _normed(x: mx.array, eps: float) -> tuple[mx.array, mx.array, mx.array]:
+    """x with mean 0 and variance 1, the mean ``(…, 1)`` and one over the root ``(…, 1)``."""
+    part = 1 / x.shape[-1]
+    mean = row_sum(x) * part
+    centred = x - mean
+    inverse = mx.rsqrt(row_sum(mx.square(centred)) * part + eps)
+    return centred * inverse, mean, inverse
+
+
+def _forward(x: mx.array, weight: mx.array | None, bias: mx.array | None, eps: float) -> Outputs:
+    normed, mean, inverse = _normed(x, eps)
+    if weight is not None:
+        normed = normed * weight
+    return (normed if bias is None else normed + bias), mean, inverse
+
+
+def _vjp(
+    cotangent: mx.array,
+    inputs: tuple[mx.array, mx.array | None, mx.array | None],
+    outputs: Outputs,
+    needs: tuple[bool, ...],
+    eps: float,
+) -> Gradients:
+    x, weight, _ = inputs
+    of_x = of_weight = of_bias = None
+    if needs[0] or needs[1]:
+        if len(outputs) == 3:
+            _, mean, inverse = outputs
+            normed = (x - mean) * inverse
+        else:
+            normed, _, inverse = _normed(x, eps)
+        if needs[0]:
+            upstream = cotangent if weight is None else cotangent * weight
+            part = 1 / x.shape[-1]
+            # What changes the mean or the variance is normalised away again.
+            along = normed * (row_sum(upstream * normed) * part)
+            of_x = (upstream - row_sum(upstream) * part - along) * inverse
+        if needs[1]:
+            of_weight = _over_rows(cotangent * normed)
+    if needs[2]:
+        of_bias = _over_rows(cotangent)
+    return of_x, of_weight, of_bias
+
+
+def _over_rows(x: mx.array) -> mx.array:
+    """The sum over all dims but the last."""
+    return total(x, tuple(range(x.ndim - 1))) if x.ndim > 1 else x
+
+
+def _fast(x: mx.array, weight: mx.array | None, bias: mx.array | None, eps: float) -> mx.array:
+    return mx.fast.layer_norm(x, weight, bias, eps)
+
+
+_CPU = Variant("sums by product", _forward, _vjp)
+_HALF = through_float32(_CPU)
+_FAST = differentiated_by_mlx("mx.fast.layer_norm", _fast)
+
+
+def _select(x: mx.array, *rest: object) -> tuple[Variant | None, str]:
+    if x.ndim == 0 or x.size == 0:
+        return None, "no rows"
+    if not on_cpu():
+        return _FAST, "GPU"
+    if x.dtype == mx.float64:
+        # mx.fast.layer_norm computes it in float32.
+        return _CPU, "float64"
+    if x.size < SMALL:
+        return _FAST, f"fewer than {SMALL} elements on the CPU"
+    return (_HALF, "half precision on the CPU") if is_half(x) else (_CPU, "float32 on the CPU")
+
+
+layer_norm = Kernel("layer_norm", _reference, _select, arity=3)
