@@ -80,7 +80,8 @@ class AsyncExecutor:
 
     def in_flight(self) -> int:
         """How many evaluations are waiting or running now."""
-        return len(self._evaluations)
+        with self._lock:
+            return sum(not evaluation.done() for evaluation in self._evaluations)
 
     @overload
     def submit(self, tensor: LazyTensor) -> Evaluation[Tensor]: ...
@@ -140,9 +141,9 @@ class AsyncExecutor:
             evaluation.cancel()
             raise
 
-    def _over(self, evaluation: Evaluation[Any]) -> None:
+    def _over(self, evaluation: futures.Future[Any]) -> None:
         with self._lock:
-            self._evaluations.discard(evaluation)
+            self._evaluations.discard(evaluation)  # type: ignore[arg-type]
         self._slots.give()
 
     def execute_operation(self, op: Operation, inputs: Sequence[Tensor]) -> Tensor:
@@ -210,7 +211,7 @@ class AsyncExecutor:
             await asyncio.wait(bells)
 
     def __repr__(self) -> str:
-        return f"AsyncExecutor(device={self._device}, max_in_flight={self._max_in_flight})"
+        return f"AsyncExecutor(device={self._device})"
 
 
 class AsyncGraphExecutor:

@@ -55,7 +55,8 @@ class _Work:
 
     def leave(self) -> list[_Work]:
         """Give the place up; what may run now, because it waited only for this."""
-        ready, leaving = [], [self]
+        ready: list[_Work] = []
+        leaving = [self]
         with workers.lock:
             while leaving:
                 work = leaving.pop()
@@ -88,26 +89,30 @@ class _Work:
     def run(self) -> None:
         """Compute here, and at the interpreter's end, when workers take nothing more, what waited for this too."""
         here = deque([self])
+        del self
         while here:
             here += here.popleft()._run()
 
     def _run(self) -> list[_Work]:
         evaluation, error, value = self.evaluation, None, None
-        runs = evaluation._start()
-        if runs:
-            try:
-                self._context.run(evaluate, self._nodes)
-                value = self._value()
-            except BaseException as raised:
-                # Without this frame, which refers to the evaluation that will refer to the error.
-                error = raised.with_traceback(raised.__traceback__ and raised.__traceback__.tb_next)
-        # First what waits for the nodes, then who waits for the value and may do anything in a callback.
-        late = [work for work in self.leave() if not workers.start(work.device, work.run)]
-        if error is not None:
-            evaluation.set_exception(error)
-        elif runs:
-            evaluation.set_result(value)
-        return late
+        try:
+            runs = evaluation._start()
+            if runs:
+                try:
+                    self._context.run(evaluate, self._nodes)
+                    value = self._value()
+                except BaseException as raised:
+                    error = raised
+            # First what waits for the nodes, then who waits for the value and may do anything in a callback.
+            late = [work for work in self.leave() if not workers.start(work.device, work.run)]
+            if error is not None:
+                evaluation.set_exception(error)
+            elif runs:
+                evaluation.set_result(value)
+            return late
+        finally:
+            # The error refers to this frame, and the evaluation to the error.
+            del self, evaluation, error, value
 
 
 def _nothing() -> None:

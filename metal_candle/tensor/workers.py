@@ -46,10 +46,15 @@ def start(device: Device, work: Callable[[], None]) -> bool:
             pool = ThreadPoolExecutor(count(device), f"metal-candle-eval-{device.kind.value}", _arrive)
             _pools[device] = pool
     try:
-        pool.submit(work)
+        pool.submit(_call, [work])
     except RuntimeError:
         return False
     return True
+
+
+def _call(box: list[Callable[[], None]]) -> None:
+    # The frames of the pool live as long as an error raised in here, and must not keep the work.
+    box.pop()()
 
 
 def _arrive() -> None:
