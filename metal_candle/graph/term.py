@@ -128,7 +128,7 @@ def written(term: Term, names: dict[Term, str] | None = None) -> str:
 
 def _call(operation: Operation, inputs: Sequence[str]) -> str:
     name, _, parameters = operation.describe().partition("(")
-    inside = "; ".join(part for part in (", ".join(inputs), parameters.rstrip(")")) if part)
+    inside = "; ".join(part for part in (", ".join(inputs), parameters[:-1]) if part)
     return f"{name}({inside})"
 
 

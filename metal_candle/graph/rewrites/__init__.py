@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ..rewrite import Pass
-from . import common_subexpression, lora
+from . import common_subexpression, lora, norm
 
 PASSES: tuple[Pass, ...] = (
     common_subexpression.PASS,
+    norm.PASS,
     lora.PASS,
 )
 """Each is a pure function of the graph. What recognises large pieces comes before what would take them apart."""
