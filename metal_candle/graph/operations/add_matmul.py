@@ -64,8 +64,7 @@ class AddMatmul(Operation):
 
         For the device that MLX computes on in this context; see ``metal_candle.kernels.add_matmul.slower``.
         """
-        shapes = (tuple(meta.shape) for meta in (a, b, c))
-        return slower(*shapes, a.dtype.mlx_, self.alpha, self.beta)
+        return slower(tuple(a.shape), tuple(b.shape), tuple(c.shape), a.dtype.mlx_, self.alpha, self.beta)
 
     @staticmethod
     def numpy(a: Any, b: Any, c: Any, alpha: float, beta: float) -> Any:
