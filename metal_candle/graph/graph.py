@@ -8,9 +8,12 @@ from typing import Any, Union
 from ..device import Device
 from ..error import Error, GraphNodeNotFoundError
 from . import render
+from .fold import LIMIT
 from .node import GraphNode, record, topological_order
 from .node_data import NodeId
 from .operation import Operation
+from .svg import LIMIT as SVG_LIMIT
+from .svg import svg
 
 Handle = Union[GraphNode, NodeId, int]
 
@@ -97,20 +100,32 @@ class ComputationGraph:
         number = handle.id if isinstance(handle, GraphNode) else int(handle)
         return any(node.id == number for node in self.nodes())
 
-    def explain(self, limit: int | None = render.LIMIT) -> str:
+    def explain(self, limit: int | None = LIMIT) -> str:
         """A line per node: id, operation with its parameters, shape, dtype, inputs, whether it has a value.
 
         Of a graph of more than ``limit`` nodes both ends, and a count of what it consists of.
         """
         return render.text(self.nodes(), limit)
 
-    def to_dot(self, limit: int | None = render.LIMIT) -> str:
-        """The graph in Graphviz's language; the middle of one of more than ``limit`` nodes as one box."""
-        return render.dot(self.nodes(), limit)
+    def to_dot(self, limit: int | None = LIMIT, fold: render.Fold = None) -> str:
+        """The graph in Graphviz's language, modules as clusters.
 
-    def to_mermaid(self, limit: int | None = render.LIMIT) -> str:
+        A graph of more than ``limit`` nodes is folded: modules become one box each, at the greatest depth that fits,
+        and the middle becomes one box if there is still too much. ``fold`` is ``False`` for no folding by modules,
+        or the depth: 1 for the outermost modules, 3 for "Decoder.layers.0". Raises ``Error`` for another ``fold``.
+        """
+        return render.dot(self.nodes(), limit, fold)
+
+    def to_mermaid(self, limit: int | None = LIMIT, fold: render.Fold = None) -> str:
         """The graph as a Mermaid flow chart, which GitHub draws in Markdown; large ones as in ``to_dot``."""
-        return render.mermaid(self.nodes(), limit)
+        return render.mermaid(self.nodes(), limit, fold)
+
+    def to_svg(self, limit: int | None = SVG_LIMIT, fold: render.Fold = None) -> str:
+        """The graph as a drawing that needs no other program; large ones as in ``to_dot``."""
+        return svg(self.nodes(), limit, fold)
+
+    def _repr_svg_(self) -> str:
+        return self.to_svg()
 
     def __repr__(self) -> str:
         return f"ComputationGraph({len(self)} nodes, {self._device})"

@@ -1,104 +1,149 @@
-"""Nodes as text, as Graphviz and as Mermaid. All take them with dependencies first."""
+"""Nodes as text, as Graphviz and as Mermaid. All take them with dependencies first, and fold what is large."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Union
 
+from .box import Box, references, summary
+from .fold import LIMIT, Folded, common
+from .fold import fold as folding
 from .node import GraphNode
-from .operation import Meta
 
-LIMIT = 400
-"""Of a graph of more nodes only the first and the last are shown, with a count of what each operation does between."""
-_ENDS = 20
+Fold = Union[bool, int, None]
+"""How modules are folded: see ``fold.fold``."""
 
 
-def text(nodes: Sequence[GraphNode], limit: int | None = LIMIT) -> str:
-    """A line per node: ``%7 = affine(mul=2.0, add=0.0) <- %5  [2, 3] f32, lazy``."""
+def text(nodes: Sequence[GraphNode], limit: int | None = LIMIT, fold: Fold = None) -> str:
+    """A line per node or module: ``%7 = affine(mul=2.0, add=0.0) <- %5  [2, 3] f32, lazy, in Decoder.norm``.
+
+    A module's line begins with those of its nodes that are used elsewhere.
+    """
     if not nodes:
         return "an empty graph"
-    first, last = _ends(nodes, limit)
-    shown = [*first, *last]
-    heads = [f"%{node.id} = {node.operation.describe()}{_inputs(node)}" for node in shown]
-    width = max(len(head) for head in heads)
-    lines = [f"{head:<{width}}  {_result(node)}, {_state(node)}" for head, node in zip(heads, shown)]
-    if last:
-        lines.insert(len(first), f"… {_count(nodes)}")
-    return "\n".join(lines)
+    boxes = folding(nodes, limit, fold).boxes
+    heads = [
+        f"{references(box.results)} = {box.title}{f' <- {references(box.sources)}' if box.sources else ''}"
+        for box in boxes
+        if box.kind != "rest"
+    ]
+    width = max(map(len, heads))
+    listed = iter(heads)
+    return "\n".join(
+        f"… {summary(nodes)}"
+        if box.kind == "rest"
+        else f"{next(listed):<{width}}  {box.result}, {box.state}{_origin(box)}"
+        for box in boxes
+    )
 
 
-def dot(nodes: Sequence[GraphNode], limit: int | None = LIMIT) -> str:
-    """A ``digraph``; nodes that have a value are filled."""
+def dot(nodes: Sequence[GraphNode], limit: int | None = LIMIT, fold: Fold = None) -> str:
+    """A ``digraph`` with a cluster for each module; nodes that have a value are filled, folded modules tabbed."""
+    folded = folding(nodes, limit, fold)
+    clusters = itertools.count()
+
+    def shown(box: Box) -> str:
+        if box.kind == "rest":
+            return f'more [label="{_escaped(summary(nodes))}", style=dashed];'
+        label = _escaped(f"{box.title}\n{box.result}").replace("\n", "\\n")
+        looks = ", shape=tab" if box.kind == "module" else ""
+        return f'{box.name} [label="{label}"{looks}{", style=filled" if box.evaluated else ""}];'
+
+    def opened(label: str) -> list[str]:
+        return [f"subgraph cluster_{next(clusters)} {{", f'  label="{_escaped(label)}";', "  style=rounded;"]
+
     lines = ["digraph graph_of_operations {", "  rankdir=TB;", "  node [shape=box];"]
-    first, last = _ends(nodes, limit)
-    for node in (*first, *last):
-        label = _escaped(f"{node.operation.describe()}\n{_result(node)}").replace("\n", "\\n")
-        lines.append(f'  n{node.id} [label="{label}"{", style=filled" if node.value is not None else ""}];')
-    if last:
-        lines.append(f'  more [label="{_escaped(_count(nodes))}", style=dashed];')
-    lines += [f"  {source} -> {target};" for source, target in _edges(nodes, {*first, *last})]
+    lines += _nested(folded, shown, opened, "}")
+    lines += [f"  {source} -> {target};" for source, target in _edges(folded)]
     return "\n".join([*lines, "}"])
 
 
-def mermaid(nodes: Sequence[GraphNode], limit: int | None = LIMIT) -> str:
-    """A ``flowchart``; nodes that have a value are rounded."""
-    lines = ["flowchart TD"]
-    first, last = _ends(nodes, limit)
-    for node in (*first, *last):
-        # Mermaid has no backslash: a quotation mark is spelled as an entity.
-        label = f"{node.operation.describe()}<br/>{_result(node)}".replace('"', "#quot;")
-        opening, closing = ("(", ")") if node.value is not None else ("[", "]")
-        lines.append(f'  n{node.id}{opening}"{label}"{closing}')
-    if last:
-        lines.append(f'  more[["{_count(nodes)}"]]')
-    lines += [f"  {source} --> {target}" for source, target in _edges(nodes, {*first, *last})]
+def mermaid(nodes: Sequence[GraphNode], limit: int | None = LIMIT, fold: Fold = None) -> str:
+    """A ``flowchart`` with a subgraph for each module; nodes that have a value are rounded, folded modules framed."""
+    folded = folding(nodes, limit, fold)
+    clusters = itertools.count()
+
+    def shown(box: Box) -> str:
+        if box.kind == "rest":
+            return f'more[["{summary(nodes)}"]]'
+        opening, closing = ("[[", "]]") if box.kind == "module" else ("(", ")") if box.evaluated else ("[", "]")
+        return f'{box.name}{opening}"{_entities(box.title)}<br/>{_entities(box.result)}"{closing}'
+
+    def opened(label: str) -> list[str]:
+        return [f'subgraph s{next(clusters)}["{_entities(label)}"]']
+
+    lines = ["flowchart TD", *_nested(folded, shown, opened, "end")]
+    lines += [f"  {source} --> {target}" for source, target in _edges(folded)]
     return "\n".join(lines)
 
 
-def _ends(nodes: Sequence[GraphNode], limit: int | None) -> tuple[Sequence[GraphNode], Sequence[GraphNode]]:
-    """The nodes to show: all as the first part, or those of both ends."""
-    if limit is None or len(nodes) <= limit:
-        return nodes, ()
-    ends = max(1, min(_ENDS, limit // 2))
-    return nodes[:ends], nodes[-ends:]
+@dataclass
+class _Cluster:
+    """A level of the paths: what was recorded right there, and the levels below."""
+
+    boxes: list[Box] = field(default_factory=list)
+    inner: dict[str, _Cluster] = field(default_factory=dict)
 
 
-def _count(nodes: Sequence[GraphNode]) -> str:
-    """What a graph consists of, in one line."""
-    kinds = Counter(node.operation.name() for node in nodes)
-    listed = [f"{count:,} {name}" for name, count in kinds.most_common(12)]
-    if len(kinds) > len(listed):
-        listed.append(f"{len(kinds) - len(listed)} more kinds")
-    evaluated = sum(node.value is not None for node in nodes)
-    return f"{len(nodes):,} nodes in all, {evaluated:,} evaluated: {', '.join(listed)}"
+def _nested(folded: Folded, shown: Callable[[Box], str], opened: Callable[[str], list[str]], closed: str) -> list[str]:
+    """The boxes as indented lines, those of a module between what opens it and ``closed``."""
+    users: dict[int, list[tuple[str, ...]]] = {}
+    for source, target in folded.edges:
+        users.setdefault(source, []).append(_around(folded.boxes[target]))
+    outermost = _Cluster()
+    for i, box in enumerate(folded.boxes):
+        path = _around(box)
+        if box.kind == "node" and not box.sources and i in users:
+            path = common(users[i])  # a leaf stands with what uses it
+        cluster = outermost
+        for level in path:
+            cluster = cluster.inner.setdefault(level, _Cluster())
+        cluster.boxes.append(box)
+
+    def lines(cluster: _Cluster, indent: str) -> list[str]:
+        found = [indent + shown(box) for box in cluster.boxes]
+        for label, inner in _levels(cluster):
+            found += [indent + line for line in opened(label)] + lines(inner, indent + "  ") + [indent + closed]
+        return found
+
+    return lines(outermost, "  ")
 
 
-def _edges(nodes: Sequence[GraphNode], shown: set[GraphNode]) -> list[tuple[str, str]]:
-    """From an input to what uses it; what is not shown is one place, ``more``."""
-    if len(shown) == len(nodes):
-        return [(f"n{source.id}", f"n{node.id}") for node in nodes for source in node.inputs]
-    edges: dict[tuple[str, str], None] = {}
-    for node in nodes:
-        for source in node.inputs:
-            pair = tuple(f"n{end.id}" if end in shown else "more" for end in (source, node))
-            if pair != ("more", "more"):
-                edges[pair[0], pair[1]] = None
-    return list(edges)
+def _levels(cluster: _Cluster) -> Iterator[tuple[str, _Cluster]]:
+    """The levels right inside; a module that only calls one other is none of its own."""
+    for label, inner in cluster.inner.items():
+        if not inner.boxes and len(inner.inner) == 1:
+            yield from ((f"{label}.{level}", deeper) for level, deeper in _levels(inner))
+        else:
+            yield label, inner
 
 
-def _inputs(node: GraphNode) -> str:
-    return f" <- {', '.join(f'%{source.id}' for source in node.inputs)}" if node.inputs else ""
+def _around(box: Box) -> tuple[str, ...]:
+    """The path of the module that a box is drawn in, an index joined to its list; a folded one is in the next outer."""
+    levels: list[str] = []
+    for part in box.scope.split(".") if box.scope else ():
+        if levels and part.isdigit():
+            levels[-1] += f".{part}"
+        else:
+            levels.append(part)
+    return tuple(levels[:-1] if box.kind == "module" else levels)
 
 
-def _result(node: GraphNode) -> str:
-    metas = [node.meta] if isinstance(node.meta, Meta) else node.meta
-    return "; ".join(f"{list(meta.shape)} {meta.dtype}" for meta in metas)
+def _edges(folded: Folded) -> list[tuple[str, str]]:
+    """From what is used to what uses it, by name."""
+    return [(folded.boxes[source].name, folded.boxes[target].name) for source, target in folded.edges]
 
 
-def _state(node: GraphNode) -> str:
-    kind = "variable, " if node.variable is not None else ""
-    return kind + ("evaluated" if node.value is not None else "lazy")
+def _origin(box: Box) -> str:
+    return f", in {box.scope}" if box.kind == "node" and box.scope else ""
 
 
 def _escaped(label: str) -> str:
     return label.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _entities(label: str) -> str:
+    # Mermaid has no backslash: a quotation mark is spelled as an entity.
+    return label.replace('"', "#quot;")
