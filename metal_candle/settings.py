@@ -7,10 +7,13 @@ function: ``with settings.KERNELS.override("reference"): ...``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 # Kernels ask at each call. The mapping over this dict encodes every name, and raises and catches for a missing one.
 _ENVIRONMENT: Mapping[bytes, bytes] = getattr(os.environ, "_data", os.environb)
@@ -49,6 +52,27 @@ class Setting:
             self._override.reset(token)
 
 
+class Derived(Generic[T]):
+    """What follows from some settings, worked out again only when one of them has changed."""
+
+    def __init__(self, work_out: Callable[[], T], *settings: Setting) -> None:
+        self._work_out = work_out
+        self._sources = [(setting._override.get, setting._key) for setting in settings]
+        # A pair, so that a thread never takes another's value for its own settings.
+        self._known: tuple[list[object], T] | None = None
+
+    def get(self) -> T:
+        """The value for the settings as they are now, in this context."""
+        now: list[object] = []
+        for override, key in self._sources:
+            now.append(override())
+            now.append(_ENVIRONMENT.get(key))
+        known = self._known
+        if known is None or known[0] != now:
+            self._known = known = (now, self._work_out())
+        return known[1]
+
+
 @lru_cache(64)
 def _words(value: str) -> frozenset[str]:
     return frozenset(word.strip() for word in value.split(",") if word.strip())
@@ -69,7 +93,9 @@ DISABLE = Setting(
 )
 KERNELS = Setting("METAL_CANDLE_KERNELS", "auto", "`reference` replaces every kernel by its plain MLX definition.")
 DEBUG = Setting("METAL_CANDLE_DEBUG", "", "Topics to log: `graph`, `rewrite`, `kernel`, `compile`, comma separated.")
-CHECK = Setting("METAL_CANDLE_CHECK", "", "`1` checks the graph after each rewrite pass, to find the one that broke it.")
+CHECK = Setting(
+    "METAL_CANDLE_CHECK", "", "`1` checks the graph after each rewrite pass, to find the one that broke it."
+)
 
 
 def log(topic: str, text: str, *values: object) -> None:

@@ -15,6 +15,7 @@ from .node import GraphNode, current_trace, one_thread
 from .plans import plan_of
 from .structure import lock, survey
 
+
 def on_device(device: Device) -> Any:
     """A context in which MLX computes on ``device``; nothing to do for MLX's default one."""
     wanted = device.mlx()

@@ -18,7 +18,7 @@ def fuse(outputs: Sequence[GraphNode]) -> None:
     Nodes that somebody holds stay the nodes they are, with another operation where a rule gave them one; so what is
     evaluated later shares what the gradient computes.
     """
-    structure = survey(outputs)
+    structure = survey(outputs, any_leaf=True)
     graph = rewritten(structure)
     nodes: dict[Term, GraphNode] = {}
     held = {structure.nodes[place] for place in structure.roots}
@@ -65,5 +65,3 @@ def _between(inputs: Sequence[GraphNode]) -> float:
     """An id after those of the inputs and before that of any node recorded after them."""
     last = max(node.id for node in inputs)
     return (last + math.floor(last) + 1) / 2
-
-

@@ -7,9 +7,11 @@ on tensors, the stub, the reference page, the parity and gradient tests) is deri
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Union
 
 import mlx.core as mx
@@ -59,6 +61,10 @@ class Sample:
 
 
 REGISTRY: dict[str, type[Operation]] = {}
+MOST_TOKENS = 1 << 16
+_tokens: dict[tuple[Any, ...], int] = {}
+# Above any place of a node in a graph, so that a key tells the two apart.
+_numbers = itertools.count(1 << 40)
 
 
 class Variants(type):
@@ -94,6 +100,7 @@ class Operation(Estimated, metaclass=Variants):
     pure: ClassVar[bool] = True
     numpy: ClassVar[Callable[..., Any] | None] = None
     key: ClassVar[str] = ""
+    _parameters: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, abstract: bool = False) -> None:
         # Each method that dataclass writes is compiled at import; equality and hash are the same for all, below.
@@ -101,6 +108,7 @@ class Operation(Estimated, metaclass=Variants):
             dataclass(eq=False, repr=False)(cls)
         if cls.is_view and "work" not in cls.__dict__:
             cls.work = "view"
+        cls._parameters = tuple(field.name for field in fields(cls))
         if abstract:
             return
         cls.key = cls.__dict__.get("key") or _snake_case(cls.__name__)
@@ -108,14 +116,18 @@ class Operation(Estimated, metaclass=Variants):
         # A variant without data is a value, one with data a constructor, as in a Rust enum.
         setattr(Operation, cls.__name__, cls if fields(cls) else cls())
 
-    @property
+    @cached_property
     def content(self) -> tuple[Any, ...]:
         """What makes it equal to another: its record and its parameters. A zero counts with its sign."""
-        content: tuple[Any, ...] | None = self.__dict__.get("_content")
-        if content is None:
-            content = (type(self), *[str(v) if type(v) is float and v == 0 else v for v in self.__dict__.values()])
-            self.__dict__["_content"] = content
-        return content
+        values = [getattr(self, name) for name in self._parameters]
+        return type(self), *[str(value) if type(value) is float and value == 0 else value for value in values]
+
+    @cached_property
+    def token(self) -> int:
+        """A number that equal operations share, cheaper to hash and compare than they are."""
+        if len(_tokens) >= MOST_TOKENS:
+            _tokens.clear()  # the numbers go on, so none gets a second meaning
+        return _tokens.setdefault(self.content, next(_numbers))
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Operation) and self.content == other.content)
@@ -148,6 +160,10 @@ class Operation(Estimated, metaclass=Variants):
     def lower(self, *inputs: Any) -> Arrays:
         """The result as MLX arrays."""
         raise AssertionError(f"{self.key} declares no lower")
+
+    def lowering(self, *inputs: Any) -> Callable[..., Arrays]:
+        """What a plan calls for inputs like these (each a ``Meta``): ``lower``, or what it comes down to for them."""
+        return self.lower
 
     def changes_nothing(self, x: Any) -> bool:
         """Whether the result is the tensor itself, with its id and its storage, as where candle returns a clone."""

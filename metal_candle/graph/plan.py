@@ -47,7 +47,7 @@ class Plan:
         used = set(self.outputs)
         for term in reversed(terms):
             operation = term.operation
-            lower: Callable[..., Any] = operation.lower  # type: ignore[union-attr]
+            lower: Callable[..., Any] = operation.lowering(*[source.meta for source in term.inputs])  # type: ignore[union-attr]
             slot = slots[term]
             if term in saved:
                 lower = cast("Callable[..., Any]", operation.lower_and_save)  # type: ignore[union-attr]

@@ -11,12 +11,12 @@ from ..device import Device
 from .plan import Plan
 from .rewrite import Log, rewrite
 from .rewrites import PASSES
+from .spread import SpreadPlan, groups
 from .structure import Structure
 from .term import TermGraph, terms_of
 
 MOST_TERMS = 200_000
 """How many terms all graphs that are kept have together; one of more than a quarter of that is not kept."""
-
 
 
 class Known:
@@ -26,7 +26,7 @@ class Known:
 
     def __init__(self, graph: TermGraph, device: Device) -> None:
         self.graph, self.device, self.size = graph, device, len(graph.order)
-        self.plan: Plan | None = None
+        self.plan: Plan | SpreadPlan | None = None
 
 
 _plans: OrderedDict[Hashable, Known] = OrderedDict()
@@ -34,12 +34,18 @@ _terms = 0
 _lock = Lock()
 
 
-def plan_of(structure: Structure) -> Plan:
+def plan_of(structure: Structure) -> Plan | SpreadPlan:
     """The plan of a structure: a known one, or one made of the rewritten graph."""
     known = _known(structure)
     if known.plan is None:
-        known.plan = Plan(known.graph, known.device)
+        known.plan = planned(known.graph, known.device)
     return known.plan
+
+
+def planned(graph: TermGraph, device: Device) -> Plan | SpreadPlan:
+    """A plan for a graph, in parts for several streams where that pays."""
+    parts, _ = groups(graph, device)
+    return Plan(graph, device) if len(parts) == 1 else SpreadPlan(graph, parts, device)
 
 
 def rewritten(structure: Structure) -> TermGraph:
@@ -49,8 +55,7 @@ def rewritten(structure: Structure) -> TermGraph:
 
 def _known(structure: Structure) -> Known:
     global _terms
-    off = settings.DISABLE.value
-    key = (structure.key, off)
+    key = (structure.key, _SWITCHES.get())
     with _lock:
         known = _plans.get(key)
         if known is not None:
@@ -72,7 +77,7 @@ def _known(structure: Structure) -> Known:
 
 def apply_rules(graph: TermGraph, log: Log) -> TermGraph:
     """The graph after the passes that are switched on."""
-    off = switched_off()
+    off = _SWITCHES.get()
     if off is None or not all(term.operation is None or term.operation.pure for term in graph.order):
         return graph
     graph = rewrite(graph, PASSES, log, off)
@@ -84,9 +89,12 @@ def apply_rules(graph: TermGraph, log: Log) -> TermGraph:
     return graph
 
 
-def switched_off() -> frozenset[str] | None:
+def _switched_off() -> frozenset[str] | None:
     """The names of passes and rules that are switched off; ``None`` if all are."""
     words = settings.DISABLE.words
     if "rewrite" in words:
         return None
     return frozenset(word.partition(".")[2] for word in words if word.startswith("rewrite."))
+
+
+_SWITCHES = settings.Derived(_switched_off, settings.DISABLE)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from .node import GraphNode
-from .plans import apply_rules
 from .plan import Plan
+from .plans import apply_rules, planned
 from .rewrite import Log
+from .spread import SpreadPlan
 from .structure import survey
 from .term import terms_of
 
@@ -25,7 +26,7 @@ class Replay:
             return
         structure = survey(wanted, frozenset(inputs))
         graph = apply_rules(terms_of(structure), self.log)
-        self._plan: Plan | None = Plan(graph, structure.device)
+        self._plan: Plan | SpreadPlan | None = planned(graph, structure.device)
         self.size = len(self._plan.steps)
         places = {structure.nodes[place]: i for i, place in enumerate(structure.leaves)}
         self._values = list(structure.values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Collection, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..device import Device
 from ..dtype import DType
@@ -18,89 +18,84 @@ lock = threading.Lock()
 """Held while nodes are walked or change what they are made of; never while MLX or a user's function runs."""
 
 
-class Structure:
-    """Unevaluated nodes between ``leaves``, which have values, and ``roots``, whose values somebody asks for.
+class Structure(NamedTuple):
+    """Unevaluated nodes between ``leaves``, which have ``values``, and ``roots``, whose values somebody asks for.
 
-    ``nodes`` holds all of them, dependencies first. ``key`` is equal for two structures of the same operations between
-    leaves of the same shapes, dtypes and devices. ``references`` counts for each node how often the others use it.
+    ``nodes`` holds all of them, dependencies first; leaves and roots are places there. ``key`` is equal for two
+    structures of the same operations between leaves of the same shapes, dtypes and devices.
     """
 
-    __slots__ = ("device", "key", "leaves", "nodes", "references", "roots", "values")
-
-    def __init__(
-        self,
-        key: Hashable,
-        device: Device,
-        nodes: list[GraphNode],
-        leaves: list[int],
-        roots: list[int],
-        references: dict[GraphNode, int],
-        values: list[Any],
-    ) -> None:
-        self.key, self.device = key, device
-        self.nodes, self.leaves, self.roots = nodes, leaves, roots
-        self.references = references
-        self.values = values
+    key: Hashable
+    device: Device
+    nodes: list[GraphNode]
+    leaves: list[int]
+    roots: list[int]
+    values: list[Any]
 
 
-def survey(wanted: Sequence[GraphNode], given: Collection[GraphNode] = ()) -> Structure:
+def survey(wanted: Sequence[GraphNode], given: Collection[GraphNode] = (), any_leaf: bool = False) -> Structure:
     """The structure whose roots are ``wanted`` and every node on the way that somebody else holds.
 
     ``given`` nodes are leaves although they have no value yet. Raises ``NotEvaluatedError`` for any other leaf without
-    a value. Takes ``lock``.
+    a value, unless ``any_leaf`` will do. Takes ``lock``.
     """
     with lock:
-        return _survey(wanted, given, _OWN_REFERENCES)
+        return _survey(wanted, given, any_leaf, _OWN_REFERENCES)
 
 
-def _survey(wanted: Sequence[GraphNode], given: Collection[GraphNode], own: int) -> Structure:
-    uses = dict.fromkeys(wanted, 0)
-    asked = frozenset(wanted)
-    stack = list(uses)
+# So often a node that is asked for seems to be used less than it is: it counts as held.
+_ASKED = 1 << 40
+
+
+def _survey(wanted: Sequence[GraphNode], given: Collection[GraphNode], any_leaf: bool, own: int) -> Structure:
+    # How often a node is used; from when it has its place on, that.
+    count = dict.fromkeys(wanted, -_ASKED)
+    stack = list(count)
     while stack:
         node = stack.pop()
         if node.value is None and not (given and node in given):
             for source in node.inputs:
-                if source in uses:
-                    uses[source] += 1
+                if source in count:
+                    count[source] += 1
                 else:
-                    uses[source] = 1
+                    count[source] = 1
                     stack.append(source)
-    order = sorted(uses, key=by_id)
+    order = sorted(count, key=by_id)
     first = order[0].device
-    key: list[Hashable] = []
-    note = key.append
-    slots: dict[GraphNode, int] = {}
+    key: list[Hashable] = [first]
     leaves: list[int] = []
     values: list[Any] = []
     roots: list[int] = []
-    for slot, node in enumerate(order):
-        slots[node] = slot
+    for place, node in enumerate(order):
         value = node.value
         if value is not None or (given and node in given):
-            leaves.append(slot)
+            leaves.append(place)
             values.append(value)
-            note(node.meta)
-            if node in asked:
-                roots.append(slot)
-                note(-1)
-        else:
-            inputs = node.inputs
-            if not inputs and node.operation.arity == 0:
+            key.append(node.meta)
+            held = count[node] < 0
+        elif not node.inputs and node.operation.arity == 0:
+            if not any_leaf:
                 raise NotEvaluatedError(
                     f"eval: {node} is an argument of a function that compile is tracing; it has no value yet"
                 )
-            note(node.operation)
+            leaves.append(place)
+            values.append(None)
+            key.append(node.meta)
+            held = count[node] < 0
+        else:
+            inputs = node.inputs
+            key.append(node.operation.token)
             for source in inputs:
-                note(slots[source])
+                key.append(count[source])
             # Who else refers to it may ask for its value: a tensor, or a node that is not part of this.
-            if _references(node) > uses[node] + own or node in asked:
-                roots.append(slot)
-                note(-1)
+            held = _references(node) > count[node] + own
+        count[node] = place
+        if held:
+            roots.append(place)
+            key.append(-1)
         if node.device is not first:
-            note(node.device)
-    note(first)
-    return Structure(tuple(key), first, order, leaves, roots, uses, values)
+            key.append(node.device)
+    return Structure(tuple(key), first, order, leaves, roots, values)
 
 
 _references = sys.getrefcount
@@ -115,7 +110,7 @@ def _own_references() -> int:
 
     start = node()
     for own in range(16):
-        if len(_survey([node(node(start))], (start,), own).roots) == 1:
+        if len(_survey([node(node(start))], (start,), False, own).roots) == 1:
             return own
     raise AssertionError("reference counts do not tell who holds a node")
 

@@ -24,7 +24,7 @@ def _add_reference(base: mx.array, x: mx.array, a: mx.array, b: mx.array, scale:
 
 def _lora_forward(x: mx.array, a: mx.array, b: mx.array, scale: float) -> Outputs:
     result = matmul(matmul(as_rows(x), a) * scale, b)
-    return (result.reshape(*x.shape[:-1], b.shape[1]),)
+    return (result if x.ndim == 2 else result.reshape(*x.shape[:-1], b.shape[1]),)
 
 
 def _lora_vjp(
@@ -50,7 +50,7 @@ def _lora_vjp(
 
 def _add_forward(base: mx.array, x: mx.array, a: mx.array, b: mx.array, scale: float) -> Outputs:
     result = addmm(as_rows(base), matmul(as_rows(x), a), b, alpha=scale)
-    return (result.reshape(base.shape),)
+    return (result if base.ndim == 2 else result.reshape(base.shape),)
 
 
 def _add_vjp(

@@ -61,15 +61,14 @@ class Kernel:
 
     def choose(self, *arguments: Any) -> Variant:
         """The variant for these arguments. Its name and the reason are kept in ``last``."""
-        if settings.KERNELS.value == "reference":
-            variant, reason = self._plain, f"{settings.KERNELS.name}=reference"
-        elif not features.enabled("custom-metal"):
-            variant, reason = self._plain, "feature custom-metal is off"
+        plain, telling = _MODE.get()
+        if plain is not None:
+            variant, reason = self._plain, plain
         else:
             chosen, reason = self._select(*arguments)
             variant = chosen or self._plain
         self.last = (variant.name, reason)
-        if "kernel" in settings.DEBUG.words:
+        if telling:
             shapes = [tuple(a.shape) for a in arguments if isinstance(a, mx.array)]
             settings.log("kernel", "%s %s: %s, %s", self.name, shapes, variant.name, reason)
         return variant
@@ -99,6 +98,20 @@ class Kernel:
 
     def __repr__(self) -> str:
         return f"Kernel({self.name})"
+
+
+def _mode() -> tuple[str | None, bool]:
+    """Why every kernel is its reference, if so, and whether choices are logged."""
+    plain = None
+    if settings.KERNELS.value == "reference":
+        plain = f"{settings.KERNELS.name}=reference"
+    elif not features.enabled("custom-metal"):
+        plain = "feature custom-metal is off"
+    return plain, "kernel" in settings.DEBUG.words
+
+
+# Kernels ask at each call.
+_MODE = settings.Derived(_mode, settings.KERNELS, settings.DISABLE, settings.DEBUG)
 
 
 def on_cpu() -> bool:

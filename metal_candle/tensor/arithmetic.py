@@ -103,7 +103,8 @@ class ArithmeticMethods(TensorMethods):
 
     def __matmul__(self: A, rhs: Any) -> A:
         if isinstance(rhs, TensorBase):
-            return self._record(_matmul, rhs)
+            node, other = self._node, self._operand(rhs)
+            return self._wrap(record(_matmul, (node, other), None, _product(node.meta, other.meta)))
         if isinstance(rhs, (int, float, str, bytes, list, tuple, np.ndarray, np.generic, mx.array)):
             raise no_tensor("matmul", rhs)
         return NotImplemented

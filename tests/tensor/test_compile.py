@@ -246,12 +246,13 @@ def test_a_training_step_replayed_equals_the_step_itself() -> None:
 
 def test_a_plan_lets_results_go_after_their_last_use() -> None:
     """Every result but the outputs' has a step that drops it."""
-    from metal_candle.graph.evaluate import Plan
+    from metal_candle.graph.plans import plan_of
+    from metal_candle.graph.structure import survey
 
     x = LazyTensor.new([1.0])
     y = x.exp().sqr() + x
-    plan = Plan([y._node])
-    dropped = [slot for step in plan._steps for slot in step[3]]
+    plan = plan_of(survey([y._node]))
+    dropped = [slot for step in plan.steps for slot in step[3]]
     assert len(dropped) == len(set(dropped)) == 3
 
 

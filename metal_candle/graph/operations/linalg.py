@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from ...dtype import DType
 from ...error import DTypeMismatchError, ShapeMismatchBinaryOpError, UnsupportedDTypeForOpError
 from ...kernels.linear import linear
 from ...kernels.matmul import matmul
@@ -82,6 +83,9 @@ class Matmul(Operation):
 
     def lower(self, lhs: mx.array, rhs: mx.array) -> mx.array:
         return matmul(lhs, rhs)
+
+    def lowering(self, lhs: Meta, rhs: Meta) -> Callable[..., mx.array]:
+        return mx.matmul if lhs.dtype in (DType.F32, DType.F64) else self.lower
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
         lhs, rhs = inputs

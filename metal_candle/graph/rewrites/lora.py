@@ -117,7 +117,7 @@ EXAMPLES = (
     ),
     Example(
         _SHAPES,
-        lambda x, a, b: (x @ a @ b * 0.0),
+        lambda x, a, b: x @ a @ b * 0.0,
         "affine(matmul(matmul(x, a), b); mul=0.0, add=0.0)",
     ),
 )
