@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ..rewrite import Pass
-from . import common_subexpression, lora, norm
+from . import common_subexpression, gate, lora, norm, rotary
 
 PASSES: tuple[Pass, ...] = (
     common_subexpression.PASS,
     norm.PASS,
+    rotary.PASS,
+    gate.PASS,
     lora.PASS,
 )
 """Each is a pure function of the graph. What recognises large pieces comes before what would take them apart."""
