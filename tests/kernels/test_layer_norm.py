@@ -50,11 +50,16 @@ def near_its_largest(got: mx.array, want: Any, tolerance: Tolerance) -> None:
 @pytest.mark.parametrize("dtype", [DType.F32, DType.F16, DType.BF16], ids=str)
 @pytest.mark.parametrize("given", ["", "weight", "bias", "weight and bias"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", ["chosen", "sums by product"])
+@pytest.mark.parametrize("name", ["chosen", "sums by product", "blocks of rows"])
 def test_value_and_gradients(name: str, shape: tuple[int, ...], given: str, dtype: DType) -> None:
     arrays = operands(shape, given, dtype.mlx())
     half = dtype is not DType.F32
-    variant: Any = layer_norm if name == "chosen" else module._HALF if half else module._CPU
+    variants: dict[str, Any] = {
+        "chosen": layer_norm,
+        "sums by product": module._HALF if half else module._CPU,
+        "blocks of rows": module._BLOCKS_HALF if half else module._BLOCKS,
+    }
+    variant = variants[name]
     cotangent = mx.random.normal(shape, key=mx.random.key(3)).astype(dtype.mlx())
     want, gradients = in_float64(arrays, cotangent)
     outputs = variant.forward(*arrays, EPS)
@@ -74,6 +79,19 @@ def test_value_and_gradients(name: str, shape: tuple[int, ...], given: str, dtyp
             only = tuple(i == wanted for i in range(3))
             got = variant.vjp(cotangent, tuple(arrays), outputs, only, EPS)
             assert [gradient is not None for gradient in got] == list(only)
+
+
+def test_blocks_are_as_one() -> None:
+    x, weight, bias = operands((700, 900), "weight and bias", mx.float32)
+    assert x is not None
+    assert x.size >= module.LARGE
+    cotangent = mx.random.normal(x.shape, key=mx.random.key(3))
+    found = []
+    for variant in (module._BLOCKS, module._CPU):
+        outputs = variant.forward(x, weight, bias, EPS)
+        found.append([outputs[0], *variant.vjp(cotangent, (x, weight, bias), outputs, (True,) * 3, EPS)])
+    for got, want in zip(*found):
+        near_its_largest(got, np.array(want, np.float64), VALUE[DType.F32])
 
 
 def test_float64_stays_float64() -> None:
@@ -108,6 +126,8 @@ def test_mlx_differentiates_it() -> None:
         ((1, 576), mx.float32, "mx.fast.layer_norm"),
         ((512, 576), mx.float32, "sums by product"),
         ((512, 576), mx.bfloat16, "sums by product in float32"),
+        ((1024, 576), mx.float32, "sums by product, blocks of rows"),
+        ((1024, 576), mx.float16, "sums by product, blocks of rows in float32"),
         ((1, 576), mx.float64, "sums by product"),
         ((0, 576), mx.float32, "reference"),
     ],
