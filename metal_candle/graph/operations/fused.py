@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import numpy as np
@@ -188,7 +188,7 @@ class Sdpa(Operation):
 
     arity = None
     candle = "candle_nn::ops::sdpa(q, k, v, mask, do_causal, scale, softcapping) -> Result<Tensor>"
-    samples = (
+    samples: ClassVar[tuple[Sample, ...]] = (
         Sample(((1, 4, 5, 8), (1, 2, 5, 8), (1, 2, 5, 8)), (0.3, True)),
         Sample(((2, 2, 3, 4), (2, 2, 7, 4), (2, 2, 7, 4)), (0.5, False)),
         Sample(((1, 4, 3, 4), (1, 2, 7, 4), (1, 2, 7, 6)), (-0.5, False)),
