@@ -143,7 +143,7 @@ class AsyncExecutor:
 
     def _over(self, evaluation: futures.Future[Any]) -> None:
         with self._lock:
-            self._evaluations.discard(evaluation)  # type: ignore[arg-type]
+            self._evaluations.discard(evaluation)
         self._slots.give()
 
     def execute_operation(self, op: Operation, inputs: Sequence[Tensor]) -> Tensor:

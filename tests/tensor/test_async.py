@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import signal
 import subprocess
 import sys
@@ -265,6 +266,43 @@ def test_cancelled_between_two_that_share() -> None:
     assert first.wait(LONG).to_vec1() == [0.0]
     assert second.cancelled()
     assert op.calls == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_order_of_submitting_and_cancelling(seed: int) -> None:
+    """Threads submit and cancel what shares nodes, at random: all ends, values are right, nothing runs twice."""
+    draw = random.Random(seed)
+    ops = [Held(held=False) for _ in range(6)]
+    nodes = [(lazy(1.0), 1.0)]
+    for op in ops:
+        x, value = draw.choice(nodes)
+        nodes.append((x.apply_op1(op), value + 1.0))
+        for _ in range(3):
+            (x, a), (y, b) = draw.choice(nodes), draw.choice(nodes)
+            nodes.append((x + y, a + b))
+    executor = AsyncExecutor(Device.Cpu, max_in_flight=5)
+    wrong: list[object] = []
+
+    def work(mine: random.Random) -> None:
+        for _ in range(30):
+            x, want = mine.choice(nodes)
+            evaluation = x.eval_async() if mine.random() < 0.5 else executor.submit(x)
+            if mine.random() < 0.3 and evaluation.cancel():
+                continue
+            got = evaluation.wait(LONG).to_vec1()
+            if got != [want]:
+                wrong.append((got, want))
+
+    threads = [threading.Thread(target=work, args=(random.Random(draw.random()),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+        assert not thread.is_alive()
+    executor.shutdown()
+    assert wrong == []
+    assert all(op.calls <= 1 for op in ops)
+    until(lambda: in_flight._owner == {} and executor._slots._free == 5)
 
 
 # --- cancellation and errors --------------------------------------------------------------------
