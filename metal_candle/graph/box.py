@@ -41,7 +41,7 @@ class Box:
     def title(self) -> str:
         """The operation with its parameters, or "layers.0.mlp — 14 nodes"."""
         if self.kind == "node":
-            return self.nodes[0].operation.describe()
+            return " ".join(self.nodes[0].operation.describe().split())  # an array may be written in lines
         part = f" ({self.part} of {self.parts})" if self.parts > 1 else ""
         return f"{self.place}{part} — {len(self.nodes):,} node{'s' if len(self.nodes) != 1 else ''}"
 

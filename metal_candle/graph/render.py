@@ -145,5 +145,8 @@ def _escaped(label: str) -> str:
 
 
 def _entities(label: str) -> str:
-    # Mermaid has no backslash: a quotation mark is spelled as an entity.
-    return label.replace('"', "#quot;")
+    # Mermaid has no backslash and takes labels for HTML: what means something there is spelled as an entity.
+    return label.translate(_ENTITIES)
+
+
+_ENTITIES = str.maketrans({"#": "#35;", "&": "#amp;", '"': "#quot;", "<": "#lt;", ">": "#gt;"})

@@ -45,6 +45,7 @@ _LOOKS = {
     "evaluated": _Look("evaluated", "#d3f2dc", "#2f855a", 4.0),
     "module": _Look("module", "#ebe4fc", "#6b46c1", 8.0),
     "done": _Look("evaluated module", "#c9ecdf", "#6b46c1", 8.0),
+    "nothing": _Look("an empty graph", "#ffffff", "#4b5563", 4.0, True),
     "rest": _Look("left out", "#e5e7eb", "#4b5563", 8.0, True),
 }
 
@@ -59,7 +60,7 @@ def svg(nodes: Sequence[GraphNode], limit: int | None = LIMIT, fold: Fold = None
     sizes = [(max(_wide(title) * _SIGN, _wide(line) * _SMALL) + 24, _HEIGHT) for title, line in texts]
     placed = arrange(sizes, folded.edges)
     looks = [_kind(box) for box in folded.boxes]
-    legend, below, widest = _legend([kind for kind in _LOOKS if kind in looks], max(placed.width, 420.0))
+    legend, below, widest = _legend([kind for kind in _LOOKS if kind in looks] or ["nothing"], max(placed.width, 420.0))
     width, height = max(placed.width, widest) + 2 * _MARGIN, placed.height + below + 2 * _MARGIN
     shift = _MARGIN + (width - 2 * _MARGIN - placed.width) / 2
     lines = [
@@ -187,4 +188,4 @@ def _legend(kinds_shown: Sequence[str], room: float) -> tuple[str, float, float]
         )
         x += width + 8
         widest = max(widest, x - 8)
-    return "".join(shapes), y + _LEGEND + 16 if shapes else 0.0, widest
+    return "".join(shapes), y + _LEGEND + 16, widest
