@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..rewrite import Pass
-from . import common_subexpression, gate, lora, norm, rotary
+from . import common_subexpression, gate, lora, norm, product_order, rotary
 
 PASSES: tuple[Pass, ...] = (
     common_subexpression.PASS,
@@ -11,6 +11,7 @@ PASSES: tuple[Pass, ...] = (
     rotary.PASS,
     gate.PASS,
     lora.PASS,
+    product_order.PASS,
 )
 """Each is a pure function of the graph. What recognises large pieces comes before what would take them apart."""
 
