@@ -82,10 +82,7 @@ def apply_rules(graph: TermGraph, log: Log) -> TermGraph:
         return graph
     graph = rewrite(graph, PASSES, log, off)
     if log.fired and "rewrite" in settings.DEBUG.words:
-        counts: dict[str, int] = {}
-        for fired in log.fired:
-            counts[fired.rule] = counts.get(fired.rule, 0) + 1
-        settings.log("rewrite", "%s", ", ".join(f"{rule} x {count}" for rule, count in counts.items()))
+        settings.log("rewrite", "%s", log.counted())
     return graph
 
 

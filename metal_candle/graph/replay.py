@@ -5,28 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import mlx.core as mx
+
 from .node import GraphNode
+from .operation import Meta, Metas
 from .plan import Plan
 from .plans import apply_rules, planned
 from .rewrite import Log
 from .spread import SpreadPlan
 from .structure import survey
-from .term import terms_of
+from .term import TermGraph, terms_of
 
 
 class Replay:
     """What computes ``outputs`` from ``inputs``; leaves that are no input keep the values they have now."""
 
     def __init__(self, outputs: Sequence[GraphNode], inputs: Sequence[GraphNode] = ()) -> None:
-        self.log = Log()
-        self._count = len(inputs)
+        self._log = Log()
+        self._plan: Plan | SpreadPlan | None = None
+        self.size = 0
         wanted = list(dict.fromkeys(outputs))
         if not wanted:
-            self.size, self._plan = 0, None
             return
         structure = survey(wanted, frozenset(inputs))
-        graph = apply_rules(terms_of(structure), self.log)
-        self._plan: Plan | SpreadPlan | None = planned(graph, structure.device)
+        self._before = terms_of(structure)
+        self._graph = apply_rules(terms_of(structure), self._log)
+        self._plan = planned(self._graph, structure.device)
         self.size = len(self._plan.steps)
         places = {structure.nodes[place]: i for i, place in enumerate(structure.leaves)}
         self._values = list(structure.values)
@@ -45,3 +49,66 @@ class Replay:
                 leaves[place] = value
         results = self._plan.run(leaves)
         return [results[i] for i in self._outputs]
+
+    def fired(self) -> str:
+        """Which rules rewrote it, and how often: "lora x 2, scalar x 1"."""
+        return self._log.counted()
+
+    def constants(self) -> int:
+        """How many leaves keep the values they have now."""
+        return 0 if self._plan is None else len(self._values) - sum(place is not None for place in set(self._inputs))
+
+    def difference(self, other: Replay) -> str | None:
+        """What this one does otherwise than ``other``; ``None`` if both do the same, to whatever shapes."""
+        if self._plan is None or other._plan is None:
+            return None if self._plan is other._plan else "one of them computes nothing"
+        if self._inputs != other._inputs or self._outputs != other._outputs:
+            return "arguments and results are connected otherwise"
+        for graph, others in ((self._before, other._before), (self._graph, other._graph)):
+            different = _first_difference(graph, others)
+            if different is not None:
+                return different
+        given = set(self._inputs)
+        for i, (mine, its) in enumerate(zip(self._values, other._values)):
+            if i not in given and mine is not its and not _equal(mine, its):
+                return f"it holds a tensor of shape {list(mine.shape)}, or another of {list(its.shape)}"
+        return None
+
+    def fits(self, metas: Sequence[Meta]) -> bool:
+        """Whether it computes the same for inputs of these shapes as before rewriting, by the operations' rules.
+
+        Raises what ``infer`` raises where an operation does not take what comes out.
+        """
+        if self._plan is None:
+            return True
+        return _inferred(self._before, self._inputs, metas) == _inferred(self._graph, self._inputs, metas)
+
+
+def _first_difference(graph: TermGraph, other: TermGraph) -> str | None:
+    if len(graph.order) != len(other.order):
+        return f"{len(graph.order)} operations for one shape, {len(other.order)} for another"
+    places = {term: i for i, term in enumerate(graph.order)}
+    others = {term: i for i, term in enumerate(other.order)}
+    for mine, its in zip(graph.order, other.order):
+        if mine.operation != its.operation:
+            one, two = (term.operation.describe() if term.operation else "a leaf" for term in (mine, its))
+            return f"{one} for one shape, {two} for another"
+        if [places[source] for source in mine.inputs] != [others[source] for source in its.inputs]:
+            return "operations are connected otherwise"
+    return None
+
+
+def _equal(mine: Any, its: Any) -> bool:
+    return mine.shape == its.shape and mine.dtype == its.dtype and bool(mx.array_equal(mine, its, equal_nan=True))
+
+
+def _inferred(graph: TermGraph, inputs: Sequence[int | None], metas: Sequence[Meta]) -> list[Metas]:
+    found: dict[Any, Metas] = {leaf: leaf.meta for leaf in graph.leaves}
+    for place, meta in zip(inputs, metas):
+        if place is not None:
+            found[graph.leaves[place]] = meta
+    for term in graph.order:
+        if term.operation is not None:
+            operation = term.operation
+            found[term] = operation.infer(*[found[source] for source in term.inputs])
+    return [found[root] for root in graph.roots]

@@ -124,6 +124,13 @@ class Log:
     fired: list[Fired] = field(default_factory=list)
     missed: list[Missed] = field(default_factory=list)
 
+    def counted(self) -> str:
+        """The rules that were applied, and how often: "lora x 2, scalar x 1"."""
+        counts: dict[str, int] = {}
+        for fired in self.fired:
+            counts[fired.rule] = counts.get(fired.rule, 0) + 1
+        return ", ".join(f"{rule} x {count}" for rule, count in counts.items())
+
     def note_fired(self, rule: str, before: Term, after: Term) -> None:
         """A rule was applied."""
         texts = (_short(before), _short(after)) if self.telling else ("", "")

@@ -3,121 +3,64 @@
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
-
-import mlx.core as mx
+from typing import Any, Generic, TypeVar, overload
 
 from .. import settings
-from ..device import Device
 from ..error import Error
-from ..graph.evaluate import on_device
-from ..graph.node import GraphNode, Variable, current_trace, leaf, placeholder, topological_order, tracing
-from ..graph.operation import Meta
-from ..graph.operations.random import next_key
-from ..graph.replay import Replay
+from ..graph.evaluate import evaluate
+from ..graph.node import GraphNode, current_trace
 from .base import TensorBase
-from .eager import CellTensor, Tensor
-from .grad_store import COMPILED, GradStore
+from .containers import labels, note, skeleton
+from .program import Program, trace
+from .shapeless import Family
 
 R = TypeVar("R")
 
-
-class _Slot:
-    """Where a tensor stands in a structure of arguments or results."""
-
-    def __init__(self, index: int, kind: type[TensorBase]) -> None:
-        self.index, self.kind = index, kind
-
-
-def _flatten(value: Any, tensors: list[TensorBase]) -> tuple[Any, Hashable]:
-    """``value`` with its tensors replaced by slots, and a key of its structure.
-
-    A variable stays what it is: like one from outside the function it is read at each call, can be set, and
-    has gradients.
-    """
-    if isinstance(value, GradStore):
-        raise Error("compile: got a GradStore among the arguments or results; takes its gradients: grads[var]")
-    if isinstance(value, CellTensor):
-        return value, ("variable", value._variable)
-    if isinstance(value, TensorBase):
-        kind = Tensor if isinstance(value, Tensor) else type(value)
-        tensors.append(value)
-        return _Slot(len(tensors) - 1, kind), (kind, tuple(value.shape), value.dtype, value.device)
-    if isinstance(value, (list, tuple)):
-        parts = [_flatten(item, tensors) for item in value]
-        items = [part[0] for part in parts]
-        if isinstance(value, tuple):
-            skeleton = type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-            return skeleton, ("tuple", tuple(part[1] for part in parts))
-        return items, ("list", tuple(part[1] for part in parts))
-    if isinstance(value, dict):
-        parts = [_flatten(item, tensors) for item in value.values()]
-        return dict(zip(value, (part[0] for part in parts))), ("dict", tuple(value), tuple(part[1] for part in parts))
-    try:
-        hash(value)
-    except TypeError:
-        raise Error(
-            f"compile: got a {type(value).__name__} among the arguments or results; "
-            "takes tensors, hashable values and lists, tuples, dicts of them"
-        ) from None
-    return value, (type(value), value)
-
-
-def _fill(skeleton: Any, make: Callable[[_Slot], Any]) -> Any:
-    """``skeleton`` with every slot replaced."""
-    if isinstance(skeleton, _Slot):
-        return make(skeleton)
-    if isinstance(skeleton, tuple):
-        items = [_fill(item, make) for item in skeleton]
-        return type(skeleton)(*items) if hasattr(skeleton, "_fields") else tuple(items)
-    if isinstance(skeleton, list):
-        return [_fill(item, make) for item in skeleton]
-    if isinstance(skeleton, dict):
-        return {name: _fill(item, make) for name, item in skeleton.items()}
-    return skeleton
-
-
-@dataclass
-class _Program:
-    """A traced function: what it reads, what it gives, what it sets."""
-
-    run: Callable[[list[Any]], list[Any]]
-    reads: list[Variable]
-    writes: list[Variable]
-    keys: int
-    results: Any
-    tracked: list[bool]
-    result_kinds: list[type[TensorBase]]
-    device: Device
-    nodes: int
-    arguments: list[str]
+MOST_PLANS = 64
+"""How many plans a compiled function keeps; beyond that the one used longest ago is dropped."""
 
 
 class Compiled(Generic[R]):
-    """A function that replays. ``traces`` counts how often it was traced, once per structure and shapes."""
+    """A function that replays. ``traces`` counts how often it was traced, ``explain()`` says why."""
 
-    def __init__(self, function: Callable[..., R]) -> None:
+    def __init__(self, function: Callable[..., R], shapeless: bool = False, max_plans: int = MOST_PLANS) -> None:
         if not callable(function):
             raise Error(f"compile: got {type(function).__name__}; takes a function")
+        if not isinstance(max_plans, int) or max_plans < 1:
+            raise Error(f"compile: got max_plans {max_plans!r}; takes a whole number from 1")
         functools.update_wrapper(self, function)
         self._function = function
-        self._programs: dict[Hashable, _Program] = {}
+        self._shapeless = shapeless
+        self._max_plans = max_plans
+        self._plans: OrderedDict[Hashable, Program | Family] = OrderedDict()
+        self._history: list[tuple[Program, str]] = []
+        self.traces = 0
 
     @property
-    def traces(self) -> int:
-        """How many plans there are."""
-        return len(self._programs)
+    def recompiles(self) -> int:
+        """How many of the traces came after the first; see ``explain``."""
+        return max(0, self.traces - 1)
 
     def explain(self) -> str:
-        """A line per plan: its arguments, its nodes, the variables it reads and sets."""
-        return "\n".join(
-            f"plan {i}: {p.nodes} nodes, reads {len(p.reads)} and sets {len(p.writes)} variables, "
-            f"{'mx.compile' if not p.device.is_cpu() else 'replay without mx.compile (CPU)'}; "
-            f"arguments {', '.join(p.arguments) or 'none'}"
-            for i, p in enumerate(self._programs.values())
-        )
+        """Per plan: what it computes, for which arguments, and how they differ from an earlier plan's.
+
+        The last plans only, if there were many; those that were dropped count in ``traces``.
+        """
+        lines = []
+        first = self.traces - len(self._history)
+        for i, (program, reason) in enumerate(self._history, first):
+            lines.append(f"plan {i}: {_described(program)}")
+            if reason:
+                lines.append(f"  traced because {reason}")
+            fired = program.replay.fired()
+            if fired:
+                lines.append(f"  rewritten: {fired}")
+        for family in self._plans.values():
+            if isinstance(family, Family):
+                lines.append(f"shapeless: {family.state()}")
+        return "\n".join(lines)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """As a method: bound to its object, which is an argument like any other."""
@@ -126,81 +69,115 @@ class Compiled(Generic[R]):
     def __call__(self, *args: Any, **kwargs: Any) -> R:
         if current_trace() is not None:  # inside another compiled function: part of its trace
             return self._function(*args, **kwargs)
-        tensors: list[TensorBase] = []
-        skeleton, key = _flatten((args, kwargs), tensors)
-        program = self._programs.get(key)
-        if program is None:
-            program = self._trace(skeleton, tensors)
-            self._programs[key] = program
-            if "compile" in settings.DEBUG.words:
-                name = getattr(self, "__name__", "function")
-                settings.log("compile", "traced %s: %s", name, self.explain().splitlines()[-1])
-        values: list[Any] = [tensor.mlx() for tensor in tensors]
-        values += [next_key() for _ in range(program.keys)]
-        values += [variable.node.value for variable in program.reads]
-        with on_device(program.device):
-            outputs = program.run(values)
-            mx.eval(outputs)
-        count = len(program.result_kinds)
-        for variable, value in zip(program.writes, outputs[count:]):
-            variable.assign(value)
-
-        def wrap(slot: _Slot) -> Any:
-            node = leaf(outputs[slot.index], program.device)
-            if program.tracked[slot.index]:
-                node.cut = COMPILED
-            return slot.kind._from_node(node)  # type: ignore[attr-defined]
-
-        result: R = _fill(program.results, wrap)
+        key: list[Hashable] = []
+        nodes: list[GraphNode] = []
+        note(args, key, nodes, self._shapeless)
+        if kwargs:
+            note(kwargs, key, nodes, self._shapeless)
+        for node in nodes:
+            if node.value is None:
+                evaluate(nodes)
+                break
+        whole = tuple(key)
+        try:
+            plan = self._plans.get(whole)
+        except TypeError:
+            skeleton((args, kwargs), [])  # names what cannot be part of a plan
+            raise
+        if plan is None:
+            plan = self._new_plan(whole, args, kwargs)
+        else:
+            self._plans.move_to_end(whole)
+        if isinstance(plan, Program):
+            result: R = plan(nodes)
+        else:
+            program, any_shape = plan.program_for(nodes, lambda: self._trace(args, kwargs))
+            result = program(nodes, any_shape)
         return result
 
-    def _trace(self, skeleton: Any, tensors: list[TensorBase]) -> _Program:
-        arguments = [placeholder(Meta(tensor.shape, tensor.dtype), tensor.device) for tensor in tensors]
+    def _new_plan(self, key: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program | Family:
+        plan = Family(self._max_plans) if self._shapeless else self._trace(args, kwargs)
+        self._plans[key] = plan
+        if len(self._plans) > self._max_plans:
+            self._plans.popitem(last=False)
+            if "compile" in settings.DEBUG.words:
+                settings.log("compile", "%s: dropped a plan, %d is the most", self._name(), self._max_plans)
+        return plan
 
-        def stand_in(slot: _Slot) -> Any:
-            return slot.kind._from_node(arguments[slot.index])  # type: ignore[attr-defined]
+    def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+        tensors: list[TensorBase] = []
+        structure = skeleton((args, kwargs), tensors)
+        program = trace(self._function, structure, tensors, labels(self._function, args, kwargs), self._shapeless)
+        reason = self._reason(program.labels)
+        self._history.append((program, reason))
+        del self._history[: -self._max_plans]
+        self.traces += 1
+        if "compile" in settings.DEBUG.words:
+            why = f", because {reason}" if reason else ""
+            settings.log("compile", "traced %s: %s%s", self._name(), _described(program), why)
+        return program
 
-        with tracing() as trace:
-            args, kwargs = _fill(skeleton, stand_in)
-            returned = self._function(*args, **kwargs)
-            results: list[TensorBase] = []
-            result_skeleton, _ = _flatten(returned, results)
-            result_nodes = [tensor._node for tensor in results]
-            written = trace.written
-        outputs = result_nodes + list(written.values())
-        device = outputs[0].device if outputs else Device.default()
-        reads: dict[Variable, GraphNode] = {}
-        for node in topological_order(outputs):
-            # A leaf that is not the variable's own any more was recorded earlier, and keeps the value of its time.
-            if node.variable is not None and node.variable.node is node:
-                reads[node.variable] = node
-        inputs = [*arguments, *trace.keys, *reads.values()]
-        plan = Replay(outputs, inputs)
-        run: Callable[[list[Any]], list[Any]] = plan.run
-        if not device.is_cpu():
-            # On the CPU mx.compile costs seconds of C++ compiler per shape and the step is no faster (measured).
-            run = mx.compile(plan.run)
-        return _Program(
-            run,
-            list(reads),
-            list(written),
-            len(trace.keys),
-            result_skeleton,
-            [node.tracked for node in result_nodes],
-            [type(tensor) for tensor in results],
-            device,
-            plan.size,
-            [f"{list(tensor.shape)} {tensor.dtype}" for tensor in tensors],
-        )
+    def _reason(self, now: dict[str, str]) -> str:
+        """What no earlier plan was made for, against the one that comes nearest; the first plan needs no reason."""
+        nearest: list[str] | None = None
+        for program, _ in self._history:
+            before = program.labels
+            changes = [
+                f"{path} is {now.get(path, 'left out')}, not {before.get(path, 'left out')}"
+                for path in dict.fromkeys([*before, *now])
+                if before.get(path) != now.get(path)
+            ]
+            if nearest is None or len(changes) < len(nearest):
+                nearest = changes
+        if nearest is None:
+            return ""
+        if not nearest:
+            return "an argument is another object, or its plan was dropped"
+        return "; ".join(nearest[:4]) + (f"; and {len(nearest) - 4} more" if len(nearest) > 4 else "")
+
+    def _name(self) -> str:
+        return str(getattr(self, "__name__", "function"))
 
 
-def compile(function: Callable[..., R]) -> Compiled[R]:
+def _described(program: Program) -> str:
+    replay = program.replay
+    how = "replay without mx.compile (CPU)" if program.device.is_cpu() else "mx.compile"
+    given = ", ".join(f"{path} {text}" for path, text in program.labels.items())
+    held = replay.constants()
+    return (
+        f"{replay.size} operations of {program.recorded} nodes, reads {len(program.reads)} and sets "
+        f"{len(program.writes)} variables, holds {held} tensor{'s' if held != 1 else ''} from outside, {how}; "
+        f"arguments {given or 'none'}"
+    )
+
+
+@overload
+def compile(function: Callable[..., R], *, shapeless: bool = ..., max_plans: int = ...) -> Compiled[R]: ...
+@overload
+def compile(
+    function: None = None, *, shapeless: bool = ..., max_plans: int = ...
+) -> Callable[[Callable[..., R]], Compiled[R]]: ...
+
+
+def compile(
+    function: Callable[..., R] | None = None, *, shapeless: bool = False, max_plans: int = MOST_PLANS
+) -> Compiled[R] | Callable[[Callable[..., R]], Compiled[R]]:
     """A function of tensors that is traced once per structure and shapes, and then replayed as one evaluation.
 
     Tensors may stand in nested lists, tuples and dicts; other arguments must be hashable and are part of the
-    plan. Variables, arguments among them, are read at each call and set when the plan has run; random numbers
-    are drawn anew.
+    plan: a number that changes with every call is better a tensor. Variables, arguments among them, are read at each
+    call and set when the plan has run; random numbers are drawn anew. Other tensors that the function takes from
+    outside keep the value they had when it was traced.
     Inside the function nothing can be evaluated, and only variables and what it made itself can be changed in place.
     Results are new tensors without operations: gradients are taken inside. Also usable as a decorator.
+
+    ``shapeless`` traces it for two shapes; if both give the same operations, the plan serves every shape of the same
+    ranks and dtypes, provided the function itself does not branch on shapes. ``max_plans`` bounds how many are kept.
+    On a GPU the plan goes through ``mx.compile``; on the CPU it is replayed without.
+
+    Raises ``Error`` for arguments or results that cannot be part of a plan, ``NotEvaluatedError`` where the function
+    looks at a value.
     """
-    return Compiled(function)
+    if function is None:
+        return functools.partial(Compiled, shapeless=shapeless, max_plans=max_plans)
+    return Compiled(function, shapeless, max_plans)
