@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from ..rewrite import Pass
-from . import common_subexpression, gate, lora, norm, product_order, rotary
+from . import attention, common_subexpression, gate, lora, norm, product_order, rotary, softmax
 
 PASSES: tuple[Pass, ...] = (
     common_subexpression.PASS,
+    softmax.PASS,
+    attention.PASS,
     norm.PASS,
     rotary.PASS,
     gate.PASS,
