@@ -7,6 +7,7 @@ an order within each row by barycentres, then coordinates.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -162,7 +163,41 @@ def _coordinates(graph: _Rows, widths: Sequence[float], sweeps: int) -> list[flo
                 weights.append(weight or 0.1)
             for vertex, where in zip(row, _apart(wanted, weights, [widths[vertex] for vertex in row])):
                 x[vertex] = where
+    _straighten(graph, x, widths)
     return x
+
+
+def _straighten(graph: _Rows, x: list[float], widths: Sequence[float]) -> None:
+    """Let each long edge run on one line for as many rows as the boxes and edges beside it leave room."""
+    room: dict[int, tuple[int | None, int | None]] = {}
+    for row in graph.rows:
+        for i, vertex in enumerate(row):
+            room[vertex] = (row[i - 1] if i else None, row[i + 1] if i + 1 < len(row) else None)
+
+    def bounds(vertex: int) -> tuple[float, float]:
+        left, right = room[vertex]
+        low = -math.inf if left is None else x[left] + (widths[left] + widths[vertex]) / 2 + _APART
+        return low, math.inf if right is None else x[right] - (widths[right] + widths[vertex]) / 2 - _APART
+
+    def settle(run: list[int], low: float, high: float) -> None:
+        where = min(max(sum(x[vertex] for vertex in run) / len(run), low), high)
+        for vertex in run:
+            x[vertex] = where
+
+    for box in range(graph.boxes):
+        run: list[int] = []
+        low, high = -math.inf, math.inf
+        passage = next((other for other in graph.below[box] if other >= graph.boxes), None)
+        while passage is not None:
+            least, most = bounds(passage)
+            if run and max(low, least) > min(high, most):
+                settle(run, low, high)
+                run, low, high = [], -math.inf, math.inf
+            run.append(passage)
+            low, high = max(low, least), min(high, most)
+            passage = next((other for other in graph.below[passage] if other >= graph.boxes), None)
+        if run:
+            settle(run, low, high)
 
 
 def _heaviest(graph: _Rows, vertex: int, others: Sequence[int]) -> list[tuple[int, float]]:
