@@ -439,11 +439,23 @@ def test_errors_keep_their_kind() -> None:
 
 
 def test_a_timeout_of_its_own_is_an_error_like_others() -> None:
+    let_go = threading.Event()
+
     def late() -> None:
+        assert let_go.wait(LONG)
         raise TimeoutError("the operation's own")
 
+    evaluation = lazy().apply_op1(Calling(late)).eval_async()
+
+    def free() -> None:
+        until(lambda: evaluation._waiting == 1)
+        let_go.set()
+
+    thread = threading.Thread(target=free)
+    thread.start()
     with pytest.raises(TimeoutError, match="the operation's own"):
-        lazy().apply_op1(Calling(late)).eval_async().wait(LONG)
+        evaluation.wait(LONG)
+    thread.join(LONG)
 
 
 def test_an_interrupt_leaves_things_usable() -> None:
@@ -753,7 +765,8 @@ def test_lists_and_evaluated_tensors() -> None:
         assert executor.submit([]).wait() == []
 
 
-def test_a_callback_may_submit_beyond_the_bound() -> None:
+def test_a_callback_may_submit_beyond_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "count", lambda device: 1)  # the one that calls back
     results: list[Any] = []
     finished = threading.Event()
     with AsyncExecutor(Device.Cpu, max_in_flight=1) as executor:
@@ -908,7 +921,7 @@ def test_evaluating_while_the_interpreter_ends() -> None:
     program = (
         "import atexit\n"
         "x = LazyTensor.new([1.0]) * 2.0\n"
-        "(x + 1.0).eval_async().wait()\n"
+        "LazyTensor.new([1.0]).exp().eval_async().wait()\n"
         "atexit.register(lambda: print(x.eval_async().wait().to_vec1()))\n"
     )
     assert run(program) == "[2.0]"
@@ -919,6 +932,8 @@ def test_a_forked_process_has_workers_of_its_own() -> None:
     program = (
         "import warnings\n"
         "from metal_candle.graph import AsyncExecutor\n"
+        "from metal_candle.tensor import workers\n"
+        "workers.count = lambda device: 1\n"  # all of them are at work when it forks
         "warnings.simplefilter('ignore')\n"
         "go = threading.Event()\n"
         "class Held:\n"
