@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..rewrite import Pass
-from . import attention, common_subexpression, gate, lora, norm, product_order, rotary, softmax
+from . import add_matmul, attention, common_subexpression, gate, lora, norm, product_order, rotary, softmax
 
 PASSES: tuple[Pass, ...] = (
     common_subexpression.PASS,
@@ -14,6 +14,7 @@ PASSES: tuple[Pass, ...] = (
     gate.PASS,
     lora.PASS,
     product_order.PASS,
+    add_matmul.PASS,
 )
 """Each is a pure function of the graph. What recognises large pieces comes before what would take them apart."""
 
