@@ -1,6 +1,7 @@
 """Where a node was recorded: the path of the module whose ``forward`` was running, "Decoder.layers.0.mlp".
 
-Each thread has its own path, ``_state.scope``, which every new node copies, and the module at work, beside it.
+Each thread has its own path, ``_state.scope``, which every new node copies, and beside it its ``_Place``: places are
+a tree that remembers the path of every way in which a module was called, for as long as the module lives.
 """
 
 from __future__ import annotations
@@ -19,11 +20,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _MOST = 4096
 """A longer list holds data, not modules; it is not searched."""
-
-
+_NAMES = 256
+"""How many names given by ``scope`` are remembered at one place: a name may have the number of a step in it."""
 _absent = object()
-# By the ids of holder and held: the name, and references that remove the entry before an id can be used again.
-_names: dict[tuple[int, int], tuple[str, Any, Any]] = {}
+
+
+class _Place:
+    """A path, the module at work there, and what was called from there: by id, or by the name given to ``scope``."""
+
+    __slots__ = ("children", "key", "module", "path")
+
+    def __init__(self, path: str, key: int, module: weakref.ref[Any] | None) -> None:
+        self.path, self.key, self.module = path, key, module
+        self.children: dict[int | str, _Place] = {}
+
+
+_outside = _Place("", 0, None)
 
 
 @contextmanager
@@ -35,12 +47,18 @@ def scope(name: str) -> Iterator[None]:
     """
     if not isinstance(name, str) or not all(name.split(".")):
         raise Error(f"scope: got {name!r}; takes a name such as 'attention' or 'layers.0'")
-    before = _state.scope
-    _state.scope = f"{before}.{name}" if before else name
+    here = _state.__dict__
+    outer: _Place = here.get("place", _outside)
+    place = outer.children.get(name)
+    if place is None:
+        place = _Place(_joined(outer.path, name), outer.key, outer.module)
+        if len(outer.children) < _NAMES:
+            outer.children[name] = place
+    here["place"], here["scope"] = place, place.path
     try:
         yield
     finally:
-        _state.scope = before
+        here["place"], here["scope"] = outer, outer.path
 
 
 def scoped(method: F) -> F:
@@ -53,40 +71,39 @@ def scoped(method: F) -> F:
 
     @functools.wraps(method)
     def inside(self: Any, first: Any = _absent, /, *others: Any, **named: Any) -> Any:
-        here = _state.__dict__  # this thread's; each access to a thread's attribute costs as much as all below
-        outer = here.get("module")
-        if outer is self:
+        here = _state.__dict__  # this thread's: looked up once, it costs as much as all that follows
+        outer = here.get("place", _outside)
+        me = id(self)
+        if outer.key == me:
             return method(self, *(() if first is _absent else (first,)), *others, **named)
-        before = here.get("scope", "")
-        entry = _names.get((id(outer), id(self)))
-        name = _named(outer, self) if entry is None else entry[0]
-        here["scope"] = f"{before}.{name}" if before else name
-        here["module"] = self
+        place = outer.children.get(me) or _entered(outer, self)
+        here["place"] = place
+        here["scope"] = place.path
         try:
             if others or named or first is _absent:
                 return method(self, *(() if first is _absent else (first,)), *others, **named)
             return method(self, first)  # nearly all calls; passing one argument on as itself is three times faster
         finally:
-            here["scope"] = before
-            here["module"] = outer
+            here["place"] = outer
+            here["scope"] = outer.path
 
     inside.is_scoped = True  # type: ignore[attr-defined]
     return inside  # type: ignore[return-value]
 
 
-def _named(holder: object | None, held: object) -> str:
-    """The last part of the path of ``held``, found and remembered for as long as both live."""
-    name = type(held).__name__
-    if holder is None:
-        return name
-    name = _find(holder, held) or name
-    key = id(holder), id(held)
+def _entered(outer: _Place, module: object) -> _Place:
+    """The place of a module that is called from ``outer`` for the first time."""
+    children, key = outer.children, id(module)
+    holder = outer.module() if outer.module is not None else None
+    name = (holder is not None and _find(holder, module)) or type(module).__name__
+    # Before the id can be used again the entry is gone.
+    place = _Place(_joined(outer.path, name), key, weakref.ref(module, lambda _: children.pop(key, None)))
+    children[key] = place
+    return place
 
-    def forget(_: Any) -> None:
-        _names.pop(key, None)
 
-    _names[key] = name, weakref.ref(holder, forget), weakref.ref(held, forget)
-    return name
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _find(holder: object, held: object) -> str | None:

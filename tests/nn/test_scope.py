@@ -12,7 +12,7 @@ from typing import Any
 import metal_candle as mc
 from metal_candle import Device, DType, LazyTensor, Tensor
 from metal_candle.graph import ComputationGraph, scope
-from metal_candle.graph.scopes import _names
+from metal_candle.graph.scopes import _outside, _Place
 from metal_candle.models.config import ModelConfig
 from metal_candle.models.decoder import Decoder
 from metal_candle.nn import VarBuilder, VarMap
@@ -168,18 +168,35 @@ def test_an_exception_restores_the_scope() -> None:
     assert scopes(Exp()(x())) == ["Exp"]
 
 
-def test_names_are_forgotten_with_the_modules() -> None:
+def places(place: _Place) -> int:
+    """How many are remembered below a place."""
+    return len(place.children) + sum(map(places, place.children.values()))
+
+
+def test_places_are_forgotten_with_the_modules() -> None:
     gc.collect()
-    before = len(_names)
+    before = places(_outside)
     blocks = [Block(Exp(), Block()) for _ in range(3)]
     for block in blocks:
         block(x())
         block(x())
-    # Each Block has three of its own, and the outer one two more.
-    assert len(_names) == before + 3 * (3 + 2 + 3)
+    # Each outer Block, five that it calls, and three that the inner one calls.
+    assert places(_outside) == before + 3 * (1 + 5 + 3)
+    blocks[0].rest.pop()
+    gc.collect()
+    assert places(_outside) == before + 3 * (1 + 5 + 3) - 4
     del block, blocks
     gc.collect()
-    assert len(_names) == before
+    assert places(_outside) == before
+
+
+def test_names_without_end_are_not_remembered() -> None:
+    module = Exp()
+    for i in range(1000):
+        with scope("training"), scope(f"step_{i}"):
+            y = module(x())
+    assert scopes(y) == ["training.step_999.Exp"]
+    assert len(_outside.children["training"].children) <= 256
 
 
 def test_scope_without_modules() -> None:
