@@ -98,8 +98,27 @@ CHECK = Setting(
 )
 
 
+_captured: ContextVar[list[str] | None] = ContextVar("captured", default=None)
+
+
 def log(topic: str, text: str, *values: object) -> None:
     """A line about a topic that ``DEBUG`` names, to the logger of that topic."""
+    lines = _captured.get()
+    if lines is not None:
+        lines.append(text % values)
+        return
     import logging  # a program that logs nothing does not wait for its import
 
     logging.getLogger(f"metal_candle.{topic}").info(text, *values)
+
+
+@contextmanager
+def captured(topic: str) -> Iterator[list[str]]:
+    """What is logged about ``topic`` inside the block, as lines instead."""
+    lines: list[str] = []
+    token = _captured.set(lines)
+    try:
+        with DEBUG.override(topic):
+            yield lines
+    finally:
+        _captured.reset(token)

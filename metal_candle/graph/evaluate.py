@@ -42,7 +42,7 @@ def evaluate(nodes: Sequence[GraphNode]) -> None:
 
 
 def lower(nodes: Sequence[GraphNode]) -> tuple[list[GraphNode], list[Any]]:
-    """These nodes of one device and those on the way that somebody holds, and their arrays, not yet evaluated by MLX."""
+    """These nodes of one device and those on the way that somebody holds, with their arrays, not yet evaluated."""
     structure = survey(nodes)
     values = plan_of(structure).run(structure.values)
     return [structure.nodes[place] for place in structure.roots], values

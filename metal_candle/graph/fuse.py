@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .node import GraphNode, layout_of, record
 from .operations.structure import Contiguous
 from .plans import rewritten
-from .structure import lock, survey
-from .term import Term
+from .structure import Structure, lock, survey
+from .term import Term, TermGraph
 
 
 def fuse(outputs: Sequence[GraphNode]) -> None:
@@ -20,8 +20,26 @@ def fuse(outputs: Sequence[GraphNode]) -> None:
     """
     structure = survey(outputs, any_leaf=True)
     graph = rewritten(structure)
-    nodes: dict[Term, GraphNode] = {}
     held = {structure.nodes[place] for place in structure.roots}
+    nodes, changes = nodes_of(structure, graph, held)
+    for place, root in zip(structure.roots, graph.roots):
+        node = structure.nodes[place]
+        if nodes[root] is not node and node.value is None:
+            # Two that somebody holds turned out to be one.
+            changes.append((node, record(Contiguous(), (nodes[root],), node.device, node.meta)))
+    with lock:
+        for node, made in changes:
+            _become(node, made)
+
+
+def nodes_of(
+    structure: Structure, graph: TermGraph, held: Collection[GraphNode] = ()
+) -> tuple[dict[Term, GraphNode], list[tuple[GraphNode, GraphNode]]]:
+    """A node for each term: the one it was where nothing changed, else a new one in its place.
+
+    Those that are ``held`` are used as they are; what each of them has to become is returned beside.
+    """
+    nodes: dict[Term, GraphNode] = {}
     changes: list[tuple[GraphNode, GraphNode]] = []
     for term in graph.order:
         node = None if term.place is None else structure.nodes[term.place]
@@ -34,19 +52,15 @@ def fuse(outputs: Sequence[GraphNode]) -> None:
             nodes[term] = node
             continue
         made = record(term.operation, inputs, term.device, term.meta)
-        made.id = _between(inputs) if node is None else node.id  # type: ignore[assignment]
-        if node is not None and node in held:
-            changes.append((node, made))
-            made = node
+        if node is None:
+            made.id = _between(inputs)  # type: ignore[assignment]
+        else:
+            made.id, made.scope = node.id, node.scope
+            if node in held:
+                changes.append((node, made))
+                made = node
         nodes[term] = made
-    for place, root in zip(structure.roots, graph.roots):
-        node = structure.nodes[place]
-        if nodes[root] is not node and node.value is None:
-            # Two that somebody holds turned out to be one.
-            changes.append((node, record(Contiguous(), (nodes[root],), node.device, node.meta)))
-    with lock:
-        for node, made in changes:
-            _become(node, made)
+    return nodes, changes
 
 
 def _same(some: tuple[GraphNode, ...], others: tuple[GraphNode, ...]) -> bool:

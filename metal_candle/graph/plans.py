@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from threading import Lock
 
 from .. import settings
 from ..device import Device
+from .cost import Recorded
 from .plan import Plan
 from .rewrite import Log, rewrite
 from .rewrites import PASSES
@@ -63,7 +64,9 @@ def _known(structure: Structure) -> Known:
             return known
     known = Known(apply_rules(terms_of(structure), Log()), structure.device)
     if "graph" in settings.DEBUG.words:
-        settings.log("graph", "planned %d nodes as %d terms", len(structure.nodes), known.size)
+        computed = sum(term.operation is not None for term in known.graph.order)
+        what = f"{computed} operation{'s' if computed != 1 else ''}"
+        settings.log("graph", "planned %d nodes as %s", len(structure.nodes), what)
     if known.size <= MOST_TERMS // 4:
         with _lock:
             if key not in _plans:
@@ -76,14 +79,23 @@ def _known(structure: Structure) -> Known:
 
 
 def apply_rules(graph: TermGraph, log: Log) -> TermGraph:
-    """The graph after the passes that are switched on."""
-    off = _SWITCHES.get()
-    if off is None or not all(term.operation is None or term.operation.pure for term in graph.order):
+    """The graph after the passes that are switched on; as it is where ``why_not_rewritten`` has a reason."""
+    if why_not_rewritten(graph.order) is not None:
         return graph
-    graph = rewrite(graph, PASSES, log, off)
-    if log.fired and "rewrite" in settings.DEBUG.words:
+    graph = rewrite(graph, PASSES, log, _SWITCHES.get() or ())
+    if log.fired and not log.telling and "rewrite" in settings.DEBUG.words:
         settings.log("rewrite", "%s", log.counted())
     return graph
+
+
+def why_not_rewritten(parts: Sequence[Recorded]) -> str | None:
+    """Why a graph of these is computed as it was recorded, if it is."""
+    if _SWITCHES.get() is None:
+        return "feature rewrite is off"
+    for part in parts:
+        if part.operation is not None and not part.operation.pure:
+            return f"{part.operation.name()} changes what it is given, so that order matters"
+    return None
 
 
 def _switched_off() -> frozenset[str] | None:

@@ -118,9 +118,10 @@ class Missed:
 
 @dataclass
 class Log:
-    """What the passes did; in words only if ``telling``."""
+    """What the passes did; in words only if ``telling``, where ``ids`` are those of the nodes by place."""
 
     telling: bool = False
+    ids: Sequence[int] = ()
     fired: list[Fired] = field(default_factory=list)
     missed: list[Missed] = field(default_factory=list)
 
@@ -133,7 +134,7 @@ class Log:
 
     def note_fired(self, rule: str, before: Term, after: Term) -> None:
         """A rule was applied."""
-        texts = (_short(before), _short(after)) if self.telling else ("", "")
+        texts = (_short(before, self.ids), _short(after, self.ids)) if self.telling else ("", "")
         self.fired.append(Fired(rule, before.place, *texts))
 
     def note_missed(self, rule: str, term: Term, reason: str) -> None:
@@ -142,14 +143,12 @@ class Log:
             self.missed.append(Missed(rule, term.place, reason))
 
 
-def _short(term: Term) -> str:
-    """A term with its inputs as places, or by their operations: one line, however deep it is."""
-    names = {
-        source: f"%{source.place}" if source.operation is None else source.operation.name() for source in term.inputs
-    }
+def _short(term: Term, ids: Sequence[int] = ()) -> str:
+    """A term with its inputs, leaves by their ids, others by their operations: one line, however deep it is."""
     if term.operation is None:
-        return f"%{term.place}"
-    return f"{term.operation.describe()}[{', '.join(names[source] for source in term.inputs)}]"
+        return f"%{ids[term.place] if ids and term.place is not None else term.place}"
+    inputs = [_short(source, ids) if source.operation is None else source.operation.name() for source in term.inputs]
+    return f"{term.operation.describe()}[{', '.join(inputs)}]"
 
 
 @dataclass(frozen=True)

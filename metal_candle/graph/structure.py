@@ -37,7 +37,8 @@ def survey(wanted: Sequence[GraphNode], given: Collection[GraphNode] = (), any_l
     """The structure whose roots are ``wanted`` and every node on the way that somebody else holds.
 
     ``given`` nodes are leaves although they have no value yet. Raises ``NotEvaluatedError`` for any other leaf without
-    a value, unless ``any_leaf`` will do. Takes ``lock``.
+    a value, unless ``any_leaf`` will do. Takes ``lock``. Whoever calls this must not have nodes in between in a list of
+    its own: it would seem to be somebody who holds them.
     """
     with lock:
         return _survey(wanted, given, any_leaf, _OWN_REFERENCES)

@@ -8,7 +8,7 @@ from typing import Any
 from ..device import Device
 from ..dtype import DType
 from ..shape import Shape
-from .operation import Meta, Metas, Operation
+from .operation import Metas, Operation
 from .structure import Structure
 
 

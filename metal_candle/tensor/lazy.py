@@ -10,6 +10,7 @@ from ..device import DeviceLike
 from ..dtype import DTypeLike
 from ..error import Error
 from ..graph.evaluate import evaluate
+from ..graph.fold import LIMIT
 from ..graph.node import GraphNode, topological_order
 from ..graph.node_data import NodeId
 from .base import TensorBase
@@ -19,6 +20,10 @@ from .grad_store import GradStore, backward
 
 if TYPE_CHECKING:
     from .evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from ..graph.explain import Explanation
+    from ..graph.graph import ComputationGraph
 
 L = TypeVar("L", bound="LazyTensor")
 _new = object.__new__
@@ -87,6 +92,31 @@ class LazyTensor(Constructors):
         """Number of nodes it depends on, itself included; shared ones count once."""
         return len(topological_order([self._node]))
 
+    def explain(self, limit: int | None = LIMIT) -> Explanation:
+        """What ``eval()`` would do: the graph before and after rewriting, which rules apply and which do not and why,
+        the kernels that would be chosen, FLOPs and bytes. Nothing is computed.
+
+        Of a graph of more than ``limit`` nodes modules are one line each.
+        """
+        from ..graph.explain import explain  # a program that asks for no picture does not wait for what draws it
+
+        return explain([self._node], limit)
+
+    def to_dot(self, limit: int | None = LIMIT) -> str:
+        """Its graph in Graphviz's language; see ``ComputationGraph.to_dot``."""
+        return _graph_of(self).to_dot(limit)
+
+    def to_mermaid(self, limit: int | None = LIMIT) -> str:
+        """Its graph as a Mermaid flow chart; see ``ComputationGraph.to_mermaid``."""
+        return _graph_of(self).to_mermaid(limit)
+
+    def to_svg(self) -> str:
+        """Its graph as a drawing; see ``ComputationGraph.to_svg``."""
+        return _graph_of(self).to_svg()
+
+    def _repr_svg_(self) -> str:
+        return self.to_svg()
+
     def __repr__(self) -> str:
         state = "evaluated" if self.is_evaluated() else "lazy"
         return (
@@ -96,6 +126,12 @@ class LazyTensor(Constructors):
 
     # Printing must not evaluate.
     __str__ = __repr__
+
+
+def _graph_of(tensor: LazyTensor) -> ComputationGraph:
+    from ..graph.graph import ComputationGraph
+
+    return ComputationGraph(tensor)
 
 
 def eval_all(tensors: Sequence[LazyTensor]) -> list[Tensor]:
