@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from ..rewrite import Pass
-from . import add_matmul, attention, common_subexpression, gate, lora, norm, product_order, rotary, softmax
+from . import (
+    add_matmul,
+    attention,
+    common_subexpression,
+    cross_entropy,
+    gate,
+    lora,
+    norm,
+    product_order,
+    rotary,
+    softmax,
+)
 
 PASSES: tuple[Pass, ...] = (
     common_subexpression.PASS,
     softmax.PASS,
     attention.PASS,
+    cross_entropy.PASS,
     norm.PASS,
     rotary.PASS,
     gate.PASS,
