@@ -71,6 +71,7 @@ def _distribute(
         raise BackwardNotSupportedError(node.operation.name())
     needs = tuple([source.tracked for source in node.inputs])
     vjp = record(Vjp(node.operation, needs, present), (*given, *node.inputs, node), node.device)
+    vjp.scope = node.scope
     tracked = [source for source in node.inputs if source.tracked]
     for index, source in enumerate(tracked):
         gradient = record(Pick(index), (vjp,)) if len(tracked) > 1 else vjp

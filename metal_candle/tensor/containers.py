@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..error import Error
@@ -22,7 +22,7 @@ class Slot:
         self.index, self.kind = index, kind
 
 
-def note(value: Any, key: list[Hashable], nodes: list[GraphNode], by_rank: bool = False) -> None:
+def note(value: Any, key: list[Any], nodes: list[GraphNode], by_rank: bool = False) -> None:
     """Append to ``key`` what tells ``value`` from others of another structure, and to ``nodes`` those of its tensors.
 
     A tensor counts by shape, or ``by_rank``, dtype and device; a variable, which is read anew at each call, by itself.
@@ -35,7 +35,7 @@ def note(value: Any, key: list[Hashable], nodes: list[GraphNode], by_rank: bool 
         node = value._node
         nodes.append(node)
         key.append(Tensor if isinstance(value, Tensor) else type(value))
-        key.append((len(node.meta[0]), node.meta[1]) if by_rank else node.meta)  # type: ignore[arg-type]
+        key.append((len(node.meta[0]), node.meta[1]) if by_rank else node.meta)
         key.append(node.device)
     elif isinstance(value, (list, tuple)):
         key.append(type(value))
