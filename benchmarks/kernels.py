@@ -8,16 +8,11 @@ Kernel and definition take turns, so that what else the machine does falls on bo
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import metal_candle  # noqa: F401  (before mlx.core: it loads the BLAS)
-from metal_candle import blas
 from metal_candle.kernels.attention import attention
 from metal_candle.kernels.cross_entropy import cross_entropy, head_cross_entropy
 from metal_candle.kernels.elementary import exp, sigmoid, silu
@@ -30,6 +25,7 @@ from metal_candle.kernels.softmax import log_softmax, softmax
 from metal_candle.kernels.swiglu import swiglu
 
 import mlx.core as mx
+from measure import Side, alternate, commit, device, repeats_for, versions
 
 HIDDEN, MLP, HEADS, KV, HEAD, VOCABULARY, RANK = 576, 1536, 9, 3, 64, 49152, 8
 
@@ -83,16 +79,6 @@ def cases(tokens: int, dtype: mx.Dtype) -> list[Case]:
     ]
 
 
-def seconds(run: Callable[[], Any], repeats: int) -> float:
-    """Time of one run, over ``repeats`` of them."""
-    mx.synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        mx.eval(run())
-    mx.synchronize()
-    return (time.perf_counter() - start) / repeats
-
-
 def compare(case: Case, rounds: int) -> tuple[list[float], str]:
     """Median milliseconds: kernel and definition forward, then forward and backward; and the variant's name."""
     arguments = (*case.inputs, *case.params)
@@ -108,18 +94,19 @@ def compare(case: Case, rounds: int) -> tuple[list[float], str]:
         gradients = variant.vjp(cotangent, case.inputs, outputs, case.needs, *case.params)
         return outputs[0], [g for g in gradients if g is not None]
 
-    runs = [
-        lambda: chosen.forward(*arguments)[0],
-        lambda: plain.forward(*arguments)[0],
-        lambda: both(chosen),
-        lambda: both(plain),
-    ]
-    repeats = [max(1, min(20, round(0.01 / max(seconds(run, 1), 1e-6)))) for run in runs]
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds):
-        for run, count, into in zip(runs, repeats, times):
-            into.append(seconds(run, count) * 1e3)
-    return [statistics.median(column) for column in times], chosen.name
+    def side(run: Callable[[], Any]) -> Side:
+        def computed() -> None:
+            mx.eval(run())
+
+        return Side(computed, repeats_for(computed, 0.01, 20))
+
+    sides = {
+        "kernel": side(lambda: chosen.forward(*arguments)[0]),
+        "plain": side(lambda: plain.forward(*arguments)[0]),
+        "kernel, both": side(lambda: both(chosen)),
+        "plain, both": side(lambda: both(plain)),
+    }
+    return [times.median() * 1e3 for times in alternate(sides, rounds).values()], chosen.name
 
 
 def main() -> None:
@@ -130,8 +117,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     options = parser.parse_args()
     mx.random.seed(0)
-    print(f"MLX {mx.__version__}, {mx.default_device()}, {platform.machine()}, {os.cpu_count()} cores, {options.dtype}")
-    print(f"BLAS: {blas.status()}")
+    print(f"{device()}, {options.dtype}\n{versions()}; commit {commit()}")
     print("milliseconds, medians; the ratio is kernel to definition\n")
     titles = ("kernel", "forward", "plain", "ratio", "and backward", "plain", "ratio", "variant")
     print("{:<28}{:>9}{:>9}{:>7}{:>14}{:>9}{:>7}  {}".format(*titles))

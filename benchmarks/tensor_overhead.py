@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +23,7 @@ from metal_candle import LazyTensor, Tensor
 from metal_candle.graph.evaluate import lower
 
 import mlx.core as mx
+from measure import Side, alternate, commit, device, head, row, versions
 
 
 @dataclass
@@ -51,15 +49,10 @@ CASES = [
 ]
 
 
-def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def medians(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """The median time of each side, in seconds; they take turns."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            side()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    times = alternate({name: Side(run) for name, run in sides.items()}, rounds)
+    return {name: each.median() for name, each in times.items()}
 
 
 def recording(case: Case, calls: int, rounds: int) -> tuple[float, float, float]:
@@ -79,8 +72,8 @@ def recording(case: Case, calls: int, rounds: int) -> tuple[float, float, float]
         lower([tensor._node for tensor in recorded])
 
     recorded = [case.method(lazy, other) for _ in range(calls)]
-    medians = alternate({"raw": raw, "record": record, "lower": lowering}, rounds)
-    return tuple(medians[name] / calls * 1e6 for name in ("raw", "record", "lower"))  # type: ignore[return-value]
+    found = medians({"raw": raw, "record": record, "lower": lowering}, rounds)
+    return tuple(found[name] / calls * 1e6 for name in ("raw", "record", "lower"))  # type: ignore[return-value]
 
 
 def eager(case: Case, size: int, rounds: int) -> tuple[float, float]:
@@ -103,8 +96,8 @@ def eager(case: Case, size: int, rounds: int) -> tuple[float, float]:
         for _ in repeats:
             mx.eval(case.method(tensor, tensor).mlx())
 
-    medians = alternate({"raw": raw, "row": in_a_row, "wait": waited_for}, rounds)
-    return medians["row"] / medians["raw"], medians["wait"] / medians["raw"]
+    found = medians({"raw": raw, "row": in_a_row, "wait": waited_for}, rounds)
+    return found["row"] / found["raw"], found["wait"] / found["raw"]
 
 
 def importing(rounds: int) -> dict[str, float]:
@@ -124,7 +117,7 @@ def importing(rounds: int) -> dict[str, float]:
     sides = {name: process(code) for name, code in programs.items()}
     for side in sides.values():
         side()
-    return {name: seconds * 1e3 for name, seconds in alternate(sides, rounds).items()}
+    return {name: seconds * 1e3 for name, seconds in medians(sides, rounds).items()}
 
 
 def main() -> None:
@@ -133,20 +126,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=41, help="turns each side takes")
     parser.add_argument("--calls", type=int, default=500, help="operations recorded in a turn")
     options = parser.parse_args()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, mlx {mx.__version__}\n")
+    print(f"{device()}\n{versions()}; commit {commit()}\n")
     sizes = (4, 256)
-    heads = [f"{what} {size}x{size}" for size in sizes for what in ("eager", "waited for")]
-    print(f"| operation | raw µs | recorded µs | lowered µs | more µs | {' | '.join(heads)} |")
-    print(f"| --- | {' | '.join(['---:'] * 8)} |")
+    titles = [f"{what} {size}x{size}" for size in sizes for what in ("eager", "waited for")]
+    print(head(["operation", "raw µs", "recorded µs", "lowered µs", "more µs", *titles]))
     for case in CASES:
         raw, record, low = recording(case, options.calls, options.rounds)
         ratios = [ratio for size in sizes for ratio in eager(case, size, options.rounds)]
         cells = [f"{value:.2f}" for value in (raw, record, low, record + low - raw, *ratios)]
-        print(f"| `{case.label}` | {' | '.join(cells)} |", flush=True)
+        print(row([f"`{case.label}`", *cells]), flush=True)
     times = importing(max(5, options.rounds // 4))
-    print("\n| a process that runs | ms | more than `import mlx.core` |\n| --- | ---: | ---: |")
+    print("\n" + head(["a process that runs", "ms", "more than `import mlx.core`"]))
     for name, milliseconds in times.items():
-        print(f"| `{name}` | {milliseconds:.0f} | {milliseconds - times['import mlx.core']:.0f} |")
+        print(row([f"`{name}`", f"{milliseconds:.0f}", f"{milliseconds - times['import mlx.core']:.0f}"]))
 
 
 if __name__ == "__main__":
