@@ -6,18 +6,24 @@ from ..rewrite import Pass
 from . import (
     add_matmul,
     attention,
+    cast,
     common_subexpression,
     cross_entropy,
     gate,
     lora,
+    movement,
     norm,
     product_order,
     rotary,
+    scalar,
     softmax,
 )
 
 PASSES: tuple[Pass, ...] = (
     common_subexpression.PASS,
+    cast.PASS,
+    movement.PASS,
+    scalar.PASS,
     softmax.PASS,
     attention.PASS,
     cross_entropy.PASS,
