@@ -101,6 +101,8 @@ if TYPE_CHECKING:
     from .tensor import GradStore, LazyTensor, Tensor, Var, eval_all
     from .tensor import compile as compile
     from .tensor.custom_op import CustomOp1, CustomOp2, CustomOp3, InplaceOp1, InplaceOp2, InplaceOp3
+    from .tensor.evaluation import Evaluation
+    from .tensor.executor import eval_all_async
 
 __all__ = [
     "VERSION",
@@ -132,6 +134,7 @@ __all__ = [
     "DuplicateDimIndexError",
     "EmptyTensorError",
     "Error",
+    "Evaluation",
     "FeatureDisabledError",
     "GradStore",
     "GradientNotFoundError",
@@ -177,6 +180,7 @@ __all__ = [
     "display",
     "error",
     "eval_all",
+    "eval_all_async",
     "features",
     "graph",
     "inference",
@@ -197,6 +201,8 @@ _HOME = {
     "layout": "Layout",
     "graph.node": "TensorId",
     "graph.operations.comparison": "CmpOp",
+    "tensor.evaluation": "Evaluation",
+    "tensor.executor": "eval_all_async",
     "tensor.custom_op": "CustomOp1 CustomOp2 CustomOp3 InplaceOp1 InplaceOp2 InplaceOp3",
     "error": (
         "ArgumentTypeError ArgumentValueError "

@@ -89,6 +89,7 @@ class Operation(Estimated, metaclass=Variants):
     - ``is_view``: the result may share its input's storage, as ``relayout`` says.
     - ``work``, ``flops_per_element``: what it costs, see ``Estimated``.
     - ``pure``: ``False`` where computing it once more, or once instead of twice, makes a difference.
+    - ``lasting``: ``False`` where its parameters are objects of others: no plan that has it is kept.
     """
 
     arity: ClassVar[int | None] = 1
@@ -98,6 +99,7 @@ class Operation(Estimated, metaclass=Variants):
     differentiable: ClassVar[bool] = True
     is_view: ClassVar[bool] = False
     pure: ClassVar[bool] = True
+    lasting: ClassVar[bool] = True
     numpy: ClassVar[Callable[..., Any] | None] = None
     key: ClassVar[str] = ""
     _parameters: ClassVar[tuple[str, ...]] = ()
@@ -124,7 +126,12 @@ class Operation(Estimated, metaclass=Variants):
 
     @cached_property
     def token(self) -> int:
-        """A number that equal operations share, cheaper to hash and compare than they are."""
+        """A number that equal operations share, cheaper to hash and compare than they are.
+
+        What is not ``lasting`` is equal only to itself: remembering it would keep the objects it refers to.
+        """
+        if not self.is_lasting():
+            return next(_numbers)
         if len(_tokens) >= MOST_TOKENS:
             _tokens.clear()  # the numbers go on, so none gets a second meaning
         return _tokens.setdefault(self.content, next(_numbers))
@@ -168,6 +175,10 @@ class Operation(Estimated, metaclass=Variants):
     def changes_nothing(self, x: Any) -> bool:
         """Whether the result is the tensor itself, with its id and its storage, as where candle returns a clone."""
         return False
+
+    def is_lasting(self) -> bool:
+        """Whether a plan with it may be kept."""
+        return self.lasting
 
     def passes_gradient(self) -> bool:
         """Whether a gradient goes through, with these parameters."""

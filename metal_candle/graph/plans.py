@@ -67,7 +67,8 @@ def _known(structure: Structure) -> Known:
         computed = sum(term.operation is not None for term in known.graph.order)
         what = f"{computed} operation{'s' if computed != 1 else ''}"
         settings.log("graph", "planned %d nodes as %s", len(structure.nodes), what)
-    if known.size <= MOST_TERMS // 4:
+    lasting = all(term.operation is None or term.operation.is_lasting() for term in known.graph.order)
+    if lasting and known.size <= MOST_TERMS // 4:
         with _lock:
             if key not in _plans:
                 _plans[key] = known

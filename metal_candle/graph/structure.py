@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Collection, Hashable, Sequence
@@ -14,8 +15,12 @@ from ..shape import Shape
 from .node import GraphNode, by_id
 from .operation import Meta, Operation
 
-lock = threading.Lock()
-"""Held while nodes are walked or change what they are made of; never while MLX or a user's function runs."""
+lock = threading.RLock()
+"""Held while nodes are walked or change what they are made of; never while MLX or a user's function runs, but for a
+finalizer that evaluates, which is why the thread that has it may take it again."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 
 
 class Structure(NamedTuple):

@@ -90,6 +90,7 @@ class CacheAppend(Operation):
     """
 
     pure = False
+    lasting = False
     buffer: KvBuffer
 
     def infer(self, new: Meta) -> Meta:

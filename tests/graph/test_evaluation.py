@@ -276,3 +276,24 @@ def test_compiled_results_may_be_spread_too() -> None:
     for _ in range(2):
         for got, value in zip(f([Tensor(value) for value in values]), values):
             np.testing.assert_allclose(got.numpy(), Tensor(value).softmax(-1).softmax(-1).numpy(), rtol=1e-6)
+
+
+def test_a_custom_operation_is_not_kept_by_plans() -> None:
+    operation = Counting()
+    seen = weakref.ref(operation)
+    w = Var([1.0])
+    loss = LazyTensor.from_tensor(w).apply_op1(operation).sum_all()
+    loss.backward()[w].numpy()
+    loss.eval()
+    del operation, loss
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_finalizer_that_evaluates_during_a_walk() -> None:
+    """Whoever holds the lock of the walk may be interrupted by anything that Python runs in between."""
+    from metal_candle.graph import structure
+
+    y = lazy(3).exp()
+    with structure.lock:
+        assert y.eval().shape == (3,)

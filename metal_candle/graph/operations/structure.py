@@ -68,6 +68,9 @@ class Vjp(Operation):
                 found.append(mx.zeros_like(inputs[i]) if gradient is None else gradient)
         return tuple(found) if len(found) > 1 else found[0]
 
+    def is_lasting(self) -> bool:
+        return self.operation.is_lasting()
+
     def name(self) -> str:
         return f"{self.operation.name()}.vjp"
 
