@@ -22,6 +22,7 @@ class Custom(Operation):
 
     arity = None
     candle = "Tensor::apply_op1<C: CustomOp1>(&self, c: C) -> Result<Tensor>"
+    lasting = False
     flops_per_element = 0  # unknown: what is known is its traffic
     custom: Any
 
