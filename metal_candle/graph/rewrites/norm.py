@@ -73,9 +73,9 @@ def _normed(
     eps: float | None,
     square_dims: tuple[int, ...] | None,
     square_share: float | None,
-    mean_dims: tuple[int, ...] | None,
-    mean_share: float | None,
-    unbiased: int | None,
+    mean_dims: tuple[int, ...] | None = None,
+    mean_share: float | None = None,
+    unbiased: int | None = None,
 ) -> str | None:
     if x.shape != root.shape:
         return f"{list(x.shape)} is broadcast to {list(root.shape)}"
@@ -122,6 +122,17 @@ def _as_row(beside: Term) -> Term:
 
 def _takes_weight(x: Term, root: Term, weight: Term) -> str | None:
     return _not_for(x, root, "weight", weight)
+
+
+def _weighted(
+    root: Term,
+    x: Term,
+    weight: Term,
+    eps: float | None,
+    square_dims: tuple[int, ...],
+    square_share: float | None,
+) -> str | None:
+    return _normed(root, x, eps, square_dims, square_share) or _takes_weight(x, root, weight)
 
 
 def _takes_bias(x: Term, root: Term, bias: Term) -> str | None:
@@ -172,6 +183,12 @@ RULES = (
         when=_normed,
     ),
     Rule("rms_norm", _over_root(_x, _mean_square(_x)), lambda x, eps: apply(RMSNorm(eps or 0.0), x), when=_normed),
+    Rule(
+        "rms_norm_weight_first",
+        _over_root(_x * _weight, _mean_square(_x)),
+        lambda x, weight, eps: apply(WeightedRMSNorm(eps or 0.0), x, _as_row(weight)),
+        when=_weighted,
+    ),
     Rule("norm_of_halves", of(ToDtype, _in_wide), _norm_of_halves, when=_of_halves, shareable=_free),
     Rule(
         "rms_norm_weight",
@@ -227,6 +244,11 @@ EXAMPLES = (
         _TWO,
         lambda x, w: (1 + w) * (x * (x.sqr().mean_keepdim(-1) + 1e-5).powf(-0.5)),
         "weighted_rms_norm(x, affine(w; mul=1.0, add=1.0); eps=1e-05)",
+    ),
+    Example(
+        _TWO,
+        lambda x, w: w * x * (x.sqr().mean_keepdim(-1) + 1e-5).sqrt().recip(),
+        "weighted_rms_norm(x, w; eps=1e-05)",
     ),
     Example(_TWO, lambda x, w: x.rms_norm(1e-5) * w.reshape((1, 1, 13)), "weighted_rms_norm(x, w; eps=1e-05)"),
     Example(
@@ -343,6 +365,12 @@ EXAMPLES = (
         lambda x, w: x.rms_norm(1e-5) * w,
         "mul(rms_norm(x; eps=1e-05), w)",
         because="[5, 1] is no weight for [5, 13]; takes (13,)",
+    ),
+    Example(
+        ((5, 13), (5, 13)),
+        lambda x, w: x * w / (x.sqr().mean_keepdim(1) + 1e-5).sqrt(),
+        "div(mul(x, w), sqrt(affine(mean(sqr(x); dims=(1,), keepdim=True); mul=1.0, add=1e-05)))",
+        because="[5, 13] is no weight for [5, 13]",
     ),
     Example(
         ((13,), (5, 13)),
