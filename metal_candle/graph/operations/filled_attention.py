@@ -41,8 +41,8 @@ class FilledSdpa(Sdpa):
             raise ShapeMismatchError(f"filled_sdpa: got {list(fill.shape)} to fill with; takes one number")
         return super().infer(q, k, v, mask)
 
-    def lower(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array, fill: mx.array) -> mx.array:  # type: ignore[override]
-        return self.lower_and_save(q, k, v, mask, fill)[0]
+    def lower(self, *inputs: mx.array) -> mx.array:  # type: ignore[override]
+        return self.lower_and_save(*inputs)[0]
 
     def lower_and_save(  # type: ignore[override]
         self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array, fill: mx.array
@@ -51,7 +51,7 @@ class FilledSdpa(Sdpa):
         if _takes_away(fill):
             return attention.forward(q, k, v, self.scale, seen)
         weights = self._weights(q, k, seen, fill)
-        return (_by_groups(weights, v).astype(q.dtype),)
+        return _by_groups(weights, v).astype(q.dtype), weights
 
     def _seen(self, mask: mx.array) -> mx.array:
         return mask == 0 if self.hides else mask != 0
@@ -75,7 +75,8 @@ class FilledSdpa(Sdpa):
         seen = self._seen(mask)
         if _takes_away(fill) and not needs[4]:
             return (*attention.vjp(cotangent, (q, k, v), output, tuple(needs[:3]), self.scale, seen)[:3], None, None)
-        weights = self._weights(q, k, seen, fill)
+        saved = output if isinstance(output, tuple) and not _takes_away(fill) else (output,)
+        weights = saved[1] if len(saved) > 1 else self._weights(q, k, seen, fill)
         kv = k.shape[1]
         upstream = _wide(cotangent)
         of_v = _summed_groups(mx.swapaxes(weights, -1, -2), upstream, kv) if needs[2] else None
@@ -95,7 +96,7 @@ class FilledSdpa(Sdpa):
 def _takes_away(fill: mx.array) -> bool:
     """Whether it is -inf. While MLX traces there is no number to look at."""
     try:
-        return bool(np.array(fill.astype(mx.float32)).item() == -np.inf)
+        return bool(np.array(_wide(fill)).item() == -np.inf)
     except ValueError:
         return False
 
