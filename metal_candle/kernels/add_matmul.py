@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from .accurate_sum import total
 from .kernel import Gradients, Kernel, Outputs, Variant, is_half, on_cpu, through_float32
-from .matmul import addmm, matmul
+from .matmul import addmm, as_rows, matmul
 
 # Elements of a product of halves from which one call is the faster.
 FEW = {mx.float16: 1024, mx.bfloat16: 4096}
@@ -73,13 +73,8 @@ def _one_forward(a: mx.array, b: mx.array, c: mx.array, alpha: float = 1.0, beta
     shape = (*a.shape[:-1], b.shape[-1])
     if b.ndim > 2 or a.ndim == 2 or not (c.shape == shape or _is_row(c.shape)):
         return (addmm(c, a, b, alpha, beta),)
-    beside = _rows(c) if c.shape == shape else c.reshape(-1)
-    return (addmm(beside, _rows(a), b, alpha, beta).reshape(shape),)
-
-
-def _rows(x: mx.array) -> mx.array:
-    """``(…, n)`` as a matrix of rows of n, which may be 0."""
-    return x.reshape(prod(x.shape[:-1]), x.shape[-1])
+    beside = as_rows(c) if c.shape == shape else c.reshape(-1)
+    return (addmm(beside, as_rows(a), b, alpha, beta).reshape(shape),)
 
 
 def _parts_forward(a: mx.array, b: mx.array, c: mx.array, alpha: float = 1.0, beta: float = 1.0) -> Outputs:
@@ -104,7 +99,7 @@ def _vjp(
         if needs[0]:
             of_a = _summed(matmul(upstream, mx.swapaxes(b, -1, -2)), a)
         if needs[1] and b.ndim == 2:
-            of_b = matmul(_rows(a).T, _rows(upstream))
+            of_b = matmul(as_rows(a).T, as_rows(upstream))
         elif needs[1]:
             of_b = _summed(matmul(mx.swapaxes(a, -1, -2), upstream), b)
     return of_a, of_b, of_c

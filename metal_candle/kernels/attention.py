@@ -30,6 +30,7 @@ BLOCK = 64
 # Below this many scores, as when decoding, MLX's softmax costs less than the calls that replace it. Measured for
 # one query of 9 heads: 40 and 190 us with 64 keys, 217 and 282 with 512, 890 and 620 with 2048.
 FEW = 8192
+_FEW = f"fewer than {FEW} scores on the CPU"
 # The exponentials are saved for the backward pass up to this many, else computed again: 64 MiB.
 SAVED = 16 * 2**20
 
@@ -57,10 +58,16 @@ def _fast(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = None
 def _grouped(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = None) -> mx.array:
     """The definition without repeating k and v for the heads that share them."""
     b, h, t, _ = q.shape
-    scores = (_folded(q, k.shape[1]) * scale) @ mx.swapaxes(k, -1, -2)
-    apart = masked(scores.reshape(b, h, t, k.shape[2]), None if t == 1 and isinstance(mask, str) else mask)
-    weights = double.softmax(apart).reshape(scores.shape)
-    return (weights @ v).reshape(b, h, t, v.shape[-1])
+    if t == 1 and isinstance(mask, str):
+        mask = None
+    kv, s = k.shape[1:3]
+    if kv == h:
+        return double.softmax(masked((q * scale) @ mx.swapaxes(k, -1, -2), mask)) @ v
+    scores = (_folded(q, kv) * scale) @ mx.swapaxes(k, -1, -2)
+    if mask is not None:
+        # The softmax is over the last dim, which they share.
+        scores = masked(scores.reshape(b, h, t, s), mask).reshape(scores.shape)
+    return (double.softmax(scores) @ v).reshape(b, h, t, v.shape[-1])
 
 
 def _blocks(t: int, s: int, mask: Mask) -> list[tuple[int, int, int]]:
@@ -72,7 +79,7 @@ def _blocks(t: int, s: int, mask: Mask) -> list[tuple[int, int, int]]:
 def _folded(x: mx.array, kv: int) -> mx.array:
     """``(b, h, t, d)`` as ``(b, kv, h/kv·t, d)``: heads that share keys as rows of one product."""
     b, h, t, d = x.shape
-    return x.reshape(b, kv, h // kv * t, d)
+    return x if kv == h else x.reshape(b, kv, h // kv * t, d)
 
 
 def _mask_of(mask: Mask, shape: tuple[int, ...], block: tuple[int, int, int]) -> Mask:
@@ -207,23 +214,26 @@ _FAST = _with_gradient_of_mask(differentiated_by_mlx("mx.fast.scaled_dot_product
 
 def _select(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = None) -> tuple[Variant | None, str]:
     takes = "q (b, h, t, d), k (b, kv, s, d) and v (b, kv, s, dv) with h a multiple of kv"
-    if q.ndim != 4 or k.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise ShapeMismatchBinaryOpError("attention", q.shape, k.shape, takes)
-    if not k.shape[1] or q.shape[1] % k.shape[1]:
-        raise ShapeMismatchBinaryOpError("attention", q.shape, k.shape, takes)
-    if k.shape[:3] != v.shape[:3]:
-        raise ShapeMismatchBinaryOpError("attention", k.shape, v.shape, takes)
-    if 0 in q.shape or 0 in k.shape or 0 in v.shape:
+    of_q, of_k, of_v = q.shape, k.shape, v.shape
+    if len(of_q) != 4 or len(of_k) != 4 or of_q[0] != of_k[0] or of_q[3] != of_k[3]:
+        raise ShapeMismatchBinaryOpError("attention", of_q, of_k, takes)
+    (b, h, t, _), (_, kv, s, _) = of_q, of_k
+    if not kv or h % kv:
+        raise ShapeMismatchBinaryOpError("attention", of_q, of_k, takes)
+    if of_k[:3] != of_v[:3]:
+        raise ShapeMismatchBinaryOpError("attention", of_k, of_v, takes)
+    if 0 in of_q or 0 in of_k or 0 in of_v:
         return None, "no elements"
-    if isinstance(mask, str) and q.shape[2] > k.shape[2]:
+    if isinstance(mask, str) and t > s:
         return None, "queries before the first key"
     if not on_cpu():
         return _FAST, "GPU"
-    if q.dtype != mx.float32 and not is_half(q):
+    few = b * h * t * s < FEW
+    if q.dtype == mx.float32:
+        return (_GROUPED, _FEW) if few else (_BLOCKS, "CPU")
+    if not is_half(q):
         return None, f"{q.dtype} on the CPU"
-    if q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] < FEW:
-        return _GROUPED_HALF if is_half(q) else _GROUPED, f"fewer than {FEW} scores on the CPU"
-    return _BLOCKS_HALF if is_half(q) else _BLOCKS, "CPU"
+    return (_GROUPED_HALF, _FEW) if few else (_BLOCKS_HALF, "CPU")
 
 
 attention = Kernel("attention", _reference, _select, arity=3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from . import double
-from .kernel import Gradients, Kernel, Outputs, Variant, on_cpu, through_float32
+from .kernel import Gradients, Kernel, Outputs, Variant, is_half, on_cpu, through_float32
 from .slices import sliced
 
 LOG2_E = 1.4426950408889634
@@ -22,6 +22,7 @@ ROUND = 12582912.0 + 127.0
 D0, D2 = 2.000012510728, 0.166250416381
 # Below this many elements the sixteen operations cost more than they save.
 SMALL = 4096
+_FEW = f"fewer than {SMALL} elements"
 
 
 def exp_up_to_zero(x: mx.array) -> mx.array:
@@ -100,15 +101,14 @@ def _silu_vjp(cotangent: mx.array, inputs: Outputs, outputs: Outputs, needs: tup
 
 def selected(x: mx.array, variant: Variant, half: Variant) -> tuple[Variant | None, str]:
     """``variant`` for float32 on the CPU, ``half`` for halves there; the reference elsewhere."""
+    # First what is asked with the least work.
+    if x.size < SMALL:
+        return None, _FEW
     if not on_cpu():
         return None, "GPU"
-    if x.size < SMALL:
-        return None, f"fewer than {SMALL} elements"
     if x.dtype == mx.float32:
         return variant, "float32 on the CPU"
-    if x.dtype in (mx.float16, mx.bfloat16):
-        return half, "half precision on the CPU"
-    return None, f"{x.dtype} on the CPU"
+    return (half, "half precision on the CPU") if is_half(x) else (None, f"{x.dtype} on the CPU")
 
 
 def _elementwise(name: str, reference, forward, vjp) -> Kernel:  # type: ignore[no-untyped-def]

@@ -8,8 +8,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from .kernel import Gradients, Kernel, Outputs, Variant
-from .linear import as_rows
-from .matmul import addmm, matmul
+from .matmul import addmm, as_rows, matmul
 
 
 def _lora_reference(x: mx.array, a: mx.array, b: mx.array, scale: float) -> mx.array:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from .add_matmul import add_matmul
 from .kernel import Gradients, Kernel, Outputs, Variant
-from .matmul import addmm, matmul
+from .matmul import as_rows, matmul
 
 
 def _reference(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
@@ -14,15 +15,9 @@ def _reference(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> m
     return product if bias is None else product + bias
 
 
-def as_rows(x: mx.array) -> mx.array:
-    """``(…, n)`` as a matrix of rows of n, so that one product runs over all of them."""
-    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-
-
 def _forward(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> Outputs:
-    rows = as_rows(x)
-    product = matmul(rows, weight.T) if bias is None else addmm(bias, rows, weight.T)
-    return (product if x.ndim == 2 else product.reshape(*x.shape[:-1], weight.shape[0]),)
+    # MLX itself makes one product over all rows of a matrix that several others are multiplied by.
+    return (matmul(x, weight.T),) if bias is None else add_matmul.forward(x, weight.T, bias)
 
 
 def _vjp(

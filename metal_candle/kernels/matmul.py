@@ -11,11 +11,22 @@ BLAS it takes twice as long for m >= 16, so it is done only where another one wa
 
 from __future__ import annotations
 
+from math import prod
+
 import mlx.core as mx
 
 from .. import blas
 
 HALVES = (mx.float16, mx.bfloat16)
+
+
+def as_rows(x: mx.array) -> mx.array:
+    """``(…, n)`` as a matrix of rows of n, which may be 0, so that one product runs over all of them."""
+    if x.ndim == 2:
+        return x
+    # Not -1: MLX cannot tell how many rows of 0 elements there are.
+    *leading, n = x.shape
+    return x.reshape(prod(leading), n)
 
 
 def matmul(a: mx.array, b: mx.array) -> mx.array:
@@ -46,7 +57,8 @@ def addmm(c: mx.array, a: mx.array, b: mx.array, alpha: float = 1.0, beta: float
 
 def _through_float32(*operands: mx.array) -> bool:
     dtype = operands[0].dtype
-    if dtype not in HALVES or any(operand.dtype != dtype for operand in operands):
+    # float32 first, which is what is asked most: a search among the halves compares two dtypes more.
+    if dtype == mx.float32 or dtype not in HALVES or any(operand.dtype != dtype for operand in operands):
         return False
     # mx.stream() changes the default device too, so this is the stream in use.
     return bool(mx.default_device().type == mx.cpu) and blas.status().path is not None

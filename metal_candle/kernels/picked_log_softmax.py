@@ -8,7 +8,8 @@ from . import double
 from .elementary import exp_up_to_zero
 from .kernel import Gradients, Kernel, Outputs, Variant, differentiated_by_mlx, is_half, on_cpu
 from .rms_norm import row_sum
-from .softmax import SMALL, by_rows, exp_rows
+from .slices import by_rows
+from .softmax import SMALL, exp_rows
 
 
 def _wide(x: mx.array) -> mx.array:

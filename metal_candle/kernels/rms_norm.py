@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import mlx.core as mx
+from functools import lru_cache
 
+import mlx.core as mx
+import numpy as np
+
+from .accurate_sum import total
 from .kernel import (
     Gradients,
     Kernel,
@@ -14,6 +18,15 @@ from .kernel import (
     on_cpu,
     through_float32,
 )
+from .slices import in_blocks
+
+# Elements from which the gradients are computed for a block of rows at a time. Measured on two x86-64 cores, f32, in a
+# chain of six norms whose results are kept, forward and both gradients: 1.6 times faster for (1024, 576), 1.7 for
+# (2048, 576), 1.8 for (512, 2048) and (1024, 2048), 1.9 for (4096, 576). The six operations forward gain nothing by it:
+# blocks take 0.8 to 1.1 times as long there, 1.4 to 2.2 times as long between other operations.
+LARGE = 2**19
+# Widths up to which the ones of ``row_sum`` are kept: 256 KiB.
+KEPT = 2**16
 
 
 def _reference(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
@@ -28,7 +41,14 @@ def _reference(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
 
 def row_sum(x: mx.array) -> mx.array:
     """The sum over the last dim, kept: as a product with ones, 0.35 ns an element to 0.9 of ``mx.sum``."""
-    return x @ mx.ones((x.shape[-1], 1), dtype=x.dtype)
+    n = x.shape[-1]
+    return x @ (_ones(n) if n <= KEPT and x.dtype == mx.float32 else mx.ones((n, 1), dtype=x.dtype))
+
+
+@lru_cache(maxsize=64)
+def _ones(n: int) -> mx.array:
+    # From NumPy, so that they are there at once: a value that MLX has yet to compute belongs to a thread's stream.
+    return mx.array(np.ones((n, 1), np.float32))
 
 
 def _forward(x: mx.array, weight: mx.array | None, eps: float) -> Outputs:
@@ -46,14 +66,25 @@ def _vjp(
 ) -> Gradients:
     x, weight = inputs
     inverse = outputs[1] if len(outputs) == 2 else _forward(x, None, eps)[1]
-    of_x = of_weight = None
-    if needs[0]:
-        upstream = cotangent if weight is None else cotangent * weight
-        along = row_sum(upstream * x) * (mx.square(inverse) * inverse * (-1 / x.shape[-1]))
-        of_x = upstream * inverse + x * along
-    if len(needs) > 1 and needs[1]:
-        of_weight = (cotangent * (x * inverse)).reshape(-1, x.shape[-1]).sum(axis=0)
-    return (of_x, of_weight)[: len(needs)]
+    of_weight = len(needs) > 1 and needs[1]
+
+    def of_rows(rows: mx.array, upstream: mx.array, inverse: mx.array) -> Outputs:
+        found: list[mx.array] = []
+        if of_weight:
+            found.append(total(upstream * (rows * inverse), range(rows.ndim - 1)))
+        if needs[0]:
+            upstream = upstream if weight is None else upstream * weight
+            along = row_sum(upstream * rows) * (mx.square(inverse) * inverse * (-1 / rows.shape[-1]))
+            found.append(upstream * inverse + rows * along)
+        return tuple(found)
+
+    if x.size < LARGE:
+        found = list(of_rows(x, cotangent, inverse))
+    else:
+        parts = list(zip(*in_blocks(of_rows, x, cotangent, inverse)))
+        found = [total(mx.stack(parts[0]), (0,))] if of_weight else []
+        found += [mx.concatenate(parts[-1]).reshape(x.shape)] if needs[0] else []
+    return tuple(found.pop() if need else None for need in needs)
 
 
 def _fast(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
@@ -71,6 +102,8 @@ def _select(x: mx.array, weight: mx.array | None, eps: float) -> tuple[Variant |
         return None, "no rows"
     if not on_cpu():
         return _GPU, "GPU"
+    if x.dtype == mx.float32:
+        return _CPU, "float32 on the CPU"
     return (_HALF, "half precision on the CPU") if is_half(x) else (_CPU, f"{x.dtype} on the CPU")
 
 

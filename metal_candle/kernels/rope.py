@@ -17,8 +17,7 @@ def _reference(x: mx.array, cos: mx.array, sin: mx.array, interleaved: bool = Fa
         a, b = x[..., ::2], x[..., 1::2]
         turned = mx.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
         return turned.reshape(x.shape)
-    half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
+    a, b = mx.split(x, 2, axis=-1)
     return mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ...dtype import DType
 from ...error import DTypeMismatchError, ShapeMismatchBinaryOpError, UnsupportedDTypeForOpError
 from ...kernels.linear import linear
-from ...kernels.matmul import matmul
+from ...kernels.matmul import as_rows, matmul
 from ...shape import Shape, broadcast_shapes
 from ..operation import Gradients, Meta, Metas, Operation, Sample
 from ..work import elements
@@ -94,8 +94,7 @@ class Matmul(Operation):
             return left, None
         if rhs.ndim == 2 and lhs.ndim > 2:
             # One product over all rows instead of a product per leading index and a sum over them.
-            rows, upstream = lhs.reshape(-1, lhs.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
-            return left, matmul(rows.T, upstream)
+            return left, matmul(as_rows(lhs).T, as_rows(cotangent))
         return left, reduce_to(matmul(mx.swapaxes(lhs, -1, -2), cotangent), rhs)
 
 
