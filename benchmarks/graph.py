@@ -28,11 +28,11 @@ from metal_candle.graph.term import terms_of
 import mlx.core as mx
 import numpy as np
 from graph_cases import GROUPS, Case, arrays
-from measure import Side, Times, alternate, append, commit, device, head, repeats_for, row, rows_of, versions
+from measure import Side, Times, alternate, append, commit, device, head, load, repeats_for, row, rows_of, versions
 
 # A sample is so long at the least, where the run is shorter: clocks and threads waking up do not show then.
 SAMPLE = 2e-3
-TICKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1, 1.1, 1.3, 1.6, 2, 3, 5, 10, 20)
+TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50)
 STAGES = ("build", "eval", "record", "survey", "plan", "call", "eval", "keep")
 
 
@@ -137,22 +137,20 @@ def plot(path: Path, ratios: dict[str, dict[str, dict[str, float]]]) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     small = [group for group, cases in ratios.items() if len(cases) < 12]
     rows = [[group] for group in ratios if group not in small] + ([small] if small else [])
-    counts = [[len(ratios[group]) + 1 for group in groups] for groups in rows]
-    figure = pyplot.figure(figsize=(max(8.0, 0.3 * max(map(sum, counts))), 4.6 * len(rows)), layout="constrained")
+    counts = [[len(ratios[group]) + 2 for group in groups] for groups in rows]
+    figure = pyplot.figure(figsize=(max(8.0, 0.28 * max(map(sum, counts))), 4.6 * len(rows)), layout="constrained")
     names = list(dict.fromkeys(name for cases in ratios.values() for sides in cases.values() for name in sides))
     style = {name: (f"C{i}", "osD^vPX"[i % 7]) for i, name in enumerate(name for name in names if name != "raw")}
     shown = {}
     for part, groups, widths in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, counts):
         axes = part.subplots(1, len(groups), sharey=True, squeeze=False, width_ratios=widths)[0]
         axes[0].set(ylabel="time, raw MLX = 1", yscale="log")
-        axes[0].yaxis.set_major_locator(
-            FixedLocator(TICKS)
-        )
-        axes[0].yaxis.set_major_formatter(ScalarFormatter())
+        axes[0].yaxis.set_major_locator(FixedLocator(TICKS))
+        axes[0].yaxis.set_major_formatter("{x:g}")
         axes[0].yaxis.set_minor_locator(NullLocator())
         for axis, group in zip(axes, groups):
             cases = ratios[group]
@@ -162,8 +160,11 @@ def plot(path: Path, ratios: dict[str, dict[str, dict[str, float]]]) -> None:
                     values = [sides[side] for sides in cases.values()]
                     (shown[side],) = axis.plot(values, marker, color=color, markersize=5, alpha=0.8)
             axis.axhline(1.0, color="black", linewidth=0.8)
-            axis.set(title=group.replace("_", "\n"), xlim=(-0.5, len(cases) - 0.5))
-            axis.set_xticks(range(len(cases)), list(cases), rotation=60, ha="right", rotation_mode="anchor")
+            axis.set_title(group.replace("_", "\n"), fontsize="medium")
+            axis.set(xlim=(-0.5, len(cases) - 0.5))
+            axis.set_xticks(
+                range(len(cases)), list(cases), rotation=60, ha="right", rotation_mode="anchor", fontsize="small"
+            )
             axis.grid(axis="y", alpha=0.3)
     figure.legend(list(shown.values()), list(shown), ncols=len(shown), loc="outside lower center")
     figure.savefig(path, dpi=100)
@@ -183,7 +184,7 @@ def main() -> None:
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds takes 1 or more")
     mx.random.seed(0)
-    print(f"{device()}\n{versions()}; commit {commit()}\n")
+    print(f"{device()}\n{versions()}; commit {commit()}\n{load()}\n")
     ratios: dict[str, dict[str, dict[str, float]]] = {}
     profiles: list[str] = []
     for group in options.only:
@@ -207,6 +208,7 @@ def main() -> None:
                 cost = stages(case, min(200, max(5, round(0.3 / raw.median()))))
                 profiles.append(row([f"{group}, {case.label}", *(f"{value:.1f}" for value in cost)]))
         print()
+    print(load() + "\n")
     print(f"### Ratios to raw: geometric mean, and the largest\n\n{summary(ratios)}")
     if profiles:
         titles = ["µs", *(f"{'raw' if i < 2 else 'lazy'}: {stage}" for i, stage in enumerate(STAGES))]

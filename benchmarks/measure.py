@@ -106,7 +106,13 @@ def device() -> str:
 def versions() -> str:
     """Of this package, MLX, NumPy, Python; and what multiplies matrices."""
     python = platform.python_version()
-    return f"metal-candle {VERSION}; mlx {mx.__version__}; numpy {np.__version__}; Python {python}; {blas.status().found}"
+    names = {"metal-candle": VERSION, "mlx": mx.__version__, "numpy": np.__version__, "Python": python}
+    return "; ".join([*(f"{name} {version}" for name, version in names.items()), f"BLAS: {blas.status().found}"])
+
+
+def load() -> str:
+    """How busy the machine is. What others compute slows threads that wait for each other, as a BLAS's do, most."""
+    return f"load average of the last minute: {os.getloadavg()[0]:.1f}"
 
 
 def commit() -> str:
