@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# Every rewrite pass is checked in every test; a process that a test starts inherits it.
+os.environ.setdefault("METAL_CANDLE_CHECK", "1")
 
 from metal_candle.formats import safetensors, sharded
 from metal_candle.models import fetch
