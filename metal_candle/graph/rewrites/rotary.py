@@ -25,8 +25,8 @@ from ..rewrite import Example, Pass, Rule
 from ..term import Term, apply
 
 # What gives equal halves of each row if its input's rows have them, where the last dim stays as it is.
-_BY_ROWS = (Affine, BroadcastAs, Contiguous, Cos, Embedding, IndexSelect, MulScalar, Narrow, Reshape, Sin, Slice)
-_BY_ROWS += (ToDtype, Unsqueeze)
+_ROWS: tuple[type[Operation], ...] = (Contiguous, Embedding, IndexSelect, Narrow, Reshape, Slice, Unsqueeze)
+_BY_ROWS: tuple[type[Operation], ...] = (*_ROWS, Affine, BroadcastAs, Cos, MulScalar, Sin, ToDtype)
 # Of these, what costs nothing and is done to the half table with the same parameters.
 _SAME_OF_HALVES = (Contiguous, Narrow, Unsqueeze)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..operations.binary import Sub
 from ..operations.extreme import Max
 from ..operations.movement import BroadcastAs, Reshape, Unsqueeze
 from ..operations.norm import LogSoftmax, Softmax
@@ -25,17 +26,14 @@ def _broadcast(inner: Pattern) -> Pattern:
     return inner | of(BroadcastAs, inner)
 
 
-_x, _kept, _shifted_again, _powers_again = anything("x kept shifted powers")
-_dims = {"dims": Name("dims"), "keepdim": True}
-
-_top = _broadcast(of(Max, _x, **_dims))
-_shifted = _x - _top
-_powers = Of((Exp,), (_shifted,), {}, name="powers")
-_total = _broadcast(of(Sum, _powers_again, **_dims))
+_x, _shifted_again, _powers_again = anything("x shifted powers")
+_top = _broadcast(of(Max, _x, dims=Name("dims"), keepdim=True))
+_powers = Of((Exp,), (_x - _top,), {}, name="powers")
+_total = _broadcast(of(Sum, _powers_again, dims=Name("dims"), keepdim=True))
 _softmax = _powers / _total | _powers * of(Recip, _total)
 
-_named = Of(_shifted.kinds, _shifted.inputs, {}, name="shifted")
-_log_total = _broadcast(of(Log, of(Sum, of(Exp, _shifted_again), **_dims)))
+_shifted = Of((Sub,), (_x, _top), {}, name="shifted")
+_log_total = _broadcast(of(Log, of(Sum, of(Exp, _shifted_again), dims=Name("dims"), keepdim=True)))
 _reduced = of(LogSumExp, _x, dims=Name("dims"))
 _log_sum = _broadcast(Of((Unsqueeze, Reshape), (_reduced,), {}, name="kept"))
 _log_of_softmax = of(Log, of(Softmax, _x, dim=Name("dim")))
@@ -66,7 +64,7 @@ def _log_softmax_of(x: Term, dim: int) -> Term:
 
 RULES = (
     Rule("softmax", _softmax, _as_softmax, when=_when_one),
-    Rule("log_softmax", _named - _log_total, _as_log_softmax, when=_when_one),
+    Rule("log_softmax", _shifted - _log_total, _as_log_softmax, when=_when_one),
     Rule("log_softmax_log_sum_exp", _x - _log_sum, _as_log_softmax, when=_when_kept),
     Rule("log_softmax_of_softmax", _log_of_softmax, _log_softmax_of),
 )
