@@ -36,6 +36,18 @@ def test_tensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_lazy_graph(tmp_path: Path) -> None:
+    script = EXAMPLES / "lazy_graph.py"
+    command = [sys.executable, script, "--svg", "graph.svg"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    for said in ("add_lora(scale=2.0) <-", "stays: somebody holds its value", "traced because x is [1, 64] f32"):
+        assert said in result.stdout
+    assert "  rewritten: lora x 1, add_lora x 1" in result.stdout
+    assert (tmp_path / "graph.svg").read_text().startswith("<svg ")
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the kernel's own libraries
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
 def test_notebook(path: Path) -> None:

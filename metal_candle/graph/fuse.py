@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from .node import GraphNode, layout_of, record
+from .node import GraphNode, current_trace, layout_of, record
 from .operations.structure import Contiguous
 from .plans import rewritten
 from .structure import Structure, lock, survey
@@ -19,7 +19,12 @@ def fuse(outputs: Sequence[GraphNode]) -> None:
     evaluated later shares what the gradient computes.
     """
     structure = survey(outputs, any_leaf=True)
-    graph = rewritten(structure)
+    graph, rules = rewritten(structure)
+    if not rules:
+        return
+    trace = current_trace()
+    if trace is not None:
+        trace.rules.update(rules)
     held = {structure.nodes[place] for place in structure.roots}
     nodes, changes = nodes_of(structure, graph, held)
     for place, root in zip(structure.roots, graph.roots):

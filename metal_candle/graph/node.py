@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -176,6 +177,8 @@ class Trace:
     def __init__(self) -> None:
         self.before: dict[Variable, GraphNode] = {}
         self.keys: list[GraphNode] = []
+        # How often each rule rewrote what a gradient was taken of.
+        self.rules: Counter[str] = Counter()
 
     def remember(self, variable: Variable, node: GraphNode) -> None:
         """Keep the leaf a variable had when the trace began."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Sequence
 from threading import Lock
 
@@ -10,7 +10,7 @@ from .. import settings
 from ..device import Device
 from .cost import Recorded
 from .plan import Plan
-from .rewrite import Log, rewrite
+from .rewrite import Log, in_words, rewrite
 from .rewrites import PASSES
 from .spread import SpreadPlan, groups
 from .structure import Structure
@@ -23,10 +23,10 @@ MOST_TERMS = 200_000
 class Known:
     """A rewritten graph, and its plan once somebody has run it."""
 
-    __slots__ = ("device", "graph", "plan", "size")
+    __slots__ = ("device", "graph", "plan", "rules", "size")
 
-    def __init__(self, graph: TermGraph, device: Device) -> None:
-        self.graph, self.device, self.size = graph, device, len(graph.order)
+    def __init__(self, graph: TermGraph, device: Device, rules: Counter[str]) -> None:
+        self.graph, self.device, self.rules, self.size = graph, device, rules, len(graph.order)
         self.plan: Plan | SpreadPlan | None = None
 
 
@@ -49,9 +49,10 @@ def planned(graph: TermGraph, device: Device) -> Plan | SpreadPlan:
     return Plan(graph, device) if len(parts) == 1 else SpreadPlan(graph, parts, device)
 
 
-def rewritten(structure: Structure) -> TermGraph:
-    """The graph of a structure after rewriting; its terms are shared, and must not be changed."""
-    return _known(structure).graph
+def rewritten(structure: Structure) -> tuple[TermGraph, Counter[str]]:
+    """The graph of a structure after rewriting, whose terms must not be changed, and how often each rule was applied."""
+    known = _known(structure)
+    return known.graph, known.rules
 
 
 def _known(structure: Structure) -> Known:
@@ -62,7 +63,8 @@ def _known(structure: Structure) -> Known:
         if known is not None:
             _plans.move_to_end(key)
             return known
-    known = Known(apply_rules(terms_of(structure), Log()), structure.device)
+    log = Log()
+    known = Known(apply_rules(terms_of(structure), log), structure.device, log.counted())
     if "graph" in settings.DEBUG.words:
         computed = sum(term.operation is not None for term in known.graph.order)
         what = f"{computed} operation{'s' if computed != 1 else ''}"
@@ -85,7 +87,7 @@ def apply_rules(graph: TermGraph, log: Log) -> TermGraph:
         return graph
     graph = rewrite(graph, PASSES, log, _SWITCHES.get() or ())
     if log.fired and not log.telling and "rewrite" in settings.DEBUG.words:
-        settings.log("rewrite", "%s", log.counted())
+        settings.log("rewrite", "%s", in_words(log.counted()))
     return graph
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,8 +51,8 @@ class Replay:
         results = self._plan.run(leaves)
         return [results[i] for i in self._outputs]
 
-    def fired(self) -> str:
-        """Which rules rewrote it, and how often: "lora x 2, scalar x 1"."""
+    def rules(self) -> Counter[str]:
+        """How often each rule rewrote it."""
         return self._log.counted()
 
     def constants(self) -> int:

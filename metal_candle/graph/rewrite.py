@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,20 +68,30 @@ class Rule:
         return None
 
     def _declines(self, term: Term, match: Match) -> str | None:
-        for inner in match.inside:
-            if inner is term or not _needed_outside(inner, match.inside):
-                continue
+        parts = dict.fromkeys(match.inside)
+        waiting = [inner for inner in parts if inner is not term and _needed_outside(inner, parts)]
+        while waiting:
+            inner = waiting.pop()
             if not self.shareable(inner.operation):  # type: ignore[arg-type]
-                who = "somebody holds its value" if inner.held else f"{inner.uses} operations use its value"
-                return f"{inner.operation.name()} {list(inner.shape)} stays: {who}"  # type: ignore[union-attr]
+                return f"{inner.operation.name()} {list(inner.shape)} stays: {_who_needs(inner, parts)}"  # type: ignore[union-attr]
+            # What a view shows is needed where the view is.
+            waiting += [source for source in inner.inputs if source in parts]
         return None if self.when is None else _call(self.when, match.found, term)
 
 
-def _needed_outside(inner: Term, inside: tuple[Term, ...]) -> bool:
+def _needed_outside(inner: Term, parts: Collection[Term]) -> bool:
     """Whether somebody holds a value inside a match, or an operation that is not part of it uses it."""
     if not inner.is_shared() or inner.held:
         return inner.held
-    return inner.uses > sum(part.inputs.count(inner) for part in dict.fromkeys(inside))
+    return inner.uses > sum(part.inputs.count(inner) for part in parts)
+
+
+def _who_needs(inner: Term, parts: Collection[Term]) -> str:
+    if inner.held:
+        return "somebody holds its value"
+    if _needed_outside(inner, parts):
+        return f"{inner.uses} operations use its value"
+    return "a view of it is needed elsewhere"
 
 
 _SIGNATURES: dict[Any, tuple[str, ...]] = {}
@@ -125,12 +136,9 @@ class Log:
     fired: list[Fired] = field(default_factory=list)
     missed: list[Missed] = field(default_factory=list)
 
-    def counted(self) -> str:
-        """The rules that were applied, and how often: "lora x 2, scalar x 1"."""
-        counts: dict[str, int] = {}
-        for fired in self.fired:
-            counts[fired.rule] = counts.get(fired.rule, 0) + 1
-        return ", ".join(f"{rule} x {count}" for rule, count in counts.items())
+    def counted(self) -> Counter[str]:
+        """How often each rule was applied."""
+        return Counter(fired.rule for fired in self.fired)
 
     def note_fired(self, rule: str, before: Term, after: Term) -> None:
         """A rule was applied."""
@@ -212,6 +220,11 @@ def _first(rules: Iterable[Rule], term: Term, log: Log) -> Term | None:
         if made is not None:
             return made
     return None
+
+
+def in_words(rules: Counter[str]) -> str:
+    """Rules and how often they were applied: "lora x 2, scalar x 1"."""
+    return ", ".join(f"{rule} x {count}" for rule, count in rules.items())
 
 
 def rewrite(graph: TermGraph, passes: Sequence[Pass], log: Log, off: Collection[str] = ()) -> TermGraph:

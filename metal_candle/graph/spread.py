@@ -75,7 +75,7 @@ def groups(graph: TermGraph, device: Device) -> tuple[list[list[Term]], str]:
         return [computed], "one result"
     parts = _components(computed)
     if len(parts) < 2:
-        return [computed], "every result shares something with another"
+        return [computed], "its results depend on each other or on the same"
     if any(not term.operation.pure for term in computed if term.operation is not None):
         return [computed], "operations whose order matters"
     work = [sum(element_work(term) for term in part) for part in parts]

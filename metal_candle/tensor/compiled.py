@@ -11,6 +11,7 @@ from .. import settings
 from ..error import Error
 from ..graph.evaluate import evaluate
 from ..graph.node import GraphNode, current_trace
+from ..graph.rewrite import in_words
 from .base import TensorBase
 from .containers import labels, note, skeleton
 from .program import Program, trace
@@ -54,9 +55,8 @@ class Compiled(Generic[R]):
             lines.append(f"plan {i}: {_described(program)}")
             if reason:
                 lines.append(f"  traced because {reason}")
-            fired = program.replay.fired()
-            if fired:
-                lines.append(f"  rewritten: {fired}")
+            if program.rules:
+                lines.append(f"  rewritten: {in_words(program.rules)}")
         for family in self._plans.values():
             if isinstance(family, Family):
                 lines.append(f"shapeless: {family.state()}")

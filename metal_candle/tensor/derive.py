@@ -17,7 +17,7 @@ from ..graph.node import GraphNode, record
 from ..graph.operation import REGISTRY, Operation
 from ..graph.operations.affine import Affine, DivScalar
 from ..graph.operations.binary import Binary, Div
-from ..graph.operations.unary import Powf
+from ..graph.operations.unary import Powf, Recip
 from .arguments import check_of, no_tensor, renamed
 from .base import TensorBase
 
@@ -210,12 +210,13 @@ def _shifted(add: float, mul: float = 1.0) -> Operation:
     return _known(mul, add) if add else Affine(mul, add)
 
 
+_recip = Recip()
 # A loop records the same numbers again and again.
 _known = functools.lru_cache(1024)(Affine)
 
 
-# What an operator with a number is on floats, as in candle: one operation of one tensor.
-_WITH_NUMBER: dict[str, Callable[[float], Operation]] = {
+# What an operator with a number is on floats, as in candle: one operation of one tensor; None for no such operation.
+_WITH_NUMBER: dict[str, Callable[[float], Operation | None]] = {
     "add": _shifted,
     "radd": _shifted,
     "sub": lambda number: _shifted(-number),
@@ -223,6 +224,7 @@ _WITH_NUMBER: dict[str, Callable[[float], Operation]] = {
     "mul": _scaled,
     "rmul": _scaled,
     "truediv": DivScalar,
+    "rtruediv": lambda number: _recip if number == 1 else None,
     "pow": Powf,
 }
 
@@ -233,7 +235,7 @@ _REFUSED = (*_DATA, str, bytes, bytearray, dict, set, frozenset, complex, np.gen
 
 
 def _operator(
-    operation: Operation, with_number: Callable[[float], Operation] | None, reflected: bool
+    operation: Operation, with_number: Callable[[float], Operation | None] | None, reflected: bool
 ) -> Callable[..., Any]:
     divides = isinstance(operation, Div) and not reflected
     key = operation.key
@@ -256,7 +258,9 @@ def _operator(
                     value = float(other)
                 except OverflowError:
                     raise _too_large(key, other) from None
-                return self._wrap(record(with_number(value), (node,), None, node.meta))
+                with_value = with_number(value)
+                if with_value is not None:
+                    return self._wrap(record(with_value, (node,), None, node.meta))
         elif divides and other == 0:
             raise ArgumentValueError(
                 f"div: got 0 for a tensor of {node.dtype} to be divided by; takes any other integer"

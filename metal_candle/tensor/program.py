@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -35,7 +36,7 @@ class Program:
     device: Device
     labels: dict[str, str]
     recorded: int
-    held: list[Any] = field(default_factory=list)
+    rules: Counter[str]
 
     def __call__(self, nodes: list[GraphNode], any_shape: bool = False) -> Any:
         """The function's results for these arguments; variables are set when all is computed."""
@@ -113,4 +114,5 @@ def trace(
         device,
         labels,
         recorded,
+        traced.rules + replay.rules(),
     )

@@ -267,7 +267,7 @@ def test_small_or_connected_work_is_not_spread() -> None:
     left, right = big + 1.0, big * 2.0
     del big
     why = plans.groups(terms_of(survey([left._node, right._node])), x.device)[1]
-    assert why == "every result shares something with another"
+    assert why == "its results depend on each other or on the same"
 
 
 def test_compiled_results_may_be_spread_too() -> None:
@@ -297,3 +297,13 @@ def test_a_finalizer_that_evaluates_during_a_walk() -> None:
     y = lazy(3).exp()
     with structure.lock:
         assert y.eval().shape == (3,)
+
+
+def test_what_a_shared_view_shows_is_computed_once() -> None:
+    x, a, b = lazy(5, 16), lazy(16, 4), lazy(4, 16)
+    turned = (x @ a).t()
+    y, z = turned.t() @ b * 0.5, turned * 3.0
+    del turned
+    assert lowered(y, z).count("matmul") == 2
+    y.eval()
+    np.testing.assert_allclose(z.numpy(), (x.numpy() @ a.numpy()).T * 3, rtol=1e-5)
