@@ -211,3 +211,39 @@ def test_the_record_refuses_what_does_not_fit() -> None:
         record.infer(*meta, mask, lazy(2)._node.meta)
     with pytest.raises(TypeError, match="a mask of integers"):
         record.infer(*meta, lazy(5, 7)._node.meta, number)
+
+
+def copies(x: Any) -> Any:
+    """``repeat_kv`` by copies of a new dim."""
+    b, kv, s, d = x.dims4()
+    return x.unsqueeze(2).repeat((1, 1, 2, 1, 1)).reshape((b, 2 * kv, s, d))
+
+
+def stacked(x: Any) -> Any:
+    b, kv, s, d = x.dims4()
+    return LazyTensor.stack([x, x], 2).reshape((b, 2 * kv, s, d))
+
+
+def joined(x: Any) -> Any:
+    b, kv, s, d = x.dims4()
+    return LazyTensor.cat([x, x], 2).reshape((b, 2 * kv, s, d)).contiguous()
+
+
+@pytest.mark.parametrize("repeat", [repeated, copies, stacked, joined])
+def test_spelled_softmax_over_heads_repeated_in_every_way(repeat: Callable[[Any], Any]) -> None:
+    def attention(q: Any, k: Any, v: Any) -> Any:
+        scores = q.matmul(repeat(k).transpose(-2, -1)) * 0.5
+        powers = scores.broadcast_sub(scores.max_keepdim(-1)).exp()
+        return powers.broadcast_div(powers.sum_keepdim(-1)).matmul(repeat(v))
+
+    tensors = [tensor(*shape, seed=i) for i, shape in enumerate(SHAPES)]
+    assert applied(attention(*[LazyTensor.from_tensor(x) for x in tensors]))[0] == ["sdpa"]
+    found, expected = (with_gradients(attention, tensors, rewriting) for rewriting in (True, False))
+    for got, want in zip(found, expected):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+def test_heads_repeated_in_another_order_are_not_grouped() -> None:
+    q, k, v = lazy(2, 4, 5, 6), lazy(2, 2, 7, 6, seed=1), lazy(2, 2, 7, 6, seed=2)
+    y = (q @ LazyTensor.cat([k, k], 1).t()).softmax(-1) @ LazyTensor.cat([v, v], 1)
+    assert applied(y)[0] == ["cat", "cat", "sdpa"]
