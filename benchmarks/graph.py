@@ -27,7 +27,8 @@ from metal_candle.graph.term import terms_of
 
 import mlx.core as mx
 import numpy as np
-from graph_cases import GROUPS, Case, arrays
+from graph_case import Case, arrays
+from graph_cases import GROUPS
 from measure import Side, Times, alternate, append, commit, device, head, load, repeats_for, row, rows_of, versions
 
 # A sample is so long at the least, where the run is shorter: clocks and threads waking up do not show then.
