@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, cast
 
@@ -57,7 +57,7 @@ class Plan:
             if term.device is not device and term.device != device:
                 lower = _Elsewhere(term.device, lower)
             sources = [slots[source] for source in term.inputs]
-            if saved and isinstance(operation, Vjp) and term.inputs[-1] in saved:
+            if isinstance(operation, Vjp) and _is_saved_by(term.inputs[-1], operation, saved):
                 sources[-1] = saved[term.inputs[-1]]
             done = tuple(dict.fromkeys(source for source in sources if source not in used))
             used.update(done)
@@ -111,6 +111,11 @@ class _Elsewhere:
     def __call__(self, *arrays: Any) -> Any:
         with mx.stream(self._device.mlx()):
             return self._lower(*arrays)
+
+
+def _is_saved_by(output: Term, gradient: Vjp, saved: Mapping[Term, int]) -> bool:
+    # A rule may have put it where another operation's result was, whose gradient knows nothing of what it saves.
+    return output in saved and output.operation == gradient.operation
 
 
 def _saving(terms: Sequence[Term]) -> dict[Term, None]:
