@@ -70,8 +70,10 @@ def _reference(a: mx.array, b: mx.array, c: mx.array, alpha: float = 1.0, beta: 
 
 
 def _one_forward(a: mx.array, b: mx.array, c: mx.array, alpha: float = 1.0, beta: float = 1.0) -> Outputs:
+    if b.ndim > 2 or a.ndim == 2:
+        return (addmm(c, a, b, alpha, beta),)
     shape = (*a.shape[:-1], b.shape[-1])
-    if b.ndim > 2 or a.ndim == 2 or not (c.shape == shape or _is_row(c.shape)):
+    if not (c.shape == shape or _is_row(c.shape)):
         return (addmm(c, a, b, alpha, beta),)
     beside = as_rows(c) if c.shape == shape else c.reshape(-1)
     return (addmm(beside, as_rows(a), b, alpha, beta).reshape(shape),)

@@ -6,9 +6,11 @@ import logging
 import shutil
 
 from metal_candle import features, settings
+from metal_candle.kernels.add_matmul import add_matmul
 from metal_candle.kernels.attention import attention
 from metal_candle.kernels.elementary import exp, sigmoid
 from metal_candle.kernels.kernel import on_cpu
+from metal_candle.kernels.linear import linear
 from metal_candle.kernels.rms_norm import rms_norm
 from metal_candle.kernels.softmax import softmax
 from metal_candle.kernels.swiglu import swiglu
@@ -30,6 +32,15 @@ def test_the_choice_and_its_reason() -> None:
     assert swiglu.last == ("rational", "float32 on the CPU")
     assert swiglu.choose(sample(2), sample(2)).name == "reference"
     assert exp.choose(sample().astype(mx.float16)).name == "rational in float32"
+
+
+@cpu_only
+def test_a_bias_is_added_by_the_rule_for_sums_with_products() -> None:
+    weight, bias = sample(16, 100), sample(16)
+    for rows, name in ((4, "mx.addmm"), (5, "product and sum")):
+        linear.forward(sample(rows, 100), weight, bias)
+        assert add_matmul.last is not None
+        assert add_matmul.last[0] == name
 
 
 def test_the_reference_on_request() -> None:
