@@ -24,12 +24,15 @@ EXAMPLES = int(os.environ.get("METAL_CANDLE_TEST_EXAMPLES", "60"))
 def graphs(draw: st.DrawFn) -> dict[str, Any]:
     """A program, the dtypes and values of its leaves, which values are results and which are held."""
     program = draw(steps)
+    odd = draw(st.integers(0, 4)) == 0
+    # F16 overflows on the way as soon as a value is huge, in one order of the operations and not in the other.
+    dtype = draw(st.sampled_from([DType.F32, DType.F32, DType.BF16] if odd else [DType.F32, DType.F32, *FLOATS]))
     total = len(SHAPES) + 1 + len(program)
     return {
         "program": program,
-        "dtypes": [FLOATS[draw(st.sampled_from([0, 0, 0, 0, 1, 2]))]] * len(SHAPES),
+        "dtypes": [dtype] * len(SHAPES),
         "seed": draw(st.integers(0, 2**16)),
-        "odd": draw(st.integers(0, 4)) == 0,
+        "odd": odd,
         "outputs": sorted({total - 1, *draw(st.lists(st.integers(len(SHAPES) + 1, total - 1), max_size=2))}),
         "held": draw(st.lists(st.integers(len(SHAPES) + 1, total - 1), max_size=3)),
     }
