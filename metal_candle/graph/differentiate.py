@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import mlx.core as mx
 
+from ..device import Device
+from ..dtype import DType
 from ..error import BackwardNotSupportedError
 from .fuse import fuse
 from .node import GraphNode, Variable, leaf, record, topological_order
@@ -27,7 +30,7 @@ def gradients(output: GraphNode, seed: GraphNode | None = None) -> dict[Variable
     if output.value is None:
         fuse([output])
     if seed is None:
-        seed = leaf(mx.ones(output.shape, output.dtype.mlx_), output.device)
+        seed = _one(output.dtype, output.device) if output.shape == () else _ones(output)
     cotangents: dict[GraphNode, GraphNode] = {output: seed}
     # The cotangents of an operation's several results, by the result's index.
     parts: dict[GraphNode, dict[int, GraphNode]] = {}
@@ -54,6 +57,16 @@ def gradients(output: GraphNode, seed: GraphNode | None = None) -> dict[Variable
                 given = [slots[i] for i in sorted(slots)]
                 _distribute(node, given, tuple(i in slots for i in range(len(node.meta))), cotangents)
     return found
+
+
+def _ones(output: GraphNode) -> GraphNode:
+    return leaf(mx.ones(output.shape, output.dtype.mlx_), output.device)
+
+
+@lru_cache(64)
+def _one(dtype: DType, device: Device) -> GraphNode:
+    """The gradient of a loss by itself. Every step of a training starts from it, and making it waits for MLX."""
+    return leaf(mx.ones((), dtype.mlx_), device)
 
 
 def _untracked(node: GraphNode) -> bool:

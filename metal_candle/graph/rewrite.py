@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -195,7 +195,7 @@ def _apply(graph: TermGraph, table: dict[type[Operation], list[Rule]], log: Log)
             inputs = tuple([replaced.get(source, source) for source in term.inputs])
             current = Term(term.operation, inputs, term.meta, term.device, term.place, term.held, term.uses)
         for _ in range(REPEATS):
-            made = _first(table.get(type(current.operation), ()), current, log)
+            made = _first(table, current, log)
             if made is None:
                 break
             # It stands for the same value: whoever asked for that, or used it, now asks for this.
@@ -212,10 +212,10 @@ def _apply(graph: TermGraph, table: dict[type[Operation], list[Rule]], log: Log)
     return rebuilt(graph, replaced) if changed else graph
 
 
-def _first(rules: Iterable[Rule], term: Term, log: Log) -> Term | None:
+def _first(table: dict[type[Operation], list[Rule]], term: Term, log: Log) -> Term | None:
     if term.operation is None:
         return None
-    for rule in rules:
+    for rule in table.get(type(term.operation), ()):
         made = rule.apply(term, log)
         if made is not None:
             return made

@@ -44,6 +44,9 @@ class SpreadPlan:
             else:
                 with mx.stream(_stream(i)):
                     results = plan.run(values)
+            if i + 1 < len(self.parts):
+                # It is under way while the calls of the next part are made.
+                mx.async_eval(*results)  # type: ignore[no-untyped-call]
             found.update(zip(places, results))
         return [found[i] for i in self._again]
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..device import Device
 from ..dtype import DType
 from ..shape import Shape
+from .node import GraphNode
 from .operation import Metas, Operation
 from .structure import Structure
 
@@ -68,7 +69,7 @@ class TermGraph:
 def terms_of(structure: Structure) -> TermGraph:
     """The terms of a structure, one for each node."""
     terms: list[Term] = []
-    slots = {}
+    slots: dict[GraphNode, Term] = {}
     leaves, roots = set(structure.leaves), set(structure.roots)
     for place, node in enumerate(structure.nodes):
         held = place in roots

@@ -6,7 +6,7 @@ Hu et al. 2021, https://arxiv.org/abs/2106.09685. The scale is applied at rank, 
 from __future__ import annotations
 
 from ..operations.fused import AddLoRA, LoRA
-from ..operations.linalg import Linear, Matmul
+from ..operations.linalg import Linear
 from ..operations.movement import Transpose
 from ..pattern import Anything, Name, Pattern, of
 from ..rewrite import Example, Pass, Rule
