@@ -21,7 +21,7 @@ from .kernel import (
 from .slices import in_blocks
 
 # Elements from which the gradients are computed for a block of rows at a time. Measured on two x86-64 cores, f32, in a
-# chain of six norms whose results are kept, forward and both gradients: 1.6 to 1.8 times faster for (1024, 576), 1.7 for
+# chain of six norms with kept results, forward and both gradients: 1.6 to 1.8 times as fast for (1024, 576), 1.7 for
 # (2048, 576), 1.8 for (512, 2048) and (1024, 2048), 1.7 to 1.9 for (4096, 576). The result itself is computed at once:
 # in blocks it takes 0.8 to 1.1 times as long in such a chain, 0.9 to 2.2 between larger products, 0.3 to 1.4 where one
 # norm is repeated, as the allocator's pages go.
