@@ -75,8 +75,7 @@ def _same(some: tuple[GraphNode, ...], others: tuple[GraphNode, ...]) -> bool:
 def _become(node: GraphNode, made: GraphNode) -> None:
     if node.value is not None:  # another thread was faster
         return
-    if node.operation.is_view:
-        layout_of(node)
+    node.layout = layout_of(node)  # as it was recorded
     node.operation, node.inputs = made.operation, made.inputs
 
 

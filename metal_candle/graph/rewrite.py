@@ -198,11 +198,9 @@ def _apply(graph: TermGraph, table: dict[type[Operation], list[Rule]], log: Log)
             made = _first(table, current, log)
             if made is None:
                 break
-            # It stands for the same value: whoever asked for that, or used it, now asks for this.
+            _count(current, made)
             if made.place is None and made.operation is not None:
-                made.place, made.held, made.uses = term.place, term.held, term.uses
-            else:
-                made.held, made.uses = made.held or term.held, made.uses + term.uses - 1
+                made.place = current.place
             current = made
         else:
             raise Error(f"rewrite: rules replace each other without end at {_short(term)}")
@@ -210,6 +208,25 @@ def _apply(graph: TermGraph, table: dict[type[Operation], list[Rule]], log: Log)
             replaced[term] = current
             changed = True
     return rebuilt(graph, replaced) if changed else graph
+
+
+def _count(old: Term, new: Term) -> None:
+    """Keep ``uses`` right where ``new`` takes the place of ``old``, so that the next rule knows who shares a value."""
+    added = [new] if new.uses == 0 and not new.held and new is not old else []
+    while added:
+        for source in added.pop().inputs:
+            if source.uses == 0 and not source.held:
+                added.append(source)
+            source.uses += 1
+    # Whoever asked for the old value, or used it, now asks for the new one.
+    new.held, new.uses = new.held or old.held, new.uses + old.uses
+    old.held, old.uses = False, 0
+    dropped = [old]
+    while dropped:
+        for source in dropped.pop().inputs:
+            source.uses -= 1
+            if source.uses == 0 and not source.held:
+                dropped.append(source)
 
 
 def _first(table: dict[type[Operation], list[Rule]], term: Term, log: Log) -> Term | None:

@@ -307,3 +307,13 @@ def test_what_a_shared_view_shows_is_computed_once() -> None:
     assert lowered(y, z).count("matmul") == 2
     y.eval()
     np.testing.assert_allclose(z.numpy(), (x.numpy() @ a.numpy()).T * 3, rtol=1e-5)
+
+
+def test_a_held_result_that_becomes_a_view_keeps_its_layout() -> None:
+    w = Var(np.arange(12, dtype=np.float32).reshape(3, 4))
+    part = LazyTensor.from_tensor(w).narrow(1, 1, 2) * 1.0
+    before = part.layout()
+    (part * part).sum_all().backward()
+    assert part.layout() == before
+    assert part.is_contiguous()
+    np.testing.assert_array_equal(part.numpy(), w.numpy()[:, 1:3])
