@@ -11,7 +11,6 @@ from ..device import Device
 from .cost import Recorded
 from .plan import Plan
 from .rewrite import Log, in_words, rewrite
-from .rewrites import PASSES
 from .spread import SpreadPlan, groups
 from .structure import Structure
 from .term import TermGraph, terms_of
@@ -85,6 +84,8 @@ def apply_rules(graph: TermGraph, log: Log) -> TermGraph:
     """The graph after the passes that are switched on; as it is where ``why_not_rewritten`` has a reason."""
     if why_not_rewritten(graph.order) is not None:
         return graph
+    from .rewrites import PASSES  # eager programs never wait for the import of the rules
+
     graph = rewrite(graph, PASSES, log, _SWITCHES.get() or ())
     if log.fired and not log.telling and "rewrite" in settings.DEBUG.words:
         settings.log("rewrite", "%s", in_words(log.counted()))
