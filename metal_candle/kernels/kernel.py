@@ -117,7 +117,7 @@ _MODE = settings.Derived(_mode, settings.KERNELS, settings.DISABLE, settings.DEB
 def on_cpu() -> bool:
     """Whether MLX computes on the CPU in this context."""
     # mx.stream() changes the default device too, so this is the stream in use.
-    return bool(mx.default_device().type == mx.cpu)
+    return mx.default_device().type is mx.cpu
 
 
 def differentiated_by_mlx(name: str, function: Callable[..., mx.array]) -> Variant:

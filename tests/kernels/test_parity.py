@@ -60,7 +60,7 @@ CASES = [
     Case(softmax, ((70, 123),)),
     Case(softmax, ((2, 3, 40, 160),), (0.3, "causal")),
     Case(softmax, ((2, 3, 40, 50),), (1.0, "causal")),
-    Case(softmax, ((1, 5000),)),
+    Case(softmax, ((1, 9000),)),
     Case(softmax, ((9000, 64),), (2.0,)),
     Case(softmax, ((3000, 1),)),
     Case(softmax, ((0, 4),)),
