@@ -6,6 +6,7 @@ import operator
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from enum import Enum
 from typing import ClassVar, TypeVar, Union
 
@@ -239,10 +240,15 @@ class Device:
 
     def mlx(self) -> mx.Device:
         """MLX's device."""
-        return mx.Device(mx.cpu if self.is_cpu() else mx.gpu, self.index)
+        return _mlx_device(self)
 
     def __repr__(self) -> str:
         return "Device.Cpu" if self.is_cpu() else f"Device.{self.kind.name}({self.index})"
+
+
+@lru_cache(64)
+def _mlx_device(device: Device) -> mx.Device:
+    return mx.Device(mx.cpu if device.is_cpu() else mx.gpu, device.index)
 
 
 def _missing(index: int) -> str:

@@ -18,8 +18,13 @@ from .structure import lock, survey
 
 def on_device(device: Device) -> Any:
     """A context in which MLX computes on ``device``; nothing to do for MLX's default one."""
+    if device is Device.Cpu and mx.default_device().type is mx.cpu:
+        return _HERE
     wanted = device.mlx()
-    return nullcontext() if wanted == mx.default_device() else mx.stream(wanted)
+    return _HERE if wanted == mx.default_device() else mx.stream(wanted)
+
+
+_HERE = nullcontext()
 
 
 def evaluate(nodes: Sequence[GraphNode]) -> None:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..device import Device
 from ..error import Error
 from ..graph.node import GraphNode
 from .base import TensorBase
@@ -36,7 +37,8 @@ def note(value: Any, key: list[Any], nodes: list[GraphNode], by_rank: bool = Fal
         nodes.append(node)
         key.append(Tensor if isinstance(value, Tensor) else type(value))
         key.append((len(node.meta[0]), node.meta[1]) if by_rank else node.meta)
-        key.append(node.device)
+        if node.device is not Device.Cpu:
+            key.append(node.device)
     elif isinstance(value, (list, tuple)):
         key.append(type(value))
         key.append(len(value))
