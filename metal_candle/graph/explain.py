@@ -18,7 +18,7 @@ from .operation import Meta, Metas
 from .operations.custom import Custom
 from .plans import apply_rules, why_not_rewritten
 from .rewrite import Log
-from .spread import groups
+from .spread import parts_of
 from .structure import Structure, survey
 from .term import Term, TermGraph, terms_of
 
@@ -52,8 +52,8 @@ def explain(nodes: Sequence[GraphNode], limit: int | None = LIMIT) -> Explanatio
         after = apply_rules(terms_of(structure), log)
         lines += ["", *_rewriting(structure, after, log, limit)]
         lines += ["", *_kernels(structure, after)]
-        parts, why = groups(after, structure.device)
-        lines += ["", f"evaluation: {why}" if len(parts) > 1 else f"evaluation: on one stream: {why}"]
+        parts, why = parts_of(after, structure.device)
+        lines += ["", f"evaluation: {why}" if len(parts) > 1 else f"evaluation: in one piece: {why}"]
     return Explanation("\n".join(lines))
 
 

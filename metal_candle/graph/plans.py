@@ -11,7 +11,7 @@ from ..device import Device
 from .cost import Recorded
 from .plan import Plan
 from .rewrite import Log, in_words, rewrite
-from .spread import SpreadPlan, groups
+from .spread import PartedPlan, parts_of
 from .structure import Structure
 from .term import TermGraph, terms_of
 
@@ -26,7 +26,7 @@ class Known:
 
     def __init__(self, graph: TermGraph, device: Device, rules: Counter[str]) -> None:
         self.graph, self.device, self.rules, self.size = graph, device, rules, len(graph.order)
-        self.plan: Plan | SpreadPlan | None = None
+        self.plan: Plan | PartedPlan | None = None
 
 
 _plans: OrderedDict[Hashable, Known] = OrderedDict()
@@ -34,7 +34,7 @@ _terms = 0
 _lock = Lock()
 
 
-def plan_of(structure: Structure) -> Plan | SpreadPlan:
+def plan_of(structure: Structure) -> Plan | PartedPlan:
     """The plan of a structure: a known one, or one made of the rewritten graph."""
     known = _known(structure)
     if known.plan is None:
@@ -42,10 +42,10 @@ def plan_of(structure: Structure) -> Plan | SpreadPlan:
     return known.plan
 
 
-def planned(graph: TermGraph, device: Device) -> Plan | SpreadPlan:
+def planned(graph: TermGraph, device: Device) -> Plan | PartedPlan:
     """A plan for a graph, in parts for several streams where that pays."""
-    parts, _ = groups(graph, device)
-    return Plan(graph, device) if len(parts) == 1 else SpreadPlan(graph, parts, device)
+    parts, _ = parts_of(graph, device)
+    return Plan(graph, device) if len(parts) == 1 else PartedPlan(graph, parts, device)
 
 
 def rewritten(structure: Structure) -> tuple[TermGraph, Counter[str]]:

@@ -13,7 +13,7 @@ from .operation import Meta, Metas
 from .plan import Plan
 from .plans import apply_rules, planned
 from .rewrite import Log
-from .spread import SpreadPlan
+from .spread import PartedPlan
 from .structure import survey
 from .term import TermGraph, terms_of
 
@@ -23,7 +23,7 @@ class Replay:
 
     def __init__(self, outputs: Sequence[GraphNode], inputs: Sequence[GraphNode] = ()) -> None:
         self._log = Log()
-        self._plan: Plan | SpreadPlan | None = None
+        self._plan: Plan | PartedPlan | None = None
         self.size = 0
         wanted = list(dict.fromkeys(outputs))
         if not wanted:

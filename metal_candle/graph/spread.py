@@ -1,11 +1,12 @@
-"""Independent results on several CPU streams, where that pays."""
+"""Independent results one after the other, and on several CPU streams where that pays."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -14,38 +15,55 @@ from .cost import element_work
 from .plan import Plan
 from .term import Term, TermGraph
 
-# What a further stream must have to do at the least, by the estimate of ``element_work``: starting one and waiting for
-# it takes up to 0.1 ms. Matrix products do not count: a BLAS spreads each over all cores by itself.
+# Matrix products do not count in what follows: a BLAS spreads each over all cores by itself.
 LEAST_WORK = 300_000.0
-"""Nanoseconds."""
+"""Nanoseconds of element work, by the estimate of ``element_work``, that a further stream must have to do: starting one
+and waiting for it takes up to 0.1 ms."""
+LEAST_PART = 50_000.0
+"""Nanoseconds below which parts are begun together: beginning one takes up to 10 us."""
 
 
-class SpreadPlan:
-    """Plans for parts of a graph that share nothing but leaves, each computed on a stream of its own."""
+class Part(NamedTuple):
+    """Terms that depend on nothing of other parts, and the stream that computes them; 0 is the current one."""
 
-    def __init__(self, graph: TermGraph, groups: Sequence[Sequence[Term]], device: Device) -> None:
+    stream: int
+    terms: list[Term]
+
+
+class PartedPlan:
+    """Plans for parts of a graph that share nothing but leaves, begun one after the other, on one stream or several.
+
+    One after the other also on one stream: MLX computes what it is given at once breadth first, and what a chain's
+    operation wrote is no longer in the cache when the next one reads it (1.5 times as long for 32 chains of norms).
+    """
+
+    def __init__(self, graph: TermGraph, parts: Sequence[Part], device: Device) -> None:
         place = {root: i for i, root in enumerate(graph.roots)}
-        self.parts: list[tuple[Plan, list[int]]] = []
-        for group in groups:
-            inside = set(group)
+        self.parts: list[tuple[int, Plan, list[int]]] = []
+        for part in parts:
+            inside = set(part.terms)
             roots = [root for root in dict.fromkeys(graph.roots) if root in inside]
             order = [term for term in graph.order if term in inside or term.operation is None]
-            self.parts.append((Plan(TermGraph(order, roots, graph.leaves), device), [place[root] for root in roots]))
-        # A root that is asked for twice, or that is a leaf, belongs to no part twice.
+            plan = Plan(TermGraph(order, roots, graph.leaves), device)
+            self.parts.append((part.stream, plan, [place[root] for root in roots]))
+        computed = {index for _, _, places in self.parts for index in places}
+        leaves = {leaf: i for i, leaf in enumerate(graph.leaves)}
+        # A leaf that is asked for is given back as it is; a root that is asked for twice is computed once.
+        self._given = [(place[root], leaves[root]) for root in place if place[root] not in computed]
         self._again = [place[root] for root in graph.roots]
-        self.steps = [step for plan, _ in self.parts for step in plan.steps]
+        self.steps = [step for _, plan, _ in self.parts for step in plan.steps]
 
     def run(self, values: Sequence[Any]) -> list[Any]:
-        """The roots' arrays, not yet evaluated by MLX, for these values of the leaves."""
-        found: dict[int, Any] = {}
-        for i, (plan, places) in enumerate(self.parts):
-            if i == 0:
+        """The roots' arrays for these values of the leaves, under way but for the last part's."""
+        found: dict[int, Any] = {index: values[leaf] for index, leaf in self._given}
+        last = len(self.parts) - 1
+        for i, (stream, plan, places) in enumerate(self.parts):
+            if stream == 0:
                 results = plan.run(values)
             else:
-                with mx.stream(_stream(i)):
+                with mx.stream(_stream(stream)):
                     results = plan.run(values)
-            if i + 1 < len(self.parts):
-                # It is under way while the calls of the next part are made.
+            if i != last:
                 mx.async_eval(*results)  # type: ignore[no-untyped-call]
             found.update(zip(places, results))
         return [found[i] for i in self._again]
@@ -67,36 +85,54 @@ def _stream(index: int) -> mx.Stream:
     return _streams.streams[index - 1]
 
 
-def groups(graph: TermGraph, device: Device) -> tuple[list[list[Term]], str]:
-    """The terms to compute on each stream, and why so; a single group where spreading does not pay."""
+def parts_of(graph: TermGraph, device: Device) -> tuple[list[Part], str]:
+    """The parts to compute a graph in, in the order to begin them, and why so; a single one where more do not pay."""
     computed = [term for term in graph.order if term.operation is not None]
+    whole = [Part(0, computed)]
     if not device.is_cpu():
-        return [computed], "one submission to the GPU"
-    if any(term.device != device for term in computed):
-        return [computed], "several devices"
+        return whole, "one submission to the GPU"
     if len(graph.roots) < 2:
-        return [computed], "one result"
+        return whole, "one result"
+    if any(term.device != device for term in computed):
+        return whole, "several devices"
+    if any(not term.operation.pure for term in computed if term.operation is not None):
+        return whole, "operations whose order matters"
     parts = _components(computed)
     if len(parts) < 2:
-        return [computed], "its results depend on each other or on the same"
-    if any(not term.operation.pure for term in computed if term.operation is not None):
-        return [computed], "operations whose order matters"
-    work = [sum(element_work(term) for term in part) for part in parts]
-    count = min(len(parts), _cores())
-    # The largest first, each to the stream that has least to do.
-    loads, chosen = [0.0] * count, [list[Term]() for _ in range(count)]
-    for i in sorted(range(len(parts)), key=lambda i: -work[i]):
+        return whole, "its results depend on each other or on the same"
+    bundles = _bundled([(sum(map(element_work, part)), part) for part in parts])
+    total = sum(work for work, _ in bundles)
+    if len(bundles) < 2:
+        return whole, f"{total / 1e6:.2f} ms of element work in {len(parts)} parts are too little to share out"
+    count = max(1, min(len(bundles), _cores(), int(total // LEAST_WORK)))
+    # The largest first, each to the stream that has least to do; begun in turn, so that no stream waits for its first.
+    loads, queues = [0.0] * count, [list[list[Term]]() for _ in range(count)]
+    for work, terms in sorted(bundles, key=lambda bundle: -bundle[0]):
         least = loads.index(min(loads))
-        loads[least] += work[i]
-        chosen[least] += parts[i]
-    used = [i for i in range(count) if loads[i] >= LEAST_WORK]
-    if len(used) < 2:
-        known = f"{sum(work) / 1e6:.2f} ms of element work in {len(parts)} parts"
-        return [computed], f"{known} is less than {LEAST_WORK / 1e6} ms for each of two streams"
-    for i in range(count):
-        if i not in used:
-            chosen[used[0]] += chosen[i]
-    return [chosen[i] for i in used], f"{len(parts)} independent parts on {len(used)} streams"
+        loads[least] += work
+        queues[least].append(terms)
+    rounds = itertools.zip_longest(*queues)
+    shared = [Part(i, terms) for each in rounds for i, terms in enumerate(each) if terms is not None]
+    return shared, f"{len(parts)} independent parts one after the other on {count} stream{'s' if count > 1 else ''}"
+
+
+def _bundled(parts: Sequence[tuple[float, list[Term]]]) -> list[tuple[float, list[Term]]]:
+    """Parts with their work, those too small to be begun alone together."""
+    bundles: list[tuple[float, list[Term]]] = []
+    small: list[Term] = []
+    waiting = 0.0
+    for work, terms in parts:
+        if work >= LEAST_PART:
+            bundles.append((work, terms))
+            continue
+        small += terms
+        waiting += work
+        if waiting >= LEAST_PART:
+            bundles.append((waiting, small))
+            small, waiting = [], 0.0
+    if small:
+        bundles.append((waiting, small))
+    return bundles
 
 
 def _cores() -> int:

@@ -12,6 +12,7 @@ from metal_candle import LazyTensor, Tensor, Var, features
 from metal_candle.graph import plans
 from metal_candle.graph.plan import RUNS_BEFORE_CODE
 from metal_candle.graph.rewrite import Log
+from metal_candle.graph.spread import _cores, parts_of
 from metal_candle.graph.structure import survey
 from metal_candle.graph.term import terms_of
 
@@ -248,10 +249,11 @@ def test_independent_results_on_several_streams() -> None:
 
     tensors = [chain(LazyTensor.new(value)) for value in values]
     shared = tensors[0] + 1.0
-    text = plans.planned(terms_of(survey([t._node for t in (*tensors, shared)])), tensors[0].device)
-    cores = plans.groups.__globals__["_cores"]()
-    if cores > 1:
-        assert len(text.parts) == min(cores, 6)  # type: ignore[union-attr]
+    graph = terms_of(survey([t._node for t in (*tensors, shared)]))
+    parts, why = parts_of(graph, tensors[0].device)
+    streams = min(_cores(), 6)
+    assert [part.stream for part in parts] == [i % streams for i in range(6)]
+    assert why == f"6 independent parts one after the other on {streams} stream{'s' if streams > 1 else ''}"
     alone = [chain(LazyTensor.new(value)).eval() for value in values]
     together = mc.eval_all([*tensors, shared])
     for got, want in zip(together, alone):
@@ -262,11 +264,11 @@ def test_independent_results_on_several_streams() -> None:
 def test_small_or_connected_work_is_not_spread() -> None:
     x = lazy(8, 8)
     first, second = x.exp(), LazyTensor.new([1.0]).exp()
-    assert "is less than" in plans.groups(terms_of(survey([first._node, second._node])), x.device)[1]
+    assert "are too little to share out" in parts_of(terms_of(survey([first._node, second._node])), x.device)[1]
     big = lazy(512, 512).softmax(-1)
     left, right = big + 1.0, big * 2.0
     del big
-    why = plans.groups(terms_of(survey([left._node, right._node])), x.device)[1]
+    why = parts_of(terms_of(survey([left._node, right._node])), x.device)[1]
     assert why == "its results depend on each other or on the same"
 
 
@@ -317,3 +319,17 @@ def test_a_held_result_that_becomes_a_view_keeps_its_layout() -> None:
     assert part.layout() == before
     assert part.is_contiguous()
     np.testing.assert_array_equal(part.numpy(), w.numpy()[:, 1:3])
+
+
+def test_a_leaf_among_independent_results() -> None:
+    x = LazyTensor.new(np.ones((256, 512), np.float32))
+    first, second = x.softmax(-1).softmax(-1), (x * 2.0).softmax(-1).softmax(-1)
+    results = mc.eval_all([x, first, second, x, first])
+    for got in results[1:3]:
+        np.testing.assert_allclose(got.numpy(), np.full((256, 512), 1 / 512), rtol=1e-6)
+    f = mc.compile(lambda x, y: (x, x.softmax(-1), y.softmax(-1), y, x.softmax(-1)))
+    y = Tensor(np.zeros((256, 512), np.float32))
+    given, left, right, same, again = f(x.eval(), y)
+    assert (given.numpy()[0, 0], same.numpy()[0, 0]) == (1.0, 0.0)
+    np.testing.assert_array_equal(left.numpy(), again.numpy())
+    np.testing.assert_allclose(right.numpy(), left.numpy(), rtol=1e-6)

@@ -40,7 +40,7 @@ def test_the_graph_before_and_after_rewriting() -> None:
     applied = said[said.index("rules that were applied:") + 1 :]
     assert applied[0].startswith("lora at %")
     assert applied[1].startswith(f"add_lora at {last}: add[{names['base']}, lora] -> add_lora(scale=0.5)[")
-    assert said[-1] == "evaluation: on one stream: one result"
+    assert said[-1] == "evaluation: in one piece: one result"
     assert any(line.startswith(f"add_lora at {last}: add_lora [(5, 16)") for line in said)
     assert not y.is_evaluated(), "explaining computes nothing"
 
