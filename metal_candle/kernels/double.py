@@ -81,7 +81,11 @@ def _chebyshev(series: tuple[float, ...], t: mx.array) -> mx.array:
 
 def sigmoid(x: mx.array) -> mx.array:
     """1 / (1 + exp(-x)); float64 within 1e-15 of the value."""
-    return mx.sigmoid(x) if x.dtype != mx.float64 else 1 / (1 + exp(-x))
+    if x.dtype != mx.float64:
+        return mx.sigmoid(x)
+    # exp(-x) of a large negative x would be infinite, and the gradient through it NaN.
+    power = exp(mx.where(x < 0, x, -x))
+    return mx.where(x < 0, power, 1.0) / (1 + power)
 
 
 def softmax(x: mx.array) -> mx.array:

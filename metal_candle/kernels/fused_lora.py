@@ -1,6 +1,9 @@
 """Low-rank adaptation: the product through two thin matrices, added to a frozen layer's result.
 
 Hu et al. 2021, https://arxiv.org/abs/2106.09685. The scale is applied at rank, the gradient keeps only ``x``.
+
+Of float16, whose range is small, a scale below 1 is applied as early as any spelling of the update does it, and one
+above 1 last: no product on the way leaves the range that it did not leave spelled out.
 """
 
 from __future__ import annotations
@@ -47,6 +50,27 @@ def _lora_vjp(
     return tuple(gradients)
 
 
+def _early_and_late(scale: float) -> tuple[float, float]:
+    return (scale, 1.0) if abs(scale) <= 1 else (1.0, scale)
+
+
+def _lora_forward_f16(x: mx.array, a: mx.array, b: mx.array, scale: float) -> Outputs:
+    early, late = _early_and_late(scale)
+    return (_lora_forward(x, a, b, early)[0] * late,)
+
+
+def _lora_vjp_f16(
+    cotangent: mx.array,
+    inputs: tuple[mx.array, ...],
+    outputs: Outputs,
+    needs: tuple[bool, ...],
+    scale: float,
+) -> Gradients:
+    early, late = _early_and_late(scale)
+    gradients = _lora_vjp(cotangent * early, inputs, outputs, needs, 1.0)
+    return tuple(None if gradient is None else gradient * late for gradient in gradients)
+
+
 def _add_forward(base: mx.array, x: mx.array, a: mx.array, b: mx.array, scale: float) -> Outputs:
     result = addmm(as_rows(base), matmul(as_rows(x), a), b, alpha=scale)
     return (result if base.ndim == 2 else result.reshape(base.shape),)
@@ -59,12 +83,21 @@ def _add_vjp(
     needs: tuple[bool, ...],
     scale: float,
 ) -> Gradients:
-    of_lora = _lora_vjp(cotangent, inputs[1:], outputs, needs[1:], scale)
+    vjp = _lora_vjp_f16 if cotangent.dtype == mx.float16 else _lora_vjp
+    of_lora = vjp(cotangent, inputs[1:], outputs, needs[1:], scale)
     return (cotangent if needs[0] else None, *of_lora)
 
 
 _LORA = Variant("at rank", _lora_forward, _lora_vjp)
+_LORA_F16 = Variant("at rank, large scales last", _lora_forward_f16, _lora_vjp_f16)
 _ADD = Variant("at rank, addmm", _add_forward, _add_vjp)
 
-lora = Kernel("lora", _lora_reference, lambda *arguments: (_LORA, "plain products, scale at rank"), arity=3)
+
+def _select(x: mx.array, a: mx.array, b: mx.array, scale: float) -> tuple[Variant, str]:
+    if x.dtype == mx.float16:
+        return _LORA_F16, "plain products, a scale above 1 last"
+    return _LORA, "plain products, scale at rank"
+
+
+lora = Kernel("lora", _lora_reference, _select, arity=3)
 add_lora = Kernel("add_lora", _add_reference, lambda *arguments: (_ADD, "plain products, scale at rank"), arity=4)

@@ -122,6 +122,7 @@ EXAMPLES = (
         "exp(transpose(permute(x; dims=(1, 2, 0)); dim1=1, dim2=2))",
         because="the swap of the last two dims",
     ),
+    Example(((3, 3, 3),), lambda x: x.permute((2, 0, 1)).permute((2, 0, 1)).exp(), "exp(permute(x; dims=(1, 2, 0)))"),
     Example(_CUBE, lambda x: x.t().transpose(0, 1).exp(), "exp(permute(x; dims=(2, 0, 1)))"),
     Example(_CUBE, lambda x: x.permute((2, 0, 1)).transpose(0, 1).exp(), "exp(transpose(x; dim1=1, dim2=2))"),
     Example(
@@ -167,6 +168,11 @@ EXAMPLES = (
         lambda x: x.narrow(0, 1, 5).narrow(1, 2, 3).exp(),
         "exp(narrow(narrow(x; dim=0, start=1, length=5); dim=1, start=2, length=3))",
         because="dims 0 and 1 are not one",
+    ),
+    Example(
+        ((3, 3),),
+        lambda x: x.broadcast_as((1, 3, 3)).broadcast_as((2, 3, 3)).exp(),
+        "exp(broadcast_as(x; shape=(2, 3, 3)))",
     ),
     Example(
         ((3, 1),),

@@ -3,6 +3,7 @@
 The best order is found by dynamic programming over the sizes (Godbole 1973, https://doi.org/10.1109/TC.1973.5009182). A
 chain goes on through products whose values nobody else needs. The results differ by rounding; where a factor holds an
 infinity, or a product leaves the range of the dtype in one order only, they also differ in what is infinite or NaN.
+Products of float16 leave its range easily, and keep their order.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from math import prod
 from typing import NamedTuple, Union
 
+from ...dtype import DType
 from ...shape import broadcast_shapes
 from ..operations.linalg import Linear, Matmul
 from ..operations.movement import Transpose
@@ -155,6 +157,9 @@ def _better(term: Term, chain: Chain, log: Log) -> Order | None:
     saved = before.multiplications - after.multiplications
     if saved <= 0:
         return None
+    if term.dtype is DType.F16:
+        log.note_missed("product_order", term, "in another order a product may leave the range of f16")
+        return None
     if saved < LEAST_SAVING * before.multiplications:
         share = f"{100 * saved / before.multiplications:.0f} %"
         log.note_missed("product_order", term, f"another order saves {share} of the multiplications only")
@@ -202,6 +207,13 @@ EXAMPLES = (
     Example(((2, 3, 13), (13, 13), (13, 1)), lambda a, b, c: a @ b @ c, "matmul(a, matmul(b, c))"),
     Example(((2, 5, 13), (2, 13, 13), (2, 13, 1)), lambda a, b, c: a @ b @ c, "matmul(a, matmul(b, c))"),
     Example(((3, 1, 5, 13), (2, 13, 13), (13, 1)), lambda a, b, c: a @ b @ c, "matmul(a, matmul(b, c))"),
+    Example(
+        ((5, 13), (13, 13), (13, 1)),
+        lambda a, b, c: a @ b @ c,
+        "matmul(matmul(a, b), c)",
+        because="may leave the range of f16",
+        dtypes=("f16",),
+    ),
     # A chain ends where something else than a product is done.
     Example(
         ((5, 13), (13, 13), (13, 1), (1, 9), (9, 1)),

@@ -96,6 +96,7 @@ EXAMPLES = (
     Example(_SHAPE, lambda x: (x - 0.0).exp(), "exp(x)", dtypes=_ALL),
     Example(_SHAPE, lambda x: (x / 1.0).exp(), "exp(x)", dtypes=_ALL),
     Example(_SHAPE, lambda x: x.mul_scalar(1.0).exp(), "exp(x)", dtypes=_ALL),
+    Example(_SHAPE, lambda x: x.mul_scalar(-1.0).exp(), "exp(mul_scalar(x; value=-1.0))"),
     Example(_SHAPE, lambda x: x.neg().neg().exp(), "exp(x)", dtypes=_ALL),
     Example(_SHAPE, lambda x: (x * 2.0 * 3.0).exp(), "exp(affine(x; mul=6.0, add=0.0))", dtypes=_ALL),
     Example(_SHAPE, lambda x: (-(x.mul_scalar(3.0) / 4.0)).exp(), "exp(affine(x; mul=-0.75, add=0.0))", dtypes=_ALL),
