@@ -118,3 +118,12 @@ def test_gradients_through_a_layer() -> None:
         found.append([grads[variable].numpy() for variable in (weight, bias, x)])
     for got, want in zip(*found):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
+
+
+def test_a_square_layer() -> None:
+    """Its weight is transposed, though either way would fit."""
+    weight, x, c = tensor(24, 24), tensor(3, 24, seed=1), tensor(3, 24, seed=2)
+    y = Linear(weight).forward(LazyTensor.from_tensor(x)) * 0.5 + LazyTensor.from_tensor(c)
+    assert [name for name in lowered(y) if name != "transpose"] == ["add_matmul"]
+    want = 0.5 * x.numpy() @ weight.numpy().T + c.numpy()
+    np.testing.assert_allclose(y.eval().numpy(), want, rtol=0, atol=1e-5)

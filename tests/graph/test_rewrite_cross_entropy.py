@@ -144,3 +144,18 @@ def test_the_record_refuses_what_does_not_fit() -> None:
         PickedHeadLogSoftmax().infer(hidden, weight, ids(4, 7)._node.meta)
     with pytest.raises(ValueError, match=r"weight \(v, h\)"):
         PickedHeadLogSoftmax().infer(hidden, lazy(3, 7)._node.meta, target)
+
+
+@pytest.mark.usefixtures("few_logits")
+def test_a_square_head() -> None:
+    """Its columns become rows, though either way would fit."""
+    hidden, columns, target = lazy(6, 7), lazy(7, 7, seed=1), ids(6, 7)
+
+    def picked() -> LazyTensor:
+        return (hidden @ columns).log_softmax(1).gather(target.unsqueeze(1), 1)
+
+    names, _ = applied(picked())
+    assert "picked_head_log_softmax" in names
+    with features.disabled("rewrite"):
+        want = picked().numpy()
+    np.testing.assert_allclose(picked().numpy(), want, rtol=0, atol=1e-5)

@@ -263,6 +263,12 @@ def _expanded(x: Any, n: int) -> Any:
     return x[:, :, None, :, :].expand((b, kv, n, s, d)).reshape((b, kv * n, s, d))
 
 
+def _turns(x: Any, y: Any, dim: int = 1) -> Any:
+    """Two tensors' heads, joined and shaped as if they were one's."""
+    b, kv, s, d = x.dims4()
+    return type(x).cat([x, y], dim).reshape((b, 2 * kv, s, d))
+
+
 def _filled(scores: Any, mask: Any, fill: float = -math.inf) -> Any:
     """candle's ``masked_fill``."""
     mask = mask.broadcast_as(scores.shape)
@@ -306,6 +312,11 @@ EXAMPLES = (
     Example(_FOUR, lambda q, k, v: (q @ (k * 0.5).t()).softmax(-1) @ v, "sdpa(q, k, v; scale=0.5, causal=False)"),
     Example(
         ((2, 3, 5, 4), (2, 3, 4, 7), (2, 3, 7, 6)),
+        lambda q, k, v: (q @ k).softmax(-1) @ v,
+        "sdpa(q, transpose(k; dim1=2, dim2=3), v; scale=1.0, causal=False)",
+    ),
+    Example(
+        ((2, 3, 5, 4), (2, 3, 4, 4), (2, 3, 4, 6)),
         lambda q, k, v: (q @ k).softmax(-1) @ v,
         "sdpa(q, transpose(k; dim1=2, dim2=3), v; scale=1.0, causal=False)",
     ),
@@ -377,6 +388,27 @@ EXAMPLES = (
         _GROUPED,
         lambda q, k, v: (q @ k.repeat((1, 2, 1, 1)).t()).softmax(-1) @ v.repeat((1, 2, 1, 1)),
         "sdpa(q, repeat(k; repeats=(1, 2, 1, 1)), repeat(v; repeats=(1, 2, 1, 1)); scale=1.0, causal=False)",
+    ),
+    # Heads as a whole one after another are others' than each of them twice.
+    Example(
+        _GROUPED,
+        lambda q, k, v: (q @ _turns(k, k).t()).softmax(-1) @ _turns(v, v),
+        "sdpa(q, reshape(cat(k, k; dim=1); shape=(2, 4, 7, 4)), reshape(cat(v, v; dim=1); shape=(2, 4, 7, 4)); "
+        "scale=1.0, causal=False)",
+    ),
+    Example(
+        _GROUPED,
+        lambda q, k, v: (q @ _turns(k, v, 2).t()).softmax(-1) @ _turns(v, k, 2),
+        "sdpa(q, reshape(cat(k, v; dim=2); shape=(2, 4, 7, 4)), reshape(cat(v, k; dim=2); shape=(2, 4, 7, 4)); "
+        "scale=1.0, causal=False)",
+    ),
+    Example(
+        _FOUR,
+        lambda q, k, v: ((q.to_dtype("f64") @ k.to_dtype("f64").t()).softmax(-1) @ v.to_dtype("f64")).to_dtype("f32"),
+        "to_dtype(sdpa(to_dtype(q; dtype=f64), to_dtype(k; dtype=f64), to_dtype(v; dtype=f64); "
+        "scale=1.0, causal=False); dtype=f32)",
+        because="attention f64 and the result f32",
+        dtypes=("f32",),
     ),
     Example(
         _FOUR,

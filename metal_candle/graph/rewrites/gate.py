@@ -94,6 +94,12 @@ EXAMPLES = (
     ),
     Example(
         _ONE,
+        lambda x: ((x * -2.0).exp() + 1).recip(),
+        "recip(affine(exp(affine(x; mul=-2.0, add=0.0)); mul=1.0, add=1.0))",
+        because="exp is of -2 times its input",
+    ),
+    Example(
+        _ONE,
         lambda x: x / (2 + (-x).exp()),
         "div(x, affine(exp(neg(x)); mul=1.0, add=2.0))",
     ),

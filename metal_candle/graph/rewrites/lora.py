@@ -117,6 +117,19 @@ EXAMPLES = (
     ),
     Example(
         _SHAPES,
+        lambda x, a, b: x @ a @ b * 0.5 + (x @ a @ b).exp(),
+        "add(affine(matmul(matmul(x, a), b); mul=0.5, add=0.0), exp(matmul(matmul(x, a), b)))",
+        because="matmul [5, 7] stays: 2 operations use its value",
+    ),
+    Example(
+        _SHAPES,
+        lambda x, a, b: (x @ a) * 0.5 @ b + ((x @ a) * 0.5).sum_keepdim(1),
+        "add(matmul(affine(matmul(x, a); mul=0.5, add=0.0), b), "
+        "sum(affine(matmul(x, a); mul=0.5, add=0.0); dims=(1,), keepdim=True))",
+        because="affine [5, 4] stays: 2 operations use its value",
+    ),
+    Example(
+        _SHAPES,
         lambda x, a, b: x @ a @ b * 0.0,
         "affine(matmul(matmul(x, a), b); mul=0.0, add=0.0)",
     ),
