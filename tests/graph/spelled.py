@@ -68,7 +68,7 @@ def moves(x: Any, y: Any, number: float, k: int, to: To) -> Any:
     square = matrix(x, 3, 3) * x.mean_all()
     return [
         lambda: x.t().t(),
-        lambda: cube.permute((2, 0, 1)).permute((2, 0, 1)),
+        lambda: cube.permute((2, 0, 1)).permute((2, 0, 1)) + cube.transpose(0, 1).transpose(0, 2),
         lambda: x.permute(rolled).transpose(0, rank - 1).transpose(0, 1),
         lambda: x.permute(tuple(range(rank))).tanh(),
         lambda: x.reshape((-1,)).reshape((1, -1)),
