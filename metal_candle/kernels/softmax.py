@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
@@ -38,8 +39,20 @@ def masked(scores: mx.array, mask: mx.array | str | None) -> mx.array:
     if isinstance(mask, str):
         return scores + causal_mask(scores.shape[-2], scores.shape[-1], scores.dtype)
     if mask.dtype == mx.bool_:
-        return mx.where(mask, scores, mx.array(-mx.inf, scores.dtype))
+        return cast(mx.array, _hidden(scores, mask))
     return scores + mask.astype(scores.dtype)
+
+
+# MLX multiplies the gradient by the mask: 0 times the NaN of a row that sees nothing, and in a product that of others.
+@mx.custom_function
+def _hidden(scores: mx.array, mask: mx.array) -> mx.array:
+    return mx.where(mask, scores, mx.array(-mx.inf, scores.dtype))
+
+
+@_hidden.vjp
+def _(given: tuple[mx.array, ...], cotangent: mx.array, output: mx.array) -> tuple[mx.array, ...]:
+    scores, mask = given
+    return mx.where(mask, cotangent, mx.array(0, scores.dtype)), mx.zeros_like(mask)
 
 
 def causal_mask(rows: int, columns: int, dtype: mx.Dtype) -> mx.array:

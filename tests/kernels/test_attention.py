@@ -56,6 +56,19 @@ def test_gradient_of_a_mask() -> None:
     near(ours, plain)
 
 
+@pytest.mark.parametrize("length", [9, 150])
+def test_a_query_that_sees_nothing_passes_nothing_on(length: int) -> None:
+    q, k, v = heads(4, length, 0), heads(2, length, 1), heads(2, length, 2)
+    mask = mx.array(np.tril(np.ones((length, length), bool), -1))  # the first query sees no key
+    cotangent = mx.array(np.arange(length) > 0)[:, None] * heads(4, length, 3)
+    for function in (attention, attention.reference):
+        _, (of_q, of_k, of_v) = mx.vjp(lambda *x, f=function: f(*x, SCALE, mask), [q, k, v], [cotangent])
+        assert np.all(np.isfinite(np.array(of_q)))
+        assert np.all(np.isfinite(np.array(of_k)))
+        # 0 times the weights of that row, which are NaN, as softmax(...) @ v has it.
+        assert np.all(np.isnan(np.array(of_v)))
+
+
 @cpu_only
 def test_the_powers_are_recomputed_above_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = heads(6, 200, 0), heads(2, 200, 1), heads(2, 200, 2)
