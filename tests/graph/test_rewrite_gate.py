@@ -81,3 +81,15 @@ def test_the_gradient_where_exp_leaves_the_range_is_a_number() -> None:
     assert abs(gradient()) < 1e-30
     with features.disabled("rewrite"):
         assert np.isnan(gradient())
+
+
+@pytest.mark.parametrize("dtype", ["f64", "f32"])
+def test_gradients_where_exp_of_a_large_gate_is_infinite(dtype: str) -> None:
+    """A gate of -1000 is closed, one of 1000 open; so are their gradients, fused or not."""
+    gate = Var.from_tensor(Tensor.new(np.array([-1e4, -1000.0, 0.0, 1000.0]), dtype=dtype))
+    lazy = LazyTensor.from_tensor(gate)
+    for off in ((), ("rewrite",)):
+        with features.disabled(*off):
+            for value in (lazy.silu() * 3.0, lazy * lazy.sigmoid() * 3.0, lazy.silu() * (lazy * 0.0 + 3.0)):
+                found = value.sum_all().backward()[gate].to_dtype("f64").numpy()
+                np.testing.assert_allclose(found, [0.0, 0.0, 1.5, 3.0], rtol=1e-6, atol=1e-12)
