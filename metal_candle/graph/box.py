@@ -35,7 +35,8 @@ class Box:
     @property
     def name(self) -> str:
         """What edges call it: "n7", "m7", or "more"."""
-        return {"node": f"n{self.nodes[0].id}", "module": f"m{self.nodes[0].id}", "rest": "more"}[self.kind]
+        number = str(self.nodes[0].id).replace("/", "_")
+        return {"node": f"n{number}", "module": f"m{number}", "rest": "more"}[self.kind]
 
     @property
     def title(self) -> str:

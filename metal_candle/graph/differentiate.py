@@ -15,6 +15,7 @@ from .node import GraphNode, Variable, leaf, record, topological_order
 from .operation import Meta
 from .operations.binary import Add
 from .operations.structure import Pick, ToDevice, Vjp
+from .structure import lock
 
 _add = Add()
 
@@ -27,8 +28,14 @@ def gradients(output: GraphNode, seed: GraphNode | None = None) -> dict[Variable
     """
     if not output.tracked:
         return {}
-    if output.value is None:
-        fuse([output])
+    # Nodes must stay what they are from rewriting on until all gradients are recorded.
+    with lock:
+        if output.value is None:
+            fuse([output])
+        return _gradients(output, seed)
+
+
+def _gradients(output: GraphNode, seed: GraphNode | None) -> dict[Variable, GraphNode]:
     if seed is None:
         seed = _one(output.dtype, output.device) if output.shape == () else _ones(output)
     cotangents: dict[GraphNode, GraphNode] = {output: seed}

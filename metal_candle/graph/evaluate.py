@@ -12,8 +12,8 @@ import mlx.core as mx
 from ..device import Device
 from ..error import NotEvaluatedError
 from .node import GraphNode, current_trace, one_thread
-from .plans import plan_of
-from .structure import lock, survey
+from .plans import planned
+from .structure import lock
 
 
 def on_device(device: Device) -> Any:
@@ -48,8 +48,8 @@ def evaluate(nodes: Sequence[GraphNode]) -> None:
 
 def lower(nodes: Sequence[GraphNode]) -> tuple[list[GraphNode], list[Any]]:
     """These nodes of one device and those on the way that somebody holds, with their arrays, not yet evaluated."""
-    structure = survey(nodes)
-    values = plan_of(structure).run(structure.values)
+    structure, known = planned(nodes)
+    values = known.plan.run(structure.values)
     return [structure.nodes[place] for place in structure.roots], values
 
 

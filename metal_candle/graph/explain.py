@@ -8,22 +8,29 @@ from typing import Any
 import mlx.core as mx
 
 from .. import settings
-from ..error import Error
+from ..error import ArgumentValueError, Error
 from . import render
 from .cost import cost_of_all
 from .fold import LIMIT
 from .fuse import nodes_of
-from .node import GraphNode, topological_order
+from .node import GraphNode, NodeNumber, topological_order, unevaluated_order
 from .operation import Meta, Metas
 from .operations.custom import Custom
-from .plans import apply_rules, why_not_rewritten
+from .plans import apply_rules, switched_off, why_not_rewritten
 from .rewrite import Log
 from .spread import parts_of
-from .structure import Structure, survey
+from .structure import Structure, lock, survey
 from .term import Term, TermGraph, terms_of
 
 MOST_LINES = 40
-"""Of rules and kernels so many lines are shown."""
+"""Of rules and kernels so many lines are shown, unless all are asked for."""
+MOST_OF_A_RULE = 4
+"""Of the places where one rule declines."""
+HELD = "somebody holds its value"
+REMEDY = (
+    "  a value that somebody holds is computed by itself: build the expression in a function, `del` the name, "
+    "or use compile"
+)
 
 
 class Explanation(str):
@@ -37,24 +44,35 @@ class Explanation(str):
 
 def explain(nodes: Sequence[GraphNode], limit: int | None = LIMIT) -> Explanation:
     """What evaluating ``nodes`` would do. Nothing is computed."""
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ArgumentValueError(f"explain: got limit {limit!r}; takes a whole number from 1, or None for all")
     wanted = [node for node in nodes if node.value is None]
     # Before any list refers to the nodes in between: that would count as somebody who holds them.
-    structure = survey(wanted, any_leaf=True) if wanted else None
+    structure, before = _surveyed(wanted)
     order = topological_order(nodes)
-    waiting = [node for node in order if node.value is None and (node.inputs or node.operation.arity != 0)]
+    needed = unevaluated_order(wanted)
+    waiting = [node for node in needed if node.value is None and (node.inputs or node.operation.arity != 0)]
     lines = [
         f"{_count(len(order), 'node')}: {len(waiting):,} to compute ({cost_of_all(waiting)}), "
         f"{len(order) - len(waiting):,} evaluated",
         render.text(order, limit),
     ]
-    if structure is not None and waiting:
+    if structure is not None and before is not None and waiting:
         log = Log(telling=True, ids=[node.id for node in structure.nodes])
-        after = apply_rules(terms_of(structure), log)
+        after = apply_rules(before, log)
         lines += ["", *_rewriting(structure, after, log, limit)]
-        lines += ["", *_kernels(structure, after)]
+        lines += ["", *_kernels(structure, after, limit)]
         parts, why = parts_of(after, structure.device)
         lines += ["", f"evaluation: {why}" if len(parts) > 1 else f"evaluation: in one piece: {why}"]
     return Explanation("\n".join(lines))
+
+
+def _surveyed(wanted: Sequence[GraphNode]) -> tuple[Structure | None, TermGraph | None]:
+    if not wanted:
+        return None, None
+    with lock:
+        structure = survey(wanted, any_leaf=True)
+        return structure, terms_of(structure)
 
 
 def _rewriting(structure: Structure, after: TermGraph, log: Log, limit: int | None) -> list[str]:
@@ -65,25 +83,42 @@ def _rewriting(structure: Structure, after: TermGraph, log: Log, limit: int | No
     computed = [nodes[term] for term in after.order if term.operation is not None]
     ids = [node.id for node in structure.nodes]
     lines = [f"rewritten: {_count(len(computed), 'operation')} ({cost_of_all(computed)})"]
+    off = switched_off()
+    if off:
+        lines.append(f"switched off: {', '.join(sorted(off))}")
     if log.fired:
-        lines += [
-            render.text(list(dict.fromkeys(nodes[term] for term in after.order)), limit),
-            "rules that were applied:",
-        ]
-        lines += _listed(
-            [f"  {fired.rule}{_at(fired.place, ids)}: {fired.before} -> {fired.after}" for fired in log.fired]
-        )
+        lines += [render.text(list(dict.fromkeys(nodes[term] for term in after.order)), limit)]
+        applied = [f"  {fired.rule}{_at(fired.place, ids)}: {fired.before} -> {fired.after}" for fired in log.fired]
+        lines += ["rules that were applied:", *_listed(applied, limit)]
     else:
         lines.append("no rule applies")
-    if log.missed:
-        lines.append("rules that were not:")
-        lines += _listed(
-            list(dict.fromkeys(f"  {missed.rule}{_at(missed.place, ids)}: {missed.reason}" for missed in log.missed))
-        )
+    missed = _missed(log, ids, limit)
+    if missed:
+        lines += ["rules that were not:", *missed]
     return lines
 
 
-def _kernels(structure: Structure, graph: TermGraph) -> list[str]:
+def _missed(log: Log, ids: Sequence[NodeNumber], limit: int | None) -> list[str]:
+    """Where rules declined and why, what is held first: that the reader can change."""
+    from .rewrites import PASSES
+
+    quiet = {rule.name for each in PASSES if each.quiet and limit is not None for rule in each.rules}
+    by_rule: dict[str, dict[str, None]] = {}
+    for missed in sorted(log.missed, key=lambda each: HELD not in each.reason):
+        if missed.rule in quiet and HELD not in missed.reason:
+            continue
+        by_rule.setdefault(missed.rule, {})[f"  {missed.rule}{_at(missed.place, ids)}: {missed.reason}"] = None
+    lines: list[str] = []
+    for rule, places in by_rule.items():
+        shown = list(places) if limit is None else list(places)[:MOST_OF_A_RULE]
+        lines += shown
+        if len(shown) < len(places):
+            lines.append(f"  {rule}: {len(places) - len(shown)} more")
+    lines = _listed(lines, limit)
+    return [*lines, REMEDY] if any(HELD in line for line in lines) else lines
+
+
+def _kernels(structure: Structure, graph: TermGraph, limit: int | None) -> list[str]:
     """Which variant each kernel chooses, and why: asked by lowering to arrays that nobody evaluates."""
     values: dict[Term, Any] = {}
     lines = []
@@ -99,7 +134,7 @@ def _kernels(structure: Structure, graph: TermGraph) -> list[str]:
                         said.append(f"not known: {error}")
                 lines += [f"  {operation.name()}{_at(term.place, ids)}: {line}" for line in said]
             values[term] = _nothing(term.meta)
-    return ["kernels:", *_listed(list(dict.fromkeys(lines)))] if lines else ["kernels: none of our own"]
+    return ["kernels:", *_listed(list(dict.fromkeys(lines)), limit)] if lines else ["kernels: none of our own"]
 
 
 def _nothing(meta: Metas) -> Any:
@@ -108,7 +143,7 @@ def _nothing(meta: Metas) -> Any:
     return tuple(_nothing(part) for part in meta)
 
 
-def _at(place: int | None, ids: Sequence[int]) -> str:
+def _at(place: int | None, ids: Sequence[NodeNumber]) -> str:
     return "" if place is None else f" at %{ids[place]}"
 
 
@@ -116,7 +151,7 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def _listed(lines: list[str]) -> list[str]:
-    if len(lines) <= MOST_LINES:
+def _listed(lines: list[str], limit: int | None) -> list[str]:
+    if limit is None or len(lines) <= MOST_LINES:
         return lines
     return [*lines[:MOST_LINES], f"  … {len(lines) - MOST_LINES} more"]

@@ -50,8 +50,10 @@ def fold(nodes: Sequence[GraphNode], limit: int | None = LIMIT, fold: bool | int
 def _plain(nodes: Sequence[GraphNode]) -> Folded:
     index = {node: i for i, node in enumerate(nodes)}
     root = _root(node.scope for node in nodes if node.scope)
-    boxes = [Box("node", (node,), node.scope, (node,), node.inputs, root=root) for node in nodes]
-    return Folded(nodes, boxes, [(index[source], i) for i, node in enumerate(nodes) for source in node.inputs])
+    # A node that has its value may be listed without what it was computed from.
+    shown = [tuple(source for source in node.inputs if source in index) for node in nodes]
+    boxes = [Box("node", (node,), node.scope, (node,), inputs, root=root) for node, inputs in zip(nodes, shown)]
+    return Folded(nodes, boxes, [(index[source], i) for i, inputs in enumerate(shown) for source in inputs])
 
 
 def _fitting(plain: Folded, limit: int | None) -> Folded:

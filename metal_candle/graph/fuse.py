@@ -4,37 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from fractions import Fraction
 
 from .node import GraphNode, current_trace, layout_of, record
+from .operation import Meta
 from .operations.structure import Contiguous
-from .plans import rewritten
-from .structure import Structure, lock, survey
+from .plans import planned
+from .structure import Structure
 from .term import Term, TermGraph
 
 
 def fuse(outputs: Sequence[GraphNode]) -> None:
-    """Rewrite what ``outputs`` depend on and is not evaluated yet, in place.
+    """Rewrite what ``outputs`` depend on and is not evaluated yet, in place. The caller holds ``structure.lock``.
 
     Nodes that somebody holds stay the nodes they are, with another operation where a rule gave them one; so what is
     evaluated later shares what the gradient computes.
     """
-    structure = survey(outputs, any_leaf=True)
-    graph, rules = rewritten(structure)
-    if not rules:
+    structure, known = planned(outputs, any_leaf=True)
+    graph = known.graph
+    if not known.rules:
         return
     trace = current_trace()
     if trace is not None:
-        trace.rules.update(rules)
-    held = {structure.nodes[place] for place in structure.roots}
-    nodes, changes = nodes_of(structure, graph, held)
+        trace.rules.update(known.rules)
+    nodes, changes = nodes_of(structure, graph, {structure.nodes[place] for place in structure.roots})
     for place, root in zip(structure.roots, graph.roots):
         node = structure.nodes[place]
-        if nodes[root] is not node and node.value is None:
-            # Two that somebody holds turned out to be one.
+        # Two that somebody holds turned out to be one. Of several results each computes its own.
+        if nodes[root] is not node and node.value is None and isinstance(node.meta, Meta):
             changes.append((node, record(Contiguous(), (nodes[root],), node.device, node.meta)))
-    with lock:
-        for node, made in changes:
-            _become(node, made)
+    changes = [(node, made) for node, made in changes if node.value is None]
+    for node, _ in changes:
+        if isinstance(node.meta, Meta):
+            node.layout = layout_of(node)  # as it was recorded
+    for node, made in changes:
+        node.operation, node.inputs = made.operation, made.inputs
 
 
 def nodes_of(
@@ -58,7 +62,7 @@ def nodes_of(
             continue
         made = record(term.operation, inputs, term.device, term.meta)
         if node is None:
-            made.id = _between(inputs)  # type: ignore[assignment]
+            made.id = _between(inputs)
         else:
             made.id, made.scope = node.id, node.scope
             if node in held:
@@ -72,14 +76,7 @@ def _same(some: tuple[GraphNode, ...], others: tuple[GraphNode, ...]) -> bool:
     return len(some) == len(others) and all(a is b for a, b in zip(some, others))
 
 
-def _become(node: GraphNode, made: GraphNode) -> None:
-    if node.value is not None:  # another thread was faster
-        return
-    node.layout = layout_of(node)  # as it was recorded
-    node.operation, node.inputs = made.operation, made.inputs
-
-
-def _between(inputs: Sequence[GraphNode]) -> float:
+def _between(inputs: Sequence[GraphNode]) -> Fraction:
     """An id after those of the inputs and before that of any node recorded after them."""
     last = max(node.id for node in inputs)
-    return (last + math.floor(last) + 1) / 2
+    return Fraction(last + math.floor(last) + 1) / 2

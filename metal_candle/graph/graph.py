@@ -67,7 +67,7 @@ class ComputationGraph:
         for node in self.nodes():
             if node.id == number:
                 return node
-        raise GraphNodeNotFoundError(number, len(self))
+        raise GraphNodeNotFoundError(int(number), len(self))
 
     def merge_from(self, other: ComputationGraph, handle: Handle) -> GraphNode:
         """Make a node of another graph an output of this one as well; nothing is copied."""

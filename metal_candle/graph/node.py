@@ -8,6 +8,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
+from typing import Union
 
 import mlx.core as mx
 
@@ -25,6 +27,9 @@ _meta = operator.attrgetter("meta")
 _CPU = Device.Cpu
 
 
+NodeNumber = Union[int, Fraction]
+
+
 class TensorId(int):
     """What names a tensor while its operations change: a variable's cell, or one node. candle: ``TensorId``."""
 
@@ -32,7 +37,9 @@ class TensorId(int):
 class GraphNode:
     """One recorded operation: what it is, its inputs, shape and dtype, and once computed its value.
 
-    Immutable but for ``value``. There is no global graph: a graph is what is reachable from a node.
+    What it means never changes. ``value`` comes once; ``inputs`` go then if no gradient needs them; and before a
+    gradient is taken, rewriting may give the same result by another operation. There is no global graph: a graph is
+    what is reachable from a node.
     """
 
     __slots__ = (
@@ -74,8 +81,9 @@ class GraphNode:
         self.cut: str | None = None
         # The module whose ``forward`` recorded it, as a path; "" outside of modules.
         self.scope = _state.scope
-        # Inputs exist before what uses them: the order of the ids is a topological order.
-        self.id = next(_ids)
+        # Inputs exist before what uses them: the order of the ids is a topological order. What rewriting puts between
+        # two nodes has a fraction between theirs.
+        self.id: NodeNumber = next(_ids)
 
     @property
     def shape(self) -> Shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Union
 
@@ -57,6 +58,10 @@ class Pattern:
         """Sets of records of each of which a graph must have one."""
         return []
 
+    def names(self) -> set[str]:
+        """Every name that something may be found under."""
+        return set()
+
     def __matmul__(self, other: Pattern) -> Pattern:
         return of(Matmul, self, other)
 
@@ -93,6 +98,9 @@ class Anything(Pattern):
 
     def roots(self) -> set[type[Operation]]:
         return set()
+
+    def names(self) -> set[str]:
+        return {self.name}
 
 
 class Of(Pattern):
@@ -131,6 +139,11 @@ class Of(Pattern):
     def needs(self) -> list[frozenset[type[Operation]]]:
         return [frozenset(self.kinds), *[need for pattern in self.inputs for need in pattern.needs()]]
 
+    def names(self) -> set[str]:
+        bound = {str(wanted) for wanted in self.parameters.values() if isinstance(wanted, Name)}
+        own = {self.name} if self.name is not None else set()
+        return bound.union(own, *(pattern.names() for pattern in self.inputs))
+
 
 class Scaled(Pattern):
     """A term times a number, however that is recorded, the number under a name."""
@@ -153,6 +166,9 @@ class Scaled(Pattern):
     def needs(self) -> list[frozenset[type[Operation]]]:
         return [frozenset(self._KINDS), *self.inner.needs()]
 
+    def names(self) -> set[str]:
+        return {self.name, *self.inner.names()}
+
 
 class Either(Pattern):
     """What fits one of some patterns."""
@@ -166,6 +182,9 @@ class Either(Pattern):
 
     def roots(self) -> set[type[Operation]]:
         return {kind for pattern in self.patterns for kind in pattern.roots()}
+
+    def names(self) -> set[str]:
+        return {name for pattern in self.patterns for name in pattern.names()}
 
 
 class Through(Pattern):
@@ -185,6 +204,9 @@ class Through(Pattern):
 
     def roots(self) -> set[type[Operation]]:
         raise NotImplementedError
+
+    def names(self) -> set[str]:
+        return self.inner.names()
 
 
 def anything(names: str) -> tuple[Anything, ...]:
@@ -216,7 +238,7 @@ def factor_of(term: Term) -> float | None:
     else:
         return None
     # A factor of 0 ends the gradient, as in candle; a fused operation would pass one.
-    return factor if factor and term.dtype.is_float_ else None
+    return factor if factor and math.isfinite(factor) and term.dtype.is_float_ else None
 
 
 def _match_all(patterns: tuple[Pattern, ...], terms: tuple[Term, ...], match: Match) -> Iterator[Match]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Sequence
-from threading import Lock
+from collections.abc import Collection, Hashable, Sequence
 
 from .. import settings
 from ..device import Device
 from .cost import Recorded
+from .node import GraphNode
 from .plan import Plan
 from .rewrite import Log, in_words, rewrite
 from .spread import PartedPlan, parts_of
-from .structure import Structure
+from .structure import Structure, lock, survey
 from .term import TermGraph, terms_of
 
 MOST_TERMS = 200_000
@@ -22,62 +22,67 @@ MOST_TERMS = 200_000
 class Known:
     """A rewritten graph, and its plan once somebody has run it."""
 
-    __slots__ = ("device", "graph", "plan", "rules", "size")
+    __slots__ = ("_plan", "device", "graph", "rules", "size")
 
     def __init__(self, graph: TermGraph, device: Device, rules: Counter[str]) -> None:
         self.graph, self.device, self.rules, self.size = graph, device, rules, len(graph.order)
-        self.plan: Plan | PartedPlan | None = None
+        self._plan: Plan | PartedPlan | None = None
+
+    @property
+    def plan(self) -> Plan | PartedPlan:
+        """Its plan, made when it is asked for: a graph that is only differentiated needs none."""
+        if self._plan is None:
+            self._plan = plan_for(self.graph, self.device)
+        return self._plan
 
 
 _plans: OrderedDict[Hashable, Known] = OrderedDict()
 _terms = 0
-_lock = Lock()
 
 
-def plan_of(structure: Structure) -> Plan | PartedPlan:
-    """The plan of a structure: a known one, or one made of the rewritten graph."""
-    known = _known(structure)
-    if known.plan is None:
-        known.plan = planned(known.graph, known.device)
-    return known.plan
+def planned(
+    wanted: Sequence[GraphNode], given: Collection[GraphNode] = (), any_leaf: bool = False
+) -> tuple[Structure, Known]:
+    """What has to be computed for ``wanted``, as ``survey`` finds it, and the rewritten graph of that.
 
-
-def planned(graph: TermGraph, device: Device) -> Plan | PartedPlan:
-    """A plan for a graph, in parts for several streams where that pays."""
-    parts, _ = parts_of(graph, device)
-    return Plan(graph, device) if len(parts) == 1 else PartedPlan(graph, parts, device)
-
-
-def rewritten(structure: Structure) -> tuple[TermGraph, Counter[str]]:
-    """The graph of a structure after rewriting, whose terms must not be changed, and how often each rule was applied."""
-    known = _known(structure)
-    return known.graph, known.rules
-
-
-def _known(structure: Structure) -> Known:
-    global _terms
-    key = (structure.key, _SWITCHES.get())
-    with _lock:
+    The graph is a known one if there is one of this structure. Its terms must not be changed.
+    """
+    with lock:
+        structure = survey(wanted, given, any_leaf)
+        key = (structure.key, _SWITCHES.get())
         known = _plans.get(key)
         if known is not None:
             _plans.move_to_end(key)
-            return known
+            return structure, known
+        # Before another thread computes or rewrites nodes of it: the key says what they are now.
+        graph = terms_of(structure)
     log = Log()
-    known = Known(apply_rules(terms_of(structure), log), structure.device, log.counted())
+    known = Known(apply_rules(graph, log), structure.device, log.counted())
     if "graph" in settings.DEBUG.words:
         computed = sum(term.operation is not None for term in known.graph.order)
         what = f"{computed} operation{'s' if computed != 1 else ''}"
         settings.log("graph", "planned %d nodes as %s", len(structure.nodes), what)
     lasting = all(term.operation is None or term.operation.is_lasting() for term in known.graph.order)
     if lasting and known.size <= MOST_TERMS // 4:
-        with _lock:
-            if key not in _plans:
-                _plans[key] = known
-                _terms += known.size
-            while _terms > MOST_TERMS:
-                _, oldest = _plans.popitem(last=False)
-                _terms -= oldest.size
-    return known
+        _remember(key, known)
+    return structure, known
+
+
+def _remember(key: Hashable, known: Known) -> None:
+    global _terms
+    with lock:
+        if key not in _plans:
+            _plans[key] = known
+            _terms += known.size
+        while _terms > MOST_TERMS:
+            _, oldest = _plans.popitem(last=False)
+            _terms -= oldest.size
+
+
+def plan_for(graph: TermGraph, device: Device) -> Plan | PartedPlan:
+    """A plan for a graph, in parts where that pays."""
+    parts, _ = parts_of(graph, device)
+    return Plan(graph, device) if len(parts) == 1 else PartedPlan(graph, parts, device)
 
 
 def apply_rules(graph: TermGraph, log: Log) -> TermGraph:
@@ -102,12 +107,17 @@ def why_not_rewritten(parts: Sequence[Recorded]) -> str | None:
     return None
 
 
+def switched_off() -> frozenset[str]:
+    """The passes and rules that are switched off by name."""
+    return _SWITCHES.get() or frozenset()
+
+
 def _switched_off() -> frozenset[str] | None:
     """The names of passes and rules that are switched off; ``None`` if all are."""
-    words = settings.DISABLE.words
+    words = features.switched_off()
     if "rewrite" in words:
         return None
     return frozenset(word.partition(".")[2] for word in words if word.startswith("rewrite."))
 
 
-_SWITCHES = settings.Derived(_switched_off, settings.DISABLE)
+_SWITCHES = settings.Derived(_switched_off, settings.DISABLE, settings.DEBUG)

@@ -11,10 +11,10 @@ import mlx.core as mx
 from .node import GraphNode
 from .operation import Meta, Metas
 from .plan import Plan
-from .plans import apply_rules, planned
+from .plans import apply_rules, plan_for
 from .rewrite import Log
 from .spread import PartedPlan
-from .structure import survey
+from .structure import lock, survey
 from .term import TermGraph, terms_of
 
 
@@ -28,10 +28,11 @@ class Replay:
         wanted = list(dict.fromkeys(outputs))
         if not wanted:
             return
-        structure = survey(wanted, frozenset(inputs))
-        self._before = terms_of(structure)
-        self._graph = apply_rules(terms_of(structure), self._log)
-        self._plan = planned(self._graph, structure.device)
+        with lock:
+            structure = survey(wanted, frozenset(inputs))
+            self._before, graph = terms_of(structure), terms_of(structure)
+        self._graph = apply_rules(graph, self._log)
+        self._plan = plan_for(self._graph, structure.device)
         self.size = len(self._plan.steps)
         places = {structure.nodes[place]: i for i, place in enumerate(structure.leaves)}
         self._values = list(structure.values)

@@ -10,9 +10,10 @@ from typing import Any
 
 from ..error import Error
 from . import check
+from .node import NodeNumber
 from .operation import Operation
 from .pattern import NOTHING, Match, Pattern
-from .term import Term, TermGraph, rebuilt, written
+from .term import Term, TermGraph, rebuilt
 
 REPEATS = 32
 """How often rules may replace what they put in one place. More is an endless pair of rules."""
@@ -47,9 +48,12 @@ class Rule:
 
     def __post_init__(self) -> None:
         # What each function takes is read once, not at each match.
-        for function in (self.build, self.when):
-            if function is not None:
-                _parameters(function)
+        for function in self.functions():
+            _parameters(function)
+
+    def functions(self) -> list[Callable[..., Any]]:
+        """``build`` and ``when``."""
+        return [self.build] if self.when is None else [self.build, self.when]
 
     def apply(self, term: Term, log: Log) -> Term | None:
         """What takes the term's place, or ``None``."""
@@ -57,15 +61,30 @@ class Rule:
         for match in self.pattern.match(term, NOTHING):
             why = self._declines(term, match)
             if why is None:
-                made: Term = _call(self.build, match.found, term)
-                if made.meta != term.meta or made.device != term.device:
-                    raise Error(f"rewrite {self.name}: {written(term)} {term.meta} became {made.meta}")
-                log.note_fired(self.name, term, made)
-                return made
+                made = self._made(term, match)
+                if isinstance(made, Term):
+                    log.note_fired(self.name, term, made)
+                    return made
+                why = made
             reason = reason or why
         if reason is not None:
             log.note_missed(self.name, term, reason)
         return None
+
+    def _made(self, term: Term, match: Match) -> Term | str:
+        """What ``build`` makes of a match, or why that cannot stand for the term: a condition that ``when`` forgot."""
+        try:
+            made: Term = _call(self.build, match.found, term)
+        except Error as error:
+            if check.enabled():
+                raise
+            return f"it does not fit: {error}"
+        if made.meta == term.meta and made.device == term.device:
+            return made
+        problem = f"{_short(term)} is {term.meta}, and would become {made.meta}"
+        if check.enabled():
+            raise Error(f"rewrite {self.name}: {problem}")
+        return problem
 
     def _declines(self, term: Term, match: Match) -> str | None:
         parts = dict.fromkeys(match.inside)
@@ -132,7 +151,7 @@ class Log:
     """What the passes did; in words only if ``telling``, where ``ids`` are those of the nodes by place."""
 
     telling: bool = False
-    ids: Sequence[int] = ()
+    ids: Sequence[NodeNumber] = ()
     fired: list[Fired] = field(default_factory=list)
     missed: list[Missed] = field(default_factory=list)
 
@@ -142,7 +161,10 @@ class Log:
 
     def note_fired(self, rule: str, before: Term, after: Term) -> None:
         """A rule was applied."""
-        texts = (_short(before, self.ids), _short(after, self.ids)) if self.telling else ("", "")
+        texts = ("", "")
+        if self.telling:
+            same = after.place is not None and after.place != before.place and self.ids
+            texts = _short(before, self.ids), f"%{self.ids[after.place]}" if same else _short(after, self.ids)  # type: ignore[index]
         self.fired.append(Fired(rule, before.place, *texts))
 
     def note_missed(self, rule: str, term: Term, reason: str) -> None:
@@ -151,7 +173,7 @@ class Log:
             self.missed.append(Missed(rule, term.place, reason))
 
 
-def _short(term: Term, ids: Sequence[int] = ()) -> str:
+def _short(term: Term, ids: Sequence[NodeNumber] = ()) -> str:
     """A term with its inputs, leaves by their ids, others by their operations: one line, however deep it is."""
     if term.operation is None:
         return f"%{ids[term.place] if ids and term.place is not None else term.place}"
@@ -161,19 +183,31 @@ def _short(term: Term, ids: Sequence[int] = ()) -> str:
 
 @dataclass(frozen=True)
 class Pass:
-    """One subject of rewriting: a name, and either rules or a function of the whole graph."""
+    """One subject of rewriting: a name, and either rules or a function of the whole graph.
+
+    Of a ``quiet`` one nobody wants to hear where its rules declined: its patterns are everywhere.
+    """
 
     name: str
     rules: tuple[Rule, ...] = ()
     function: Callable[[TermGraph, Log], TermGraph] | None = None
     examples: tuple[Example, ...] = ()
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        # Rules share functions, so a name may be missing from one of them; from all, it would be None for ever.
+        known = {"root"}.union(*(rule.pattern.names() for rule in self.rules))
+        for rule in self.rules:
+            unknown = {name for function in rule.functions() for name in _parameters(function)} - known
+            if unknown:
+                raise AssertionError(f"rule {rule.name}: no pattern of {self.name} has {', '.join(sorted(unknown))}")
 
     def run(self, graph: TermGraph, log: Log, off: Collection[str] = ()) -> TermGraph:
-        """The graph after this pass; the same object if nothing changed. Rules named in ``off`` rest."""
+        """The graph after this pass; the same object if nothing changed. Rules named in ``off``, "lora.add_lora", rest."""
         if self.function is not None:
             return self.function(graph, log)
         kinds = graph.kinds()
-        rules = [rule for rule in self.rules if rule.name not in off]
+        rules = [rule for rule in self.rules if f"{self.name}.{rule.name}" not in off]
         # One rule may put there what the next one needs; but one has to begin.
         if not any(all(need & kinds for need in rule.pattern.needs()) for rule in rules):
             return graph
@@ -245,7 +279,7 @@ def in_words(rules: Counter[str]) -> str:
 
 
 def rewrite(graph: TermGraph, passes: Sequence[Pass], log: Log, off: Collection[str] = ()) -> TermGraph:
-    """The graph after all passes, but for those whose name, or whose rule's name, is in ``off``."""
+    """The graph after all passes, but for those, "lora", and for those rules, "lora.add_lora", that are in ``off``."""
     for each in passes:
         if each.name not in off:
             after = each.run(graph, log, off)

@@ -10,13 +10,13 @@ from typing import Any
 
 from ..device import Device
 from ..graph.evaluate import evaluate
-from ..graph.node import GraphNode, unevaluated_order
+from ..graph.node import GraphNode, NodeNumber, unevaluated_order
 from ..graph.structure import lock as walking
 from . import workers
 from .evaluation import Evaluation
 
 # The last evaluation in flight that computes a node, by the node's id.
-_owner: dict[int, _Work] = {}
+_owner: dict[NodeNumber, _Work] = {}
 
 
 class _Work:
@@ -29,7 +29,7 @@ class _Work:
         self._nodes, self._value = nodes, value
         # Switches overridden by the caller hold here as well.
         self._context = contextvars.copy_context()
-        self._computes: list[int] = []
+        self._computes: list[NodeNumber] = []
         self._next: list[_Work] = []
         self._waits_for = 0
         self._left = False

@@ -50,6 +50,7 @@ def test_why_a_fast_path_is_not_taken() -> None:
     hidden = x.matmul(a)
     y = base + hidden.matmul(b) * 0.5
     assert "matmul [5, 4] stays: somebody holds its value" in y.explain()
+    assert "build the expression in a function, `del` the name, or use compile" in y.explain()
     wide = lazies((16, 16))[0]
     # Not inside an assert: pytest holds what is in there.
     z = x.matmul(wide).matmul(wide) * 0.5
@@ -62,7 +63,7 @@ def test_what_is_switched_off_is_said() -> None:
     with features.disabled("rewrite"):
         assert "not rewritten: feature rewrite is off" in y.explain()
     with features.disabled("rewrite.lora"):
-        assert "lora" not in y.explain()
+        assert "switched off: lora\nno rule applies" in y.explain()
     with settings.KERNELS.override("reference"):
         assert "reference, METAL_CANDLE_KERNELS=reference" in x.softmax(-1).explain()
     assert "reference, fewer than 8192 elements" in x.softmax(-1).explain()
@@ -134,3 +135,43 @@ def test_what_cannot_be_rewritten_says_so() -> None:
     (x,) = lazies((1, 2, 3, 4))
     y = x._record(CacheAppend(buffer))
     assert "not rewritten: cache_append changes what it is given, so that order matters" in y.explain()
+
+
+def test_reasons_that_can_be_acted_on_come_first() -> None:
+    x = LazyTensor.randn(0.0, 1.0, (1, 8, 32))
+    weights = [LazyTensor.randn(0.0, 0.1, (32, 32)) for _ in range(4)]
+    kept = []
+    for _ in range(8):
+        q, k, v = (x.broadcast_matmul(w.t()).reshape((1, 8, 4, 8)).transpose(1, 2) for w in weights[:3])
+        probabilities = (q.matmul(k.t()) * 0.35).softmax(-1)
+        kept.append(probabilities)
+        x = x + probabilities.matmul(v).transpose(1, 2).reshape((1, 8, 32)).broadcast_matmul(weights[3].t())
+    text = x.explain()
+    said = lines(text)
+    first = said[said.index("rules that were not:") + 1]
+    assert first.startswith("attention at %")
+    assert "softmax [1, 4, 8, 8] stays: somebody holds its value" in first
+    assert "turn_nothing" not in text
+    assert "turn_nothing" in x.explain(limit=None)
+    assert "more" not in x.explain(limit=None).split("rules that were not:")[1]
+    with pytest.raises(ValueError, match="explain: got limit 'x'; takes a whole number from 1, or None for all"):
+        x.explain("x")  # type: ignore[arg-type]
+
+
+def test_what_was_computed_is_not_counted_though_its_inputs_are_kept() -> None:
+    """A gradient may yet need them."""
+    w = Var([[1.0, 2.0]])
+    loss = (LazyTensor.from_tensor(w) * 2.0).exp().sum_all()
+    loss.eval()
+    assert loss.explain().startswith("4 nodes: 0 to compute (0 FLOP, 0 B), 4 evaluated")
+    y = (LazyTensor.from_tensor(w) * 2.0).sin()
+    y.eval()
+    z = y.neg().neg().exp()
+    assert "rules that were applied:" in z.explain()
+
+
+def test_what_was_merged_is_named() -> None:
+    (x,) = lazies((2, 3))
+    y = x.exp() * x.exp().sin()
+    first = min(node.id for node in mc.graph.ComputationGraph(y).nodes() if node.operation.name() == "exp")
+    assert f": exp[%{x.node_id():d}] -> %{first}" in y.explain()

@@ -98,4 +98,4 @@ EXAMPLES = (
     ),
 )
 
-PASS = Pass("cast", RULES, examples=EXAMPLES)
+PASS = Pass("cast", RULES, examples=EXAMPLES, quiet=True)

@@ -6,26 +6,21 @@ Results keep the layout that they were recorded with: it belongs to the nodes, n
 from __future__ import annotations
 
 from ..operation import Operation
-from ..operations.movement import BroadcastAs, Permute, Reshape, Squeeze, Transpose, Unsqueeze
+from ..operations.movement import BroadcastAs, Permute, Reshape, Squeeze, Transpose
 from ..operations.part import Narrow
 from ..pattern import Anything, Name, Of, of
 from ..rewrite import Example, Pass, Rule
 from ..term import Term, apply
+from ..views import SAME_ORDER, behind_transposed, turned
 
 _TURNS = (Permute, Transpose)
-_SAME_ORDER = (Reshape, Squeeze, Unsqueeze)
 _x = Anything("x")
 
 
 def _order(term: Term) -> tuple[int, ...]:
-    """The dims of its input that the dims of a transposed or permuted term are."""
-    operation = term.operation
-    if isinstance(operation, Permute):
-        return operation.dims
-    assert isinstance(operation, Transpose)
-    order = list(range(len(term.shape)))
-    order[operation.dim1], order[operation.dim2] = operation.dim2, operation.dim1
-    return tuple(order)
+    order = turned(term)
+    assert order is not None
+    return order
 
 
 def _turn(order: tuple[int, ...]) -> Operation:
@@ -49,10 +44,8 @@ def _in_order(root: Term) -> str | None:
 
 
 def _mergeable(root: Term, inner: Term) -> str | None:
-    rank = len(root.shape)
-    swap = (*range(rank - 2), rank - 1, rank - 2)
     # Products, attention among them, take their second matrix so: that has to be seen from there.
-    if _order(root) == swap and not _is_identity(_together(root, inner)):
+    if behind_transposed(root) is not None and not _is_identity(_together(root, inner)):
         return "the swap of the last two dims, as a product takes a matrix, stays by itself"
     return None
 
@@ -83,10 +76,10 @@ RULES = (
     Rule("turn_nothing", of(_TURNS, _x), _itself, when=_in_order),
     Rule("turn_turn", of(_TURNS, Of(_TURNS, (_x,), {}, name="inner")), _turned, when=_mergeable),
     Rule("view_of_itself", of((Reshape, BroadcastAs, Squeeze, Narrow), _x), _itself, when=_same_shape),
-    Rule("reshape_back", of(_SAME_ORDER, of(_SAME_ORDER, _x)), _itself, when=_same_shape),
+    Rule("reshape_back", of(SAME_ORDER, of(SAME_ORDER, _x)), _itself, when=_same_shape),
     Rule(
         "reshape_reshape",
-        of(Reshape, of(_SAME_ORDER, _x)),
+        of(Reshape, of(SAME_ORDER, _x)),
         lambda root, x: apply(Reshape(root.shape), x),
         shareable=_no_reshape,
     ),
@@ -181,4 +174,4 @@ EXAMPLES = (
     ),
 )
 
-PASS = Pass("movement", RULES, examples=EXAMPLES)
+PASS = Pass("movement", RULES, examples=EXAMPLES, quiet=True)
