@@ -12,11 +12,8 @@ from . import blas, settings
 from .version import VERSION
 
 if settings.DEBUG.words:
-    import logging
-
     # Whoever sets the variable wants to see the lines, whether or not the program configures logging.
-    logging.getLogger(__name__).addHandler(logging.StreamHandler())
-    logging.getLogger(__name__).setLevel(logging.INFO)
+    settings.show_logged()
 
 # Before anything imports mlx.core: on Linux this is what makes its matrix products fast.
 blas.load()
@@ -92,6 +89,7 @@ if TYPE_CHECKING:
         UnsupportedDTypeForOpError,
         UnsupportedSafeTensorDtypeError,
     )
+    from .graph.graph import ComputationGraph
     from .graph.node import TensorId
     from .graph.operations.comparison import CmpOp
     from .layout import Layout
@@ -102,18 +100,20 @@ if TYPE_CHECKING:
     from .tensor import compile as compile
     from .tensor.custom_op import CustomOp1, CustomOp2, CustomOp3, InplaceOp1, InplaceOp2, InplaceOp3
     from .tensor.evaluation import Evaluation
-    from .tensor.executor import eval_all_async
+    from .tensor.executor import AsyncExecutor, eval_all_async
 
 __all__ = [
     "VERSION",
     "ArgumentTypeError",
     "ArgumentValueError",
+    "AsyncExecutor",
     "BackwardNotSupportedError",
     "BroadcastIncompatibleShapesError",
     "CannotFindTensorError",
     "CannotSetVarError",
     "CheckpointError",
     "CmpOp",
+    "ComputationGraph",
     "Conv1dInvalidArgsError",
     "CustomOp1",
     "CustomOp2",
@@ -199,10 +199,11 @@ __all__ = [
 
 _HOME = {
     "layout": "Layout",
+    "graph.graph": "ComputationGraph",
     "graph.node": "TensorId",
     "graph.operations.comparison": "CmpOp",
     "tensor.evaluation": "Evaluation",
-    "tensor.executor": "eval_all_async",
+    "tensor.executor": "AsyncExecutor eval_all_async",
     "tensor.custom_op": "CustomOp1 CustomOp2 CustomOp3 InplaceOp1 InplaceOp2 InplaceOp3",
     "error": (
         "ArgumentTypeError ArgumentValueError "
@@ -242,4 +243,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*_NAMES, *_MODULES, *__all__})

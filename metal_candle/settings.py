@@ -9,11 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import lru_cache
-from typing import Generic, TypeVar
+from contextvars import ContextVar, Token
+from functools import lru_cache, wraps
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from .error import ArgumentTypeError
+from .error.text import described
+
+if TYPE_CHECKING:
+    import logging
 
 T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Kernels ask at each call. The mapping over this dict encodes every name, and raises and catches for a missing one.
 _ENVIRONMENT: Mapping[bytes, bytes] = getattr(os.environ, "_data", os.environb)
@@ -42,14 +49,65 @@ class Setting:
         """The value as a set of comma-separated words."""
         return _words(self.value)
 
-    @contextmanager
-    def override(self, value: str) -> Iterator[None]:
-        """Use ``value`` inside the block, or inside the decorated function."""
-        token = self._override.set(value)
-        try:
-            yield
-        finally:
-            self._override.reset(token)
+    def override(self, value: str) -> Override:
+        """Use ``value`` inside the block, or inside the decorated function, which may be an ``async`` one."""
+        return Override(self, lambda: value)
+
+
+class Override:
+    """A setting's value for a ``with`` block or a decorated function; may be entered often and by several threads."""
+
+    def __init__(self, setting: Setting, value: Callable[[], str]) -> None:
+        self._setting, self._value = setting, value
+
+    def __enter__(self) -> None:
+        variable = self._setting._override
+        # Blocks of one thread or task end in the reverse order, whichever objects they were entered by.
+        _entered.set((variable.set(self._value()), _entered.get()))
+
+    def __exit__(self, *error: object) -> None:
+        token, outer = cast("_Entered", _entered.get())
+        self._setting._override.reset(token)
+        _entered.set(outer)
+
+    def __call__(self, function: Function) -> Function:
+        """The function with the value inside. Raises ``ArgumentTypeError`` for a generator function, whose body runs
+        in pieces between its caller's, and for what is no function."""
+        import inspect  # a program that decorates nothing does not wait for its import
+
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            name = getattr(function, "__name__", "?")
+            raise ArgumentTypeError(
+                f"{self._named()}: got the generator function {name}; use a with block inside of it"
+            )
+        if inspect.isclass(function) or not callable(function):
+            raise ArgumentTypeError(f"{self._named()}: got {_what(function)}; takes a function")
+        if inspect.iscoroutinefunction(function):
+
+            @wraps(function)
+            async def inside_async(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    return await function(*args, **kwargs)
+
+            return cast("Function", inside_async)
+
+        @wraps(function)
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return cast("Function", inside)
+
+    def _named(self) -> str:
+        return f"{self._setting.name}.override"
+
+
+def _what(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else described(value)
+
+
+_Entered = tuple[Token[Any], Any]
+_entered: ContextVar[_Entered | None] = ContextVar("entered", default=None)
 
 
 class Derived(Generic[T]):
@@ -89,7 +147,7 @@ CACHE = Setting("METAL_CANDLE_CACHE", "", "Folder for models and libraries; defa
 DISABLE = Setting(
     "METAL_CANDLE_DISABLE",
     "",
-    "Features to switch off: `graph`, `custom-metal`, `rewrite`, `rewrite.<name>`, comma separated.",
+    "Features to switch off: `graph`, `custom-metal`, `rewrite`, `rewrite.<pass or rule>`, comma separated.",
 )
 KERNELS = Setting("METAL_CANDLE_KERNELS", "auto", "`reference` replaces every kernel by its plain MLX definition.")
 DEBUG = Setting("METAL_CANDLE_DEBUG", "", "Topics to log: `graph`, `rewrite`, `kernel`, `compile`, comma separated.")
@@ -97,6 +155,9 @@ CHECK = Setting(
     "METAL_CANDLE_CHECK", "", "`1` checks the graph after each rewrite pass, to find the one that broke it."
 )
 
+
+TOPICS = ("graph", "rewrite", "kernel", "compile")
+"""What ``DEBUG`` takes."""
 
 _captured: ContextVar[list[str] | None] = ContextVar("captured", default=None)
 
@@ -110,6 +171,29 @@ def log(topic: str, text: str, *values: object) -> None:
     import logging  # a program that logs nothing does not wait for its import
 
     logging.getLogger(f"metal_candle.{topic}").info(text, *values)
+
+
+def show_logged() -> None:
+    """Print what is logged, where the program has not configured logging; its own handlers get the lines otherwise."""
+    import logging
+
+    package = logging.getLogger(__name__.partition(".")[0])
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: not _handled_elsewhere(record.name, handler))
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+
+
+def _handled_elsewhere(name: str, handler: logging.Handler) -> bool:
+    """Whether the lines of a logger reach a handler beside this one."""
+    import logging
+
+    logger: logging.Logger | None = logging.getLogger(name)
+    while logger is not None:
+        if any(other is not handler for other in logger.handlers):
+            return True
+        logger = logger.parent if logger.propagate else None
+    return False
 
 
 @contextmanager

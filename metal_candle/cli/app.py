@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from .. import features
 from ..error import Error
 from . import doctor, finetune, generate, inspect, merge
 
@@ -27,6 +28,7 @@ app.command()(doctor.doctor)
 def run() -> None:
     """Exit codes: 0 done, 1 an error in what was given or found, 2 wrong usage, 130 interrupted (see ``main``)."""
     try:
+        features.switched_off()  # a wrong name in a variable is said by every command
         app()
     except Error as error:
         print(f"error: {error}", file=sys.stderr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Hashable, Sequence
 
-from .. import settings
+from .. import features, settings
 from ..device import Device
 from .cost import Recorded
 from .node import GraphNode

@@ -102,10 +102,10 @@ class Kernel:
 
 def _mode() -> tuple[str | None, bool]:
     """Why every kernel is its reference, if so, and whether choices are logged."""
-    plain = None
+    plain, off = None, features.switched_off()
     if settings.KERNELS.value == "reference":
         plain = f"{settings.KERNELS.name}=reference"
-    elif not features.enabled("custom-metal"):
+    elif "custom-metal" in off:
         plain = "feature custom-metal is off"
     return plain, "kernel" in settings.DEBUG.words
 

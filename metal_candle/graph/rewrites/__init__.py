@@ -17,6 +17,7 @@ from . import (
     rotary,
     scalar,
     softmax,
+    vocabulary_head,
 )
 
 PASSES: tuple[Pass, ...] = (
@@ -26,6 +27,7 @@ PASSES: tuple[Pass, ...] = (
     scalar.PASS,
     softmax.PASS,
     attention.PASS,
+    vocabulary_head.PASS,
     cross_entropy.PASS,
     norm.PASS,
     rotary.PASS,
@@ -38,8 +40,9 @@ PASSES: tuple[Pass, ...] = (
 
 
 def names() -> dict[str, str]:
-    """Every name that switches something off, and the pass it belongs to: passes and single rules."""
-    found = {each.name: each.name for each in PASSES}
-    for each in PASSES:
-        found.update({rule.name: each.name for rule in each.rules})
+    """What switches something off: a pass, "lora", a rule with its pass, "lora.add_lora", or a rule alone where no pass
+    has its name. With what it stands for: the pass, or the rule with its pass."""
+    found = {rule.name: f"{each.name}.{rule.name}" for each in PASSES for rule in each.rules}
+    found.update({full: full for full in found.values()})
+    found.update({each.name: each.name for each in PASSES})
     return found
