@@ -14,8 +14,8 @@ from .kernel import Gradients, Kernel, Outputs, Variant, is_half, on_cpu, throug
 from .rms_norm import row_sum
 from .slices import by_rows
 
-# Measured in chains of ten, times that of mx.softmax and its 15 ns an element: 2.9 for 2048 elements, 1.5 for 4096, 0.95
-# for 8192, 0.65 for 16384. Below this the dozen operations cost more than they save.
+# Measured in chains of ten, times that of mx.softmax and its 15 ns an element: 2.9 for 2048 elements, 1.5 for 4096,
+# 0.95 for 8192, 0.65 for 16384. Below this the dozen operations cost more than they save.
 SMALL = 8192
 _FEW = f"fewer than {SMALL} elements"
 # Elements up to which a causal mask is kept: 256 KiB.

@@ -9,7 +9,7 @@ from metal_candle.error import InvalidIndexError
 from metal_candle.graph.operations.picked_head import PickedHeadLogSoftmax
 from metal_candle.graph.plans import apply_rules
 from metal_candle.graph.rewrite import Log
-from metal_candle.graph.rewrites import cross_entropy
+from metal_candle.graph.rewrites import vocabulary_head
 from metal_candle.graph.structure import survey
 from metal_candle.graph.term import terms_of
 from metal_candle.nn import ops
@@ -47,7 +47,7 @@ def loss(logits: Any, target: Any) -> Any:
 @pytest.fixture
 def few_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads of any size are worth fusing."""
-    monkeypatch.setattr(cross_entropy, "LEAST_LOGITS", 1)
+    monkeypatch.setattr(vocabulary_head, "LEAST_LOGITS", 1)
 
 
 def test_logits_that_are_held_are_not_recomputed() -> None:

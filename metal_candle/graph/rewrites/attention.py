@@ -16,73 +16,64 @@ from ..operations.filled_attention import FilledSdpa
 from ..operations.fused import Sdpa
 from ..operations.index import WhereCond
 from ..operations.join import Cat
-from ..operations.movement import BroadcastAs, Permute, Reshape, Transpose, Unsqueeze
+from ..operations.movement import BroadcastAs, Reshape, Unsqueeze
 from ..operations.norm import Softmax
 from ..operations.part import Slice
 from ..operations.random import Dropout
 from ..operations.repeat import Repeat
-from ..operations.structure import Contiguous
 from ..operations.unary import ToDtype
 from ..pattern import Name, Of, Pattern, Through, anything, last, of
 from ..rewrite import Example, Pass, Rule
 from ..term import Term, apply
-
-Seen = tuple[Term, tuple[Term, ...]]
-
-
-def _behind_transposed(term: Term) -> Seen | None:
-    """What has its last two dims swapped."""
-    operation, rank = term.operation, len(term.shape)
-    swapped = (*range(rank - 2), rank - 1, rank - 2)
-    if isinstance(operation, Transpose):
-        dims = list(range(rank))
-        dims[operation.dim1], dims[operation.dim2] = operation.dim2, operation.dim1
-        return (term.inputs[0], (term,)) if tuple(dims) == swapped and rank > 1 else None
-    if isinstance(operation, Permute) and operation.dims == swapped and rank > 1:
-        return term.inputs[0], (term,)
-    return None
+from ..views import Seen, behind_transposed, broadcast, laid_out, shaped, transposed, without_contiguous
 
 
 def _behind_repeated(term: Term) -> Seen | None:
-    """What has each of its heads repeated several times in a row: ``(b, kv, s, d)`` of ``(b, n · kv, s, d)``.
+    """What has each of its heads repeated n times in a row: ``(b, kv, s, d)`` of ``(b, kv · n, s, d)``.
 
     As candle-transformers' ``repeat_kv`` joins copies along s, as copies of a new dim after the heads, or broadcast.
     """
     if not isinstance(term.operation, Reshape) or len(term.shape) != 4:
         return None
-    passed = [term]
-    many = _without_contiguous(term.inputs[0], passed)
-    (b, heads, s, d), operation = term.shape, many.operation
-    if isinstance(operation, Cat) and operation.dim == 2 and all(part is many.inputs[0] for part in many.inputs):
-        count = len(many.inputs)
-    elif len(many.shape) == 5 and (
-        isinstance(operation, BroadcastAs)
-        or (isinstance(operation, Repeat) and operation.repeats == (1, 1, many.shape[2], 1, 1))
-    ):
-        count = many.shape[2]
-    else:
+    many, before = without_contiguous(term.inputs[0])
+    if not isinstance(many.operation, (Cat, Repeat, BroadcastAs)):
         return None
-    passed.append(many)
-    one = _without_contiguous(many.inputs[0], passed)
-    if not count or heads % count:
+    one, between = without_contiguous(many.inputs[0])
+    passed = (term, *before, many, *between)
+    b, heads, s, d = term.shape
+    if len(many.shape) == 4:
+        # Joined along s, all copies of a head come before the next head.
+        fits = _copies(many, 2) and term.shape == (*one.shape[:1], one.shape[1] * len(many.inputs), *one.shape[2:])
+        return (one, passed) if fits else None
+    if len(many.shape) != 5 or one.shape != (b, many.shape[1], 1, s, d):
         return None
-    wanted = (b, heads // count, s, d)
-    if one.shape == (*wanted[:2], 1, *wanted[2:]) and isinstance(one.operation, (Unsqueeze, Reshape, Slice)):
-        passed.append(one)
-        one = one.inputs[0]
-    return (one, tuple(passed)) if one.shape == wanted else None
+    kv, n = many.shape[1:3]
+    if many.shape != (b, kv, n, s, d) or kv * n != heads or not _repeats_dim(many, 2) or not _is_reshaped(one):
+        return None
+    behind = one.inputs[0]
+    return (behind, (*passed, one)) if behind.shape == (b, kv, s, d) else None
 
 
-def _without_contiguous(term: Term, passed: list[Term]) -> Term:
-    while isinstance(term.operation, Contiguous):
-        passed.append(term)
-        term = term.inputs[0]
-    return term
+def _copies(many: Term, dim: int) -> bool:
+    """Whether it is one tensor joined with itself along ``dim``."""
+    operation = many.operation
+    return isinstance(operation, Cat) and operation.dim == dim and all(part is many.inputs[0] for part in many.inputs)
 
 
-def _laid_out(inner: Pattern) -> Pattern:
-    """With or without a copy that lays the elements out in order."""
-    return inner | of(Contiguous, inner)
+def _repeats_dim(many: Term, dim: int) -> bool:
+    """Whether it repeats a dim of size 1, and no other; shapes have been compared."""
+    operation, ones = many.operation, (1,) * (len(many.shape) - 1)
+    if isinstance(operation, Repeat):
+        return operation.repeats == (*ones[:dim], many.shape[dim], *ones[dim:])
+    return isinstance(operation, BroadcastAs) or _copies(many, dim)
+
+
+def _is_reshaped(term: Term) -> bool:
+    """Whether it is all of its input's elements in their order, in another shape."""
+    operation = term.operation
+    if isinstance(operation, Slice):
+        return all(bounds == (0, size, 1) for bounds, size in zip(operation.slices, term.inputs[0].shape))
+    return isinstance(operation, (Unsqueeze, Reshape))
 
 
 def _widened(inner: Pattern) -> Pattern:
@@ -94,29 +85,24 @@ def _widens(dtype: DType, term: Term) -> bool:
     return dtype is DType.F32 and term.inputs[0].dtype in (DType.F16, DType.BF16)
 
 
-def _broadcast(inner: Pattern) -> Pattern:
-    """With or without the broadcast that an operation of two shapes does by itself."""
-    return of(BroadcastAs, inner) | inner
-
-
 def _scaled(inner: Pattern, name: str) -> Pattern:
     return inner * Name(name) | inner
 
 
 _q, _k, _kt, _v, _bias, _seeing, _hiding, _fill, _key = anything("q k kt v bias seeing hiding fill key")
 
-_turned = Through(_laid_out(_scaled(_k, "on_k")), _behind_transposed)
-_product = _scaled(_q, "on_q") @ (_laid_out(_scaled(_laid_out(_turned), "on_kt")) | _kt)
-_scores = _widened(_scaled(_widened(_laid_out(_product)), "scale"))
-_filling = of(BroadcastAs, _fill) | _fill
+_turned = Through(laid_out(_scaled(_k, "on_k")), behind_transposed)
+_product = _scaled(_q, "on_q") @ (laid_out(_scaled(laid_out(_turned), "on_kt")) | _kt)
+_scores = _widened(_scaled(_widened(laid_out(_product)), "scale"))
+_filling = broadcast(_fill)
 _masked = (
-    of(WhereCond, _broadcast(_hiding), _filling, _scores)
-    | of(WhereCond, _broadcast(_seeing), _scores, _filling)
-    | _scores + _broadcast(_bias)
+    of(WhereCond, broadcast(_hiding), _filling, _scores)
+    | of(WhereCond, broadcast(_seeing), _scores, _filling)
+    | _scores + broadcast(_bias)
     | _scores
 )
-_soft = of(Softmax, _laid_out(_widened(_masked)), dim=last)
-_weights = _laid_out(_soft | of(ToDtype, _soft))
+_soft = of(Softmax, laid_out(_widened(_masked)), dim=last)
+_weights = laid_out(_soft | of(ToDtype, _soft))
 _attended = (_weights | of(Dropout, _weights, _key)) @ _v
 
 
@@ -129,8 +115,7 @@ def _keys(k: Term | None, kt: Term | None) -> Term:
     if k is not None:
         return k
     assert kt is not None
-    rank = len(kt.shape)
-    return apply(Transpose(rank - 2, rank - 1), kt)
+    return transposed(kt)
 
 
 def _when(
@@ -152,9 +137,11 @@ def _when(
         return f"q {list(q.shape)}, k {list(keys.shape)}, v {list(v.shape)}: attention takes 2 to 4 dims"
     if root.dtype is not q.dtype:
         return f"from {q.dtype} the weights are cast to {root.dtype}"
-    (b, h, t, _), (kb, kv, s, _), (vb, values, _, _) = (_of_four(term.shape) for term in (q, keys, v))
-    if _of_four(root.shape)[:2] != (b, h):
+    (b, h, t, _), (kb, kv, s, _), (vb, values, of_v, _) = (_of_four(term.shape) for term in (q, keys, v))
+    if _of_four(root.shape)[:3] != (b, h, t):
         return f"q {list(q.shape)} is repeated to {list(root.shape[:-1])}"
+    if of_v != s:
+        return f"k {list(keys.shape)} is repeated for v {list(v.shape)}"
     if kb not in (1, b) or vb not in (1, b) or h % max(kv, 1) or (kv != values and 1 not in (kv, values)):
         return f"k {list(keys.shape)} and v {list(v.shape)} are no heads for q {list(q.shape)}"
     if fill is not None and fill.shape.elem_count() != 1:
@@ -185,7 +172,7 @@ def _attention(
     scale: float | None,
 ) -> Term:
     factor = math.prod(1.0 if number is None else number for number in (on_q, on_k, on_kt, scale))
-    queries, keys, values = (_shaped(term, Shape(_of_four(term.shape))) for term in (q, _keys(k, kt), v))
+    queries, keys, values = (shaped(term, Shape(_of_four(term.shape))) for term in (q, _keys(k, kt), v))
     heads = (queries.shape[0], max(keys.shape[1], values.shape[1]))
     keys, values = (_repeated(term, Shape((*heads, *term.shape[2:]))) for term in (keys, values))
     taken = [queries, keys, values]
@@ -199,11 +186,7 @@ def _attention(
         # A mask in float32 is not rounded to the half that q is.
         taken = [_cast(term, bias.dtype) for term in taken]
         made = apply(Sdpa(factor, False), *taken, bias)
-    return _cast(_shaped(made, root.shape), root.dtype)
-
-
-def _shaped(term: Term, shape: Shape) -> Term:
-    return term if term.shape == shape else apply(Reshape(shape), term)
+    return _cast(shaped(made, root.shape), root.dtype)
 
 
 def _repeated(term: Term, shape: Shape) -> Term:

@@ -24,17 +24,13 @@ from ..operations.unary import Powf, Recip, Sqr, Sqrt, ToDtype
 from ..pattern import Name, Of, Pattern, anything, of
 from ..rewrite import Example, Pass, Rule
 from ..term import Term, apply
+from ..views import broadcast
 
 _x, _weight, _bias = anything("x weight bias")
 
 
 def _at_end(dim: int, term: Term) -> bool:
     return dim == len(term.inputs[0].shape)
-
-
-def _repeated(inner: Pattern) -> Pattern:
-    """With or without the broadcast that an operation of two shapes does by itself."""
-    return inner | of(BroadcastAs, inner)
 
 
 def _mean(inner: Pattern, name: str) -> Pattern:
@@ -59,10 +55,10 @@ def _over_root(inner: Pattern, square: Pattern) -> Pattern:
     """``inner`` divided by the root of ``square``."""
     root = of(Sqrt, square) | of(Powf, square, e=0.5)
     inverse = of(Recip, root) | of(Sqrt, of(Recip, square)) | of(Powf, square, e=-0.5)
-    return inner / _repeated(root) | inner * _repeated(inverse)
+    return inner / broadcast(root) | inner * broadcast(inverse)
 
 
-_centred = _x - _repeated(_mean(_x, "mean"))
+_centred = _x - broadcast(_mean(_x, "mean"))
 _unbiased = of(Variance, _x | _centred, dim=Name("unbiased"), keepdim=True)
 _variance = _mean_square(_centred) | of(Affine, _unbiased, mul=1.0, add=Name("eps")) | _unbiased
 

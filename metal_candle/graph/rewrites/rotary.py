@@ -23,6 +23,7 @@ from ..operations.unary import Cos, Sin, ToDtype
 from ..pattern import Anything, Name, Pattern, Through, last, of
 from ..rewrite import Example, Pass, Rule
 from ..term import Term, apply
+from ..views import shaped
 
 # What gives equal halves of each row if its input's rows have them, where the last dim stays as it is.
 _ROWS: tuple[type[Operation], ...] = (Contiguous, Embedding, IndexSelect, Narrow, Reshape, Slice, Unsqueeze)
@@ -137,9 +138,15 @@ def _ranks(x: Term) -> str | None:
     return None
 
 
-def _when_added(x: Term, cos: Term, sin: Term, sign: float) -> str | None:
+def _widened(root: Term, x: Term) -> str | None:
+    return None if root.shape == x.shape else f"the result is {list(root.shape)}, x is {list(x.shape)}"
+
+
+def _when_added(root: Term, x: Term, cos: Term, sin: Term, sign: float) -> str | None:
     if sign != -1:
         return f"the second half is multiplied by {sign}, not by -1"
+    if root.shape != x.shape:
+        return _widened(root, x)
     for name, table in (("cos", cos), ("sin", sin)):
         half = _repeats(table)
         if half is None:
@@ -150,8 +157,8 @@ def _when_added(x: Term, cos: Term, sin: Term, sign: float) -> str | None:
     return None
 
 
-def _when_halves(x: Term, cos: Term, sin: Term) -> str | None:
-    return _ranks(x) or _fits("cos", cos, x) or _fits("sin", sin, x)
+def _when_halves(root: Term, x: Term, cos: Term, sin: Term) -> str | None:
+    return _widened(root, x) or _ranks(x) or _fits("cos", cos, x) or _fits("sin", sin, x)
 
 
 def _neighbours(root: Term, x: Term) -> Term | None:
@@ -167,26 +174,11 @@ def _when_pairs(root: Term, x: Term, cos: Term, sin: Term) -> str | None:
     return _ranks(behind) or _fits("cos", cos, behind, column=True) or _fits("sin", sin, behind, column=True)
 
 
-def _when_stacked(root: Term, x: Term, cos: Term, sin: Term) -> str | None:
-    if root.shape != x.shape:
-        return f"the result is {list(root.shape)}, x is {list(x.shape)}"
-    return _when_halves(x, cos, sin)
-
-
 def _turned(operation: Operation, root: Term, x: Term, cos: Term, sin: Term) -> Term:
     sizes = Shape((x.shape[-2], x.shape[-1] // 2))
-    tables = [_reshaped(_small(table), sizes) for table in (cos, sin)]
+    tables = [shaped(_small(table), sizes) for table in (cos, sin)]
     whole = Shape((*(1,) * (4 - len(x.shape)), *x.shape))
-    return _reshaped(apply(operation, _reshaped(x, whole), *tables), root.shape)
-
-
-def _reshaped(term: Term, shape: Shape) -> Term:
-    behind = term
-    while behind.shape != shape and isinstance(behind.operation, (Reshape, Unsqueeze)):
-        behind = behind.inputs[0]
-    if behind.shape == shape:
-        return behind
-    return apply(Reshape(shape), term)
+    return shaped(apply(operation, shaped(x, whole), *tables), root.shape)
 
 
 def _rope_added(root: Term, x: Term, cos: Term, sin: Term) -> Term:
@@ -210,7 +202,7 @@ def _rope_stacked(root: Term, x: Term, cos: Term, sin: Term) -> Term:
 
 RULES = (
     Rule("rotary_pairs", _pairs, _rope_pairs, when=_when_pairs),
-    Rule("rotary_stacked", _stacked, _rope_stacked, when=_when_stacked),
+    Rule("rotary_stacked", _stacked, _rope_stacked, when=_when_halves),
     Rule("rotary_rotate_half", _added, _rope_added, when=_when_added),
     Rule("rotary_halves", _halves, _rope, when=_when_halves),
 )

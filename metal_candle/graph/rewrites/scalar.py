@@ -18,6 +18,9 @@ from ..term import Term, apply
 _x = Anything("x")
 _scaled = _x * Name("first")
 
+DEEPEST = 8
+"""Sums, means, factors and summands that are looked behind, for what a root is taken of."""
+
 _NORMAL = {
     DType.F16: (2.0**-14, 65504.0),
     DType.BF16: (2.0**-126, 2.0**127),
@@ -50,7 +53,7 @@ def _scale_and_sum(root: Term, first: float, second: float) -> str | None:
 
 def _never_negative(x: Term) -> bool:
     """Whether no element is below 0, nor -0.0, whatever the inputs are; NaN may be."""
-    while x.operation is not None:
+    for _ in range(DEEPEST):
         operation = x.operation
         if isinstance(operation, (Sqr, Abs, Exp)):
             return True

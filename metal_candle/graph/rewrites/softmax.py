@@ -11,41 +11,39 @@ from typing import Any
 
 from ..operations.binary import Sub
 from ..operations.extreme import Max
-from ..operations.movement import BroadcastAs, Reshape, Unsqueeze
+from ..operations.movement import Reshape, Unsqueeze
 from ..operations.norm import LogSoftmax, Softmax
 from ..operations.reduce import Sum
 from ..operations.statistics import LogSumExp
 from ..operations.unary import Exp, Log, Recip
-from ..pattern import Name, Of, Pattern, anything, of
+from ..pattern import Name, Of, anything, of
 from ..rewrite import Example, Pass, Rule
 from ..term import Term, apply
-
-
-def _broadcast(inner: Pattern) -> Pattern:
-    """With or without the broadcast that an operation of two shapes does by itself."""
-    return inner | of(BroadcastAs, inner)
-
+from ..views import broadcast
 
 _x, _shifted_again, _powers_again = anything("x shifted powers")
-_top = _broadcast(of(Max, _x, dims=Name("dims"), keepdim=True))
+_top = broadcast(of(Max, _x, dims=Name("dims"), keepdim=True))
 _powers = Of((Exp,), (_x - _top,), {}, name="powers")
-_total = _broadcast(of(Sum, _powers_again, dims=Name("dims"), keepdim=True))
+_total = broadcast(of(Sum, _powers_again, dims=Name("dims"), keepdim=True))
 _softmax = _powers / _total | _powers * of(Recip, _total)
 
 _shifted = Of((Sub,), (_x, _top), {}, name="shifted")
-_log_total = _broadcast(of(Log, of(Sum, of(Exp, _shifted_again), dims=Name("dims"), keepdim=True)))
+_log_total = broadcast(of(Log, of(Sum, of(Exp, _shifted_again), dims=Name("dims"), keepdim=True)))
 _reduced = of(LogSumExp, _x, dims=Name("dims"))
-_log_sum = _broadcast(Of((Unsqueeze, Reshape), (_reduced,), {}, name="kept"))
+_log_sum = broadcast(Of((Unsqueeze, Reshape), (_reduced,), {}, name="kept"))
 _log_of_softmax = of(Log, of(Softmax, _x, dim=Name("dim")))
 
 
-def _when_one(dims: tuple[int, ...]) -> str | None:
+def _when_one(root: Term, x: Term, dims: tuple[int, ...]) -> str | None:
+    if root.shape != x.shape:
+        return f"{list(x.shape)} is broadcast to {list(root.shape)}"
     return None if len(dims) == 1 else f"it goes over dims {list(dims)}, not one"
 
 
-def _when_kept(x: Term, dims: tuple[int, ...], kept: Term) -> str | None:
-    if len(dims) != 1:
-        return _when_one(dims)
+def _when_kept(root: Term, x: Term, dims: tuple[int, ...], kept: Term) -> str | None:
+    reason = _when_one(root, x, dims)
+    if reason is not None:
+        return reason
     wanted = [1 if i == dims[0] else size for i, size in enumerate(x.shape)]
     return None if list(kept.shape) == wanted else f"the log-sum-exp is {list(kept.shape)}, not {wanted}"
 
