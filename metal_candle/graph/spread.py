@@ -6,6 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -58,15 +59,18 @@ class PartedPlan:
         found: dict[int, Any] = {index: values[leaf] for index, leaf in self._given}
         last = len(self.parts) - 1
         for i, (stream, plan, places) in enumerate(self.parts):
-            if stream == 0:
+            with _on_stream(stream):
                 results = plan.run(values)
-            else:
-                with mx.stream(_stream(stream)):
-                    results = plan.run(values)
             if i != last:
                 mx.async_eval(*results)  # type: ignore[no-untyped-call]
             found.update(zip(places, results))
         return [found[i] for i in self._again]
+
+
+MOST_THREADS = 16
+"""How many threads get further streams: MLX never gives one back, and each has a thread of the system."""
+
+_threads_with_streams = itertools.count()
 
 
 class _Streams(threading.local):
@@ -74,15 +78,19 @@ class _Streams(threading.local):
 
     def __init__(self) -> None:
         self.streams: list[mx.Stream] = []
+        self.allowed = next(_threads_with_streams) < MOST_THREADS
 
 
 _streams = _Streams()
 
 
-def _stream(index: int) -> mx.Stream:
+def _on_stream(index: int) -> Any:
+    """A context in which MLX computes on the thread's stream of this number; 0 is the current one."""
+    if index == 0 or not _streams.allowed:
+        return nullcontext()
     while len(_streams.streams) < index:
         _streams.streams.append(mx.new_stream(mx.cpu))
-    return _streams.streams[index - 1]
+    return mx.stream(_streams.streams[index - 1])
 
 
 def parts_of(graph: TermGraph, device: Device) -> tuple[list[Part], str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import sys
 import threading
 import weakref
 from typing import Any
 
 import metal_candle as mc
 from metal_candle import LazyTensor, Tensor, Var, features
-from metal_candle.graph import plans
+from metal_candle.graph import node, plans
+from metal_candle.graph import spread as spread_module
 from metal_candle.graph.plan import RUNS_BEFORE_CODE
 from metal_candle.graph.rewrite import Log
 from metal_candle.graph.spread import _cores, parts_of
@@ -204,38 +207,117 @@ def test_values_are_freed_while_their_graph_lives_on() -> None:
 
 
 def test_threads_that_evaluate_and_differentiate_one_graph() -> None:
-    """Nodes are rewritten and freed by one thread while another walks them."""
-    for _ in range(20):
-        w = Var(np.full((8, 8), 0.1, np.float32))
-        x = lazy(4, 8)
-        parts = []
-        y = x.matmul(LazyTensor.from_tensor(w))
-        for i in range(10):
-            y = (y.matmul(LazyTensor.from_tensor(w)) + x * float(i + 1)).silu()
-            parts.append(y)
-        loss = y.sum_all()
-        errors: list[BaseException] = []
+    """Nodes are rewritten and freed by one thread while another walks them; each round is a graph of its own."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for attempt in range(60):
+            _race(attempt)
+    finally:
+        sys.setswitchinterval(interval)
 
-        def attempt(what: Any, errors: list[BaseException] = errors) -> None:
-            try:
-                what()
-            except BaseException as error:
-                errors.append(error)
 
-        jobs: list[Any] = [loss.backward, loss.eval, parts[4].eval, parts[8].backward, loss.explain]
-        threads = [threading.Thread(target=attempt, args=(job,)) for job in jobs]
-        for thread in threads:
+def _race(attempt: int) -> None:
+    depth, rows = 4 + attempt % 7, 2 + attempt % 5
+    w = Var(np.full((16, 4), 0.1, np.float32))
+    b = Var(np.full((4, 16), 0.2, np.float32))
+    x = lazy(rows, 16)
+    parts = [x]
+    for i in range(depth):
+        y = parts[-1]
+        parts.append((y + y.matmul(LazyTensor.from_tensor(w)).matmul(LazyTensor.from_tensor(b)) * 0.5).silu() + i)
+    first, second = parts[-1].sqr().mean_all(), (parts[-1] * 0.5 - 1.0).sum_all()
+    errors: list[BaseException] = []
+    found: dict[int, Any] = {}
+
+    def attempt_to(name: int, what: Any) -> None:
+        try:
+            found[name] = what()
+        except BaseException as error:
+            errors.append(error)
+
+    jobs: list[Any] = [first.backward, second.backward, parts[2].eval, first.eval, parts[-2].eval, second.explain]
+    threads = [threading.Thread(target=attempt_to, args=job) for job in enumerate(jobs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors
+    with features.disabled("rewrite"):
+        wide = [Var.from_tensor(v.to_dtype("f64")) for v in (w, b)]
+        y64 = x.to_dtype("f64")
+        for i in range(depth):
+            update = y64.matmul(LazyTensor.from_tensor(wide[0])).matmul(LazyTensor.from_tensor(wide[1])) * 0.5
+            y64 = (y64 + update).silu() + i
+        losses = [y64.sqr().mean_all(), (y64 * 0.5).sum_all()]
+        for loss, grads in zip(losses, (found[0], found[1])):
+            want = loss.backward()
+            for variable, exact in zip((w, b), wide):
+                expected = want[exact].numpy()
+                scale = np.abs(expected).max()
+                np.testing.assert_allclose(grads[variable].numpy(), expected, rtol=0, atol=1e-4 * scale)
+
+
+def test_a_plan_is_made_of_the_graph_that_its_key_describes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread evaluates a part between the walk and the rewriting."""
+    real = plans.apply_rules
+    waiting: list[Any] = []
+
+    def meanwhile(graph: Any, log: Any) -> Any:
+        if waiting:
+            thread = threading.Thread(target=waiting.pop().eval)
             thread.start()
-        for thread in threads:
             thread.join()
-        assert not errors, errors
-        want = np.float64(0)
-        value = x.numpy().astype(np.float64) @ w.numpy()
-        for i in range(10):
-            value = value @ w.numpy() + x.numpy() * (i + 1)
-            value = value / (1 + np.exp(-value))
-        want = value.sum()
-        np.testing.assert_allclose(loss.to_scalar(), want, rtol=1e-4)
+        return real(graph, log)
+
+    monkeypatch.setattr(plans, "apply_rules", meanwhile)
+    for race in (True, False):
+        inner = lazy(3, 3).sin()
+        middle = inner.exp()
+        outer = middle.cos() + 0.125
+        if race:
+            waiting.append(middle)
+        np.testing.assert_allclose(
+            outer.numpy(), np.cos(np.exp(np.sin(lazy(3, 3).numpy()))) + 0.125, rtol=1e-5, err_msg=f"{race=}"
+        )
+
+
+def test_equal_operations_of_several_results_both_have_gradients() -> None:
+    v = Var(np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32))
+    x = LazyTensor.from_tensor(v) * 2.0
+    first, places = x.sort_last_dim(True)
+    second, _ = x.sort_last_dim(True)
+    gradient = (first * second.exp()).sum_all().backward()[v].numpy()
+    value = v.numpy() * 2
+    np.testing.assert_allclose(gradient, 2 * np.exp(value) * (1 + value), rtol=1e-5)
+    np.testing.assert_array_equal(places.numpy(), np.argsort(value, axis=-1))
+
+
+def test_ids_between_others_have_room_after_many_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty terms that rewriting nests between two nodes, when ids have become large."""
+    monkeypatch.setattr(node, "_ids", itertools.count(1 << 40))
+    factors = [LazyTensor.new(np.eye(64, dtype=np.float32)) for _ in range(30)]
+    v = Var(np.ones((64, 1), np.float32))
+    y = LazyTensor.new(np.eye(64, dtype=np.float32))
+    for factor in factors:
+        y = y @ factor
+    loss = (y @ (LazyTensor.from_tensor(v) * 2.0)).sum_all()
+    np.testing.assert_array_equal(loss.backward()[v].numpy(), np.full((64, 1), 2.0))
+
+
+def test_short_threads_do_not_collect_streams() -> None:
+    def spread() -> None:
+        tensors = [LazyTensor.new(np.ones((256, 512), np.float32)).softmax(-1).softmax(-1) for _ in range(2)]
+        mc.eval_all(tensors)
+
+    before = next(spread_module._threads_with_streams)
+    for _ in range(2):
+        thread = threading.Thread(target=spread)
+        thread.start()
+        thread.join()
+    after = next(spread_module._threads_with_streams)
+    assert after - before <= 3
+    assert spread_module.MOST_THREADS <= 16
 
 
 def test_independent_results_on_several_streams() -> None:
