@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import mlx.core as mx
@@ -42,6 +43,8 @@ class Reshape(Operation):
         return cls(fill_hole(shape, x.shape.elem_count(), "reshape"))
 
     def infer(self, x: Meta) -> Meta:
+        if prod(self.shape) != prod(x.shape):
+            raise ShapeMismatchError(f"reshape: {x.shape.elem_count()} elements do not fit shape {tuple(self.shape)}")
         return Meta(self.shape, x.dtype)
 
     def relayout(self, layout: Layout) -> Layout | None:
