@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Union
+from weakref import WeakKeyDictionary
 
 import mlx.core as mx
 
@@ -148,6 +149,9 @@ class Variable:
         self.differentiable = differentiable
         meta = Meta(Shape(value.shape), DType.of(value.dtype))
         self._node = GraphNode(Operation.Input, (), meta, device)
+        trace = current_trace()
+        if trace is not None:
+            trace.made.add(self)
         self.id = self._node.id
         self.assign(value)
 
@@ -170,7 +174,7 @@ class Variable:
 
     def _replace(self, node: GraphNode) -> None:
         trace = current_trace()
-        if trace is not None:
+        if trace is not None and self not in trace.made:
             trace.remember(self, self._node)
         self._node = node
 
@@ -180,10 +184,13 @@ class Variable:
 
 
 class Trace:
-    """What one run of a traced function read and wrote."""
+    """What one run of a traced function, called ``name``, read and wrote."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.before: dict[Variable, GraphNode] = {}
+        # Variables of its own: they begin anew at each call, and nothing of them outlasts it.
+        self.made: set[Variable] = set()
         self.keys: list[GraphNode] = []
         # How often each rule rewrote what a gradient was taken of.
         self.rules: Counter[str] = Counter()
@@ -223,11 +230,11 @@ def one_thread() -> bool:
 
 
 @contextmanager
-def tracing() -> Iterator[Trace]:
-    """Record inside the block; afterwards every variable has its former value again."""
+def tracing(name: str) -> Iterator[Trace]:
+    """Record what the function ``name`` does; after the block every variable has its former value again."""
     if _state.trace is not None:
         raise Error("compile: a traced function called another compiled function's tracing; call it directly")
-    _state.trace = trace = Trace()
+    _state.trace = trace = Trace(name)
     try:
         yield trace
     finally:
@@ -257,9 +264,30 @@ def leaf(value: mx.array, device: Device) -> GraphNode:
     return GraphNode(Operation.Input, (), Meta(Shape(value.shape), DType.of(value.dtype)), device, value=value)
 
 
+# The function in whose trace a placeholder was made; asked for when somebody looks at it afterwards.
+_traced: WeakKeyDictionary[GraphNode, str] = WeakKeyDictionary()
+
+
 def placeholder(meta: Meta, device: Device) -> GraphNode:
     """A leaf whose value is given when a plan runs."""
-    return GraphNode(Operation.Input, (), meta, device)
+    node = GraphNode(Operation.Input, (), meta, device)
+    trace = current_trace()
+    if trace is not None:
+        _traced[node] = trace.name
+    return node
+
+
+def why_no_value(node: GraphNode) -> str:
+    """Why a leaf has no value, in words."""
+    name = _traced.get(node)
+    if name is None:
+        return f"{node} is an input of a plan; it has a value while the plan runs"
+    return f"a tensor that was made while compile traced {name} has no value; takes what {name} returns"
+
+
+def is_own_leaf(node: GraphNode) -> bool:
+    """Whether it is the leaf of a variable that nobody has set since."""
+    return node.variable is not None and node.variable.node is node
 
 
 def record(

@@ -9,13 +9,12 @@ from typing import Any
 import mlx.core as mx
 
 from .node import GraphNode
-from .operation import Meta, Metas
 from .plan import Plan
 from .plans import apply_rules, plan_for
 from .rewrite import Log
 from .spread import PartedPlan
 from .structure import lock, survey
-from .term import TermGraph, terms_of
+from .term import Term, TermGraph, terms_of
 
 
 class Replay:
@@ -56,61 +55,70 @@ class Replay:
         """How often each rule rewrote it."""
         return self._log.counted()
 
-    def constants(self) -> int:
-        """How many leaves keep the values they have now."""
-        return 0 if self._plan is None else len(self._values) - sum(place is not None for place in set(self._inputs))
+    def constants(self) -> list[Any]:
+        """The arrays of the leaves that keep the values they have now."""
+        if self._plan is None:
+            return []
+        given = set(self._inputs)
+        return [value for place, value in enumerate(self._values) if place not in given]
 
     def difference(self, other: Replay) -> str | None:
         """What this one does otherwise than ``other``; ``None`` if both do the same, to whatever shapes."""
         if self._plan is None or other._plan is None:
             return None if self._plan is other._plan else "one of them computes nothing"
-        if self._inputs != other._inputs or self._outputs != other._outputs:
-            return "arguments and results are connected otherwise"
         for graph, others in ((self._before, other._before), (self._graph, other._graph)):
             different = _first_difference(graph, others)
             if different is not None:
                 return different
-        given = set(self._inputs)
-        for i, (mine, its) in enumerate(zip(self._values, other._values)):
-            if i not in given and mine is not its and not _equal(mine, its):
-                return f"it holds a tensor of shape {list(mine.shape)}, or another of {list(its.shape)}"
+        if self._inputs != other._inputs or self._outputs != other._outputs:
+            return "arguments and results are connected otherwise"
+        for mine, its in zip(self.constants(), other.constants()):
+            if mine is not its and not _same_bits(mine, its):
+                return _other_constant(mine, its)
         return None
-
-    def fits(self, metas: Sequence[Meta]) -> bool:
-        """Whether it computes the same for inputs of these shapes as before rewriting, by the operations' rules.
-
-        Raises what ``infer`` raises where an operation does not take what comes out.
-        """
-        if self._plan is None:
-            return True
-        return _inferred(self._before, self._inputs, metas) == _inferred(self._graph, self._inputs, metas)
 
 
 def _first_difference(graph: TermGraph, other: TermGraph) -> str | None:
+    for mine, its in zip(graph.order, other.order):
+        if mine.operation != its.operation:
+            one, two = (term.operation.describe() if term.operation else "a leaf" for term in (mine, its))
+            return f"{one} for one shape, {two} for another"
     if len(graph.order) != len(other.order):
         return f"{len(graph.order)} operations for one shape, {len(other.order)} for another"
     places = {term: i for i, term in enumerate(graph.order)}
     others = {term: i for i, term in enumerate(other.order)}
     for mine, its in zip(graph.order, other.order):
-        if mine.operation != its.operation:
-            one, two = (term.operation.describe() if term.operation else "a leaf" for term in (mine, its))
-            return f"{one} for one shape, {two} for another"
         if [places[source] for source in mine.inputs] != [others[source] for source in its.inputs]:
             return "operations are connected otherwise"
+        if mine.device != its.device or (mine.operation is not None and _call(mine) != _call(its)):
+            return f"{mine.operation.name() if mine.operation else 'a leaf'} is computed otherwise"
+    for terms, its_terms in ((graph.leaves, other.leaves), (graph.roots, other.roots)):
+        if [places.get(term) for term in terms] != [others.get(term) for term in its_terms]:
+            return "arguments and results are connected otherwise"
     return None
 
 
-def _equal(mine: Any, its: Any) -> bool:
-    return mine.shape == its.shape and mine.dtype == its.dtype and bool(mx.array_equal(mine, its, equal_nan=True))
+def _call(term: Term) -> Any:
+    """What a plan calls for it, without the operation that it is a method of."""
+    call = term.operation.lowering(*[source.meta for source in term.inputs])  # type: ignore[union-attr]
+    return getattr(call, "__func__", call)
 
 
-def _inferred(graph: TermGraph, inputs: Sequence[int | None], metas: Sequence[Meta]) -> list[Metas]:
-    found: dict[Any, Metas] = {leaf: leaf.meta for leaf in graph.leaves}
-    for place, meta in zip(inputs, metas):
-        if place is not None:
-            found[graph.leaves[place]] = meta
-    for term in graph.order:
-        if term.operation is not None:
-            operation = term.operation
-            found[term] = operation.infer(*[found[source] for source in term.inputs])
-    return [found[root] for root in graph.roots]
+_BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
+
+
+def _same_bits(mine: mx.array, its: mx.array) -> bool:
+    # Zeros of both signs are equal, and a NaN is not equal to itself.
+    if mine.shape != its.shape or mine.dtype != its.dtype:
+        return False
+    bits = _BITS[mine.itemsize]
+    with mx.stream(mx.cpu):  # float64 too
+        return bool(mx.array_equal(mine.view(bits), its.view(bits)))
+
+
+def _other_constant(mine: mx.array, its: mx.array) -> str:
+    if mine.size == its.size == 1:
+        return f"the number {mine.item()} for one shape, {its.item()} for another"
+    if mine.shape != its.shape:
+        return f"it holds a tensor {list(mine.shape)} for one shape, {list(its.shape)} for another"
+    return f"it holds a tensor {list(mine.shape)} of other values for another shape"

@@ -12,7 +12,7 @@ from ..device import Device
 from ..dtype import DType
 from ..error import NotEvaluatedError
 from ..shape import Shape
-from .node import GraphNode, by_id
+from .node import GraphNode, by_id, why_no_value
 from .operation import Meta, Operation
 
 lock = threading.RLock()
@@ -81,9 +81,7 @@ def _survey(wanted: Sequence[GraphNode], given: Collection[GraphNode], any_leaf:
             held = count[node] < 0
         elif not node.inputs and node.operation.arity == 0:
             if not any_leaf:
-                raise NotEvaluatedError(
-                    f"eval: {node} is an argument of a function that compile is tracing; it has no value yet"
-                )
+                raise NotEvaluatedError(f"eval: {why_no_value(node)}")
             leaves.append(place)
             values.append(None)
             key.append(node.meta)

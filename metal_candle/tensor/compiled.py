@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict
+import inspect
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar, overload
 
@@ -11,11 +12,10 @@ from .. import settings
 from ..error import Error
 from ..graph.evaluate import evaluate
 from ..graph.node import GraphNode, current_trace
-from ..graph.rewrite import in_words
 from .base import TensorBase
 from .containers import labels, note, skeleton
-from .program import Program, trace
-from .shapeless import Family
+from .plan_store import Call, Plan, PlanStore, described
+from .program import trace
 
 R = TypeVar("R")
 
@@ -29,14 +29,19 @@ class Compiled(Generic[R]):
     def __init__(self, function: Callable[..., R], shapeless: bool = False, max_plans: int = MOST_PLANS) -> None:
         if not callable(function):
             raise Error(f"compile: got {type(function).__name__}; takes a function")
-        if not isinstance(max_plans, int) or max_plans < 1:
+        if type(max_plans) is not int or max_plans < 1:
             raise Error(f"compile: got max_plans {max_plans!r}; takes a whole number from 1")
+        for each in (function, type(function).__call__):
+            if inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each):
+                raise Error("compile: got a generator function; takes a function that returns a list")
+            if inspect.iscoroutinefunction(each):
+                raise Error("compile: got an async function; takes a function that does not wait")
         functools.update_wrapper(self, function)
         self._function = function
-        self._shapeless = shapeless
-        self._max_plans = max_plans
-        self._plans: OrderedDict[Hashable, Program | Family] = OrderedDict()
-        self._history: list[tuple[Program, str]] = []
+        self._store = PlanStore(max_plans, shapeless)
+        self._plans = self._store.plans
+        self._last: Plan | None = None
+        self._warned = False
         self.traces = 0
 
     @property
@@ -45,110 +50,133 @@ class Compiled(Generic[R]):
         return max(0, self.traces - 1)
 
     def explain(self) -> str:
-        """Per plan: what it computes, for which arguments, and how they differ from an earlier plan's.
+        """Per plan that is kept: what it computes, for which arguments, and how they differ from an earlier plan's.
 
-        The last plans only, if there were many; those that were dropped count in ``traces``.
+        With ``shapeless`` also for how many shapes it serves, and why it could not share an earlier plan. A trace that
+        an earlier plan serves has no plan of its own; it counts in ``traces``, as those do whose plans were dropped.
         """
-        lines = []
-        first = self.traces - len(self._history)
-        for i, (program, reason) in enumerate(self._history, first):
-            lines.append(f"plan {i}: {_described(program)}")
-            if reason:
-                lines.append(f"  traced because {reason}")
-            if program.rules:
-                lines.append(f"  rewritten: {in_words(program.rules)}")
-        for family in self._plans.values():
-            if isinstance(family, Family):
-                lines.append(f"shapeless: {family.state()}")
-        return "\n".join(lines)
+        return self._store.explain()
+
+    def __repr__(self) -> str:
+        count = len(self._store.kept)
+        return f"compile({self._name()}): {count} plan{'s' if count != 1 else ''}"
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """As a method: bound to its object, which is an argument like any other."""
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else BoundCompiled(self, instance)
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
         if current_trace() is not None:  # inside another compiled function: part of its trace
             return self._function(*args, **kwargs)
-        key: list[Hashable] = []
+        key: list[Any] = [_SWITCHES.get()]
         nodes: list[GraphNode] = []
-        note(args, key, nodes, self._shapeless)
+        note(args, key, nodes)
         if kwargs:
-            note(kwargs, key, nodes, self._shapeless)
+            note(kwargs, key, nodes)
         for node in nodes:
             if node.value is None:
                 evaluate(nodes)
                 break
         whole = tuple(key)
         try:
-            plan = self._plans.get(whole)
-        except TypeError:
-            skeleton((args, kwargs), [])  # names what cannot be part of a plan
-            raise
-        if plan is None:
+            plan = self._plans[whole]
+            if plan is not self._last:
+                self._plans.move_to_end(whole)
+                self._last = plan
+        except KeyError:  # another thread may have dropped it between the two
             plan = self._new_plan(whole, args, kwargs)
-        else:
-            self._plans.move_to_end(whole)
-        if isinstance(plan, Program):
-            result: R = plan(nodes)
-        else:
-            program, any_shape = plan.program_for(nodes, lambda: self._trace(args, kwargs))
-            result = program(nodes, any_shape)
+        except TypeError:
+            self._structure(args, kwargs, [])  # names what cannot be part of a plan
+            raise
+        result: R = plan.program(nodes, plan.metas)
         return result
 
-    def _new_plan(self, key: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program | Family:
-        plan = Family(self._max_plans) if self._shapeless else self._trace(args, kwargs)
-        self._plans[key] = plan
-        if len(self._plans) > self._max_plans:
-            self._plans.popitem(last=False)
-            if "compile" in settings.DEBUG.words:
-                settings.log("compile", "%s: dropped a plan, %d is the most", self._name(), self._max_plans)
-        return plan
-
-    def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+    def _new_plan(self, key: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         tensors: list[TensorBase] = []
-        structure = skeleton((args, kwargs), tensors)
-        program = trace(self._function, structure, tensors, labels(self._function, args, kwargs), self._shapeless)
-        reason = self._reason(program.labels)
-        self._history.append((program, reason))
-        del self._history[: -self._max_plans]
+        structure = self._structure(args, kwargs, tensors)
+        names = [*self._positions(len(args)), *kwargs]
+        call = Call(labels(names, [*args, *kwargs.values()]), _settings(), tuple(kwargs))
+        program = trace(self._function, self._name(), structure, tensors)
+        reason, dropped = self._store.reason(key, call), self._store.dropped
+        plan, is_new = self._store.add(key, program, call, reason)
+        self._last = None  # a dropped plan is not kept alive here
         self.traces += 1
         if "compile" in settings.DEBUG.words:
             why = f", because {reason}" if reason else ""
-            settings.log("compile", "traced %s: %s%s", self._name(), _described(program), why)
-        return program
+            shared = "" if is_new else f"; plan {plan.kept.number} serves it"
+            settings.log("compile", "traced %s: %s%s%s", self._name(), described(program, call), why, shared)
+        if self._store.dropped > dropped:
+            self._tell_of_dropping()
+        return plan
 
-    def _reason(self, now: dict[str, str]) -> str:
-        """What no earlier plan was made for, against the one that comes nearest; the first plan needs no reason."""
-        nearest: list[str] | None = None
-        for program, _ in self._history:
-            before = program.labels
-            changes = [
-                f"{path} is {now.get(path, 'left out')}, not {before.get(path, 'left out')}"
-                for path in dict.fromkeys([*before, *now])
-                if before.get(path) != now.get(path)
-            ]
-            if nearest is None or len(changes) < len(nearest):
-                nearest = changes
-        if nearest is None:
-            return ""
-        if not nearest:
-            return "an argument is another object, or its plan was dropped"
-        return "; ".join(nearest[:4]) + (f"; and {len(nearest) - 4} more" if len(nearest) > 4 else "")
+    def _tell_of_dropping(self) -> None:
+        most = self._store.most
+        if "compile" in settings.DEBUG.words:
+            settings.log("compile", "%s: dropped a plan, %d is the most", self._name(), most)
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"compile: {self._name()} has dropped the plan used longest ago, as max_plans is {most}, and traces "
+                f"its arguments anew when they come again; {self._name()}.explain() says how the plans differ",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def _structure(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[TensorBase]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        names = self._positions(len(args))
+        positional = [skeleton(value, tensors, f"argument {name}") for name, value in zip(names, args)]
+        return positional, {name: skeleton(value, tensors, f"argument {name}") for name, value in kwargs.items()}
+
+    def _positions(self, count: int) -> list[str]:
+        """What the positional arguments are called; by number where the signature has no names for them."""
+        try:
+            parameters = inspect.signature(self._function).parameters.values()
+        except (TypeError, ValueError):  # some built-in functions
+            parameters = ()  # type: ignore[assignment]
+        names = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+        rest = next((each.name for each in parameters if each.kind is each.VAR_POSITIONAL), "#")
+        more = [f"{rest}[{i}]" if rest != "#" else f"#{len(names) + i}" for i in range(count - len(names))]
+        return [*names[:count], *more]
 
     def _name(self) -> str:
         return str(getattr(self, "__name__", "function"))
 
 
-def _described(program: Program) -> str:
-    replay = program.replay
-    how = "replay without mx.compile (CPU)" if program.device.is_cpu() else "mx.compile"
-    given = ", ".join(f"{path} {text}" for path, text in program.labels.items())
-    held = replay.constants()
-    return (
-        f"{replay.size} operations of {program.recorded} nodes, reads {len(program.reads)} and sets "
-        f"{len(program.writes)} variables, holds {held} tensor{'s' if held != 1 else ''} from outside, {how}; "
-        f"arguments {given or 'none'}"
-    )
+class BoundCompiled(Generic[R]):
+    """A compiled method of an object."""
+
+    __slots__ = ("__func__", "__self__")
+
+    def __init__(self, function: Compiled[R], instance: Any) -> None:
+        self.__func__, self.__self__ = function, instance
+
+    def __call__(self, *args: Any, **kwargs: Any) -> R:
+        return self.__func__(self.__self__, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__func__, name)
+
+    def __repr__(self) -> str:
+        return f"{self.__func__!r} of {type(self.__self__).__name__}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BoundCompiled) and self.__func__ is other.__func__ and self.__self__ is other.__self__
+
+    def __hash__(self) -> int:
+        return hash((id(self.__func__), id(self.__self__)))
+
+
+def _settings() -> dict[str, str]:
+    found = {setting.name: setting.value for setting in (settings.DISABLE, settings.KERNELS)}
+    return {name: value for name, value in found.items() if value}
+
+
+# What is switched on and off is part of a plan: rules and kernels are chosen when it is made.
+_SWITCHES = settings.Derived(
+    lambda: (settings.DISABLE.words, settings.KERNELS.value), settings.DISABLE, settings.KERNELS
+)
 
 
 @overload
@@ -164,19 +192,26 @@ def compile(
 ) -> Compiled[R] | Callable[[Callable[..., R]], Compiled[R]]:
     """A function of tensors that is traced once per structure and shapes, and then replayed as one evaluation.
 
-    Tensors may stand in nested lists, tuples and dicts; other arguments must be hashable and are part of the
-    plan: a number that changes with every call is better a tensor. Variables, arguments among them, are read at each
-    call and set when the plan has run; random numbers are drawn anew. Other tensors that the function takes from
-    outside keep the value they had when it was traced.
+    Tensors may stand in nested lists, tuples, dicts and dataclasses; other arguments must be hashable and are part of
+    the plan, which keeps them alive: a number that changes with every call is better a tensor. Variables, arguments
+    among them, are read at each call and set when the plan has run; random numbers are drawn anew. Other tensors that
+    the function takes from outside keep the value they had when it was traced. That a variable or another attribute of
+    an object is replaced, rather than set, is not noticed.
     Inside the function nothing can be evaluated, and only variables and what it made itself can be changed in place.
     Results are new tensors without operations: gradients are taken inside. Also usable as a decorator.
 
-    ``shapeless`` traces it for two shapes; if both give the same operations, the plan serves every shape of the same
-    ranks and dtypes, provided the function itself does not branch on shapes. ``max_plans`` bounds how many are kept.
-    On a GPU the plan goes through ``mx.compile``; on the CPU it is replayed without.
+    ``shapeless`` traces the function anew for each tuple of shapes too, so that results and errors are always those of
+    the function itself. Where a trace records the same operations on the same constants as an earlier one, the plan
+    of that one serves these shapes as well, and no other is made; which shapes a plan serves is remembered, up to a
+    bound. Repeated shapes cost nothing. ``explain()`` says of a plan of its own which operation or constant differed.
+    ``max_plans`` bounds how many plans are kept; the one used longest ago goes.
+    Rewriting and kernels that are switched off or on (``METAL_CANDLE_DISABLE``, ``METAL_CANDLE_KERNELS``) make another
+    plan. On a GPU a plan goes through ``mx.compile``, for each shape; on the CPU it is replayed without.
+    Several threads may call it. Reading variables, computing and setting them is not one step then: of two calls at
+    once that set the same variable, one may not see what the other has set.
 
     Raises ``Error`` for arguments or results that cannot be part of a plan, ``NotEvaluatedError`` where the function
-    looks at a value.
+    looks at a value. Warns (``RuntimeWarning``) once per function, when the first plan is dropped.
     """
     if function is None:
         return functools.partial(Compiled, shapeless=shapeless, max_plans=max_plans)

@@ -1,117 +1,239 @@
-"""Tensors in nested lists, tuples and dicts: what ``compile`` takes and gives."""
+"""Tensors in nested lists, tuples, dicts and dataclasses: what ``compile`` takes and gives."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+import copy
+import dataclasses
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
 from typing import Any
+
+import mlx.core as mx
+import numpy as np
 
 from ..device import Device
 from ..error import Error
-from ..graph.node import GraphNode
+from ..graph.node import GraphNode, Trace, is_own_leaf
 from .base import TensorBase
 from .eager import CellTensor, Tensor
 from .grad_store import GradStore
 
 
+@dataclasses.dataclass(frozen=True)
 class Slot:
     """Where a tensor stands in a structure of arguments or results, and of which class it is."""
 
-    __slots__ = ("index", "kind")
-
-    def __init__(self, index: int, kind: type[TensorBase]) -> None:
-        self.index, self.kind = index, kind
+    index: int
+    kind: type[TensorBase]
 
 
-def note(value: Any, key: list[Any], nodes: list[GraphNode], by_rank: bool = False) -> None:
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A dataclass in such a structure, to be made anew with its tensors."""
+
+    kind: type
+    attributes: dict[str, Any]
+
+
+_BY_VALUE = frozenset((int, bool, str, bytes, type(None)))
+
+
+def note(value: Any, key: list[Any], nodes: list[GraphNode]) -> None:
     """Append to ``key`` what tells ``value`` from others of another structure, and to ``nodes`` those of its tensors.
 
-    A tensor counts by shape, or ``by_rank``, dtype and device; a variable, which is read anew at each call, by itself.
+    A tensor counts by shape, dtype and device; a variable, which is read anew at each call, by itself.
     """
+    kind = type(value)
     if isinstance(value, TensorBase):
         if isinstance(value, CellTensor):
-            key.append(CellTensor)
+            key.append(kind)
             key.append(value._variable)
             return
         node = value._node
+        key.append(Tensor if isinstance(value, Tensor) else kind)
+        if node.variable is not None and is_own_leaf(node):
+            key.append(node.variable)
+            return
         nodes.append(node)
-        key.append(Tensor if isinstance(value, Tensor) else type(value))
-        key.append((len(node.meta[0]), node.meta[1]) if by_rank else node.meta)
+        key.append(node.meta)
         if node.device is not Device.Cpu:
             key.append(node.device)
+        return
+    key.append(kind)
+    if kind in _BY_VALUE:
+        key.append(value)
     elif isinstance(value, (list, tuple)):
-        key.append(type(value))
         key.append(len(value))
         for item in value:
-            note(item, key, nodes, by_rank)
+            note(item, key, nodes)
     elif isinstance(value, dict):
-        key.append(dict)
-        key.append(tuple(value))
-        for item in value.values():
-            note(item, key, nodes, by_rank)
+        key.append(len(value))
+        if isinstance(value, defaultdict):
+            key.append(value.default_factory)
+        for name, item in value.items():
+            note(name, key, nodes)
+            note(item, key, nodes)
+    elif isinstance(value, float):
+        key.append(float.__repr__(value))  # zeros of both signs are equal, and a NaN is not equal to itself
+    elif isinstance(value, (complex, np.generic)):
+        key.append(repr(value))
+    elif isinstance(value, frozenset):
+        key.append(frozenset([_noted(item, nodes) for item in value]))
+    elif _is_record(value):
+        note(_attributes(value), key, nodes)
     else:
-        key.append(type(value))
-        # The two zeros are equal, and not the same.
-        key.append(str(value) if type(value) is float and value == 0 else value)
+        key.append(value)
 
 
-def skeleton(value: Any, tensors: list[TensorBase]) -> Any:
+def _noted(value: Any, nodes: list[GraphNode]) -> Hashable:
+    key: list[Any] = []
+    note(value, key, nodes)
+    return tuple(key)
+
+
+def skeleton(value: Any, tensors: list[TensorBase], path: str, trace: Trace | None = None) -> Any:
     """``value`` with its tensors replaced by slots; they are appended to ``tensors``. A variable stays what it is.
 
-    Raises ``Error`` for what cannot be part of a plan.
+    ``trace`` is the one that ``value`` is the result of. Raises ``Error`` that names ``path`` for what cannot be part
+    of a plan.
     """
-    if isinstance(value, GradStore):
-        raise Error("compile: got a GradStore among the arguments or results; takes its gradients: grads[var]")
-    if isinstance(value, CellTensor):
-        return value
+    kind = type(value)
     if isinstance(value, TensorBase):
+        if isinstance(value, CellTensor):
+            if trace is not None and value._variable in trace.made:
+                raise Error(
+                    f"compile: {path} is a variable that the traced function made; takes copy() of it, or a Var from "
+                    "outside, which every call shares"
+                )
+            return value
+        if trace is None and is_own_leaf(value._node):
+            return value
         tensors.append(value)
-        return Slot(len(tensors) - 1, Tensor if isinstance(value, Tensor) else type(value))
-    if isinstance(value, tuple):
-        items = [skeleton(item, tensors) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [skeleton(item, tensors) for item in value]
+        return Slot(len(tensors) - 1, Tensor if isinstance(value, Tensor) else kind)
+    count = len(tensors)
+    if isinstance(value, (list, tuple)):
+        items = [skeleton(item, tensors, f"{path}[{i}]", trace) for i, item in enumerate(value)]
+        if isinstance(value, tuple) and kind is not tuple and not hasattr(kind, "_fields"):
+            if len(tensors) > count:
+                raise _refused(path, value, "tensors in a list, tuple, namedtuple, dict or dataclass")
+            return value
+        return _sequence(value, items)
     if isinstance(value, dict):
-        return {name: skeleton(item, tensors) for name, item in value.items()}
-    try:
-        hash(value)
-    except TypeError:
-        raise Error(
-            f"compile: got a {type(value).__name__} among the arguments or results; "
-            "takes tensors, hashable values and lists, tuples, dicts of them"
-        ) from None
+        for name in value:
+            skeleton(name, tensors, f"the key {name!r} of {path}", trace)
+        if len(tensors) > count:
+            raise Error(f"compile: {path} has a tensor as a key; takes tensors as a dict's values")
+        if getattr(value, "__dict__", None):
+            raise _refused(path, value, "a dict without attributes beside its items")
+        return _dict(value, {name: skeleton(item, tensors, f"{path}[{name!r}]", trace) for name, item in value.items()})
+    if isinstance(value, frozenset):
+        for item in value:
+            skeleton(item, tensors, f"an item of {path}", trace)
+        if len(tensors) > count:
+            raise Error(f"compile: {path} is a frozenset with a tensor in it; takes a list or tuple of tensors")
+        return value
+    if _is_record(value):
+        items_by_name = _attributes(value).items()
+        attributes = {name: skeleton(item, tensors, f"{path}.{name}", trace) for name, item in items_by_name}
+        return value if len(tensors) == count and _is_hashable(value) else Record(kind, attributes)
+    if isinstance(value, GradStore):
+        raise _refused(path, value, "its gradients: grads[var]")
+    if isinstance(value, (mx.array, np.ndarray)):
+        raise _refused(path, value, "a tensor: Tensor(array)")
+    if isinstance(value, (Iterator, AsyncIterator)):
+        raise _refused(path, value, "a list of what it gives")
+    if isinstance(value, Awaitable):
+        raise _refused(path, value, "what it gives when awaited")
+    if not _is_hashable(value):
+        raise _refused(path, value, "tensors, hashable values and lists, tuples, dicts, dataclasses of them")
     return value
+
+
+def _refused(path: str, value: Any, takes: str) -> Error:
+    return Error(f"compile: {path} is a {type(value).__name__}; takes {takes}")
 
 
 def fill(structure: Any, make: Callable[[Slot], Any]) -> Any:
     """A skeleton with every slot replaced."""
     if isinstance(structure, Slot):
         return make(structure)
-    if isinstance(structure, tuple):
-        items = [fill(item, make) for item in structure]
-        return type(structure)(*items) if hasattr(structure, "_fields") else tuple(items)
-    if isinstance(structure, list):
-        return [fill(item, make) for item in structure]
+    if isinstance(structure, (list, tuple)):
+        if isinstance(structure, tuple) and type(structure) is not tuple and not hasattr(structure, "_fields"):
+            return structure
+        return _sequence(structure, [fill(item, make) for item in structure])
     if isinstance(structure, dict):
-        return {name: fill(item, make) for name, item in structure.items()}
+        return _dict(structure, {name: fill(item, make) for name, item in structure.items()})
+    if isinstance(structure, Record):
+        made = object.__new__(structure.kind)
+        for name, item in structure.attributes.items():
+            object.__setattr__(made, name, fill(item, make))  # a frozen dataclass has no other way
+        return made
     return structure
 
 
-def labels(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
-    """The arguments in words, by where they stand: ``{"x": "[2, 3] f32", "parts['scale']": "2.0"}``."""
+def _sequence(like: Any, items: list[Any]) -> Any:
+    """``items`` as a list or tuple of the class of ``like``."""
+    kind = type(like)
+    if kind is list:
+        return items
+    if kind is tuple:
+        return tuple(items)
+    if isinstance(like, tuple):
+        return kind._make(items)  # type: ignore[attr-defined]
+    made = copy.copy(like)
+    made[:] = items
+    return made
+
+
+def _dict(like: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
+    """``items`` as a dict of the class of ``like``."""
+    if type(like) is dict:
+        return items
+    made = copy.copy(like)
+    for name, item in items.items():
+        dict.__setitem__(made, name, item)
+    return made
+
+
+def _is_record(value: Any) -> bool:
+    """Whether it is a dataclass that counts by its content: one that is compared by it, or that holds tensors."""
+    kind = type(value)
+    if not hasattr(kind, "__dataclass_fields__"):
+        return False
+    return kind.__hash__ is not object.__hash__ or any(map(_holds_tensor, _attributes(value).values()))
+
+
+def _holds_tensor(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+    return any(isinstance(part, TensorBase) for part in parts)
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """A dataclass's fields, and what else it has been given."""
+    found = {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if hasattr(value, each.name)}
+    return {**found, **getattr(value, "__dict__", {})}
+
+
+def _is_hashable(value: Any) -> bool:
     try:
-        given = inspect.signature(function).bind(*args, **kwargs).arguments
-    except (TypeError, ValueError):  # no signature, as some built-in functions; or wrong arguments, which the call says
-        given = {**{f"argument {i}": arg for i, arg in enumerate(args)}, **kwargs}
-    return dict(part for name, value in given.items() for part in _labels(name, value))
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def labels(names: list[str], values: list[Any]) -> dict[str, str]:
+    """Arguments in words, by where they stand: ``{"x": "[2, 3] f32", "parts['scale']": "2.0"}``."""
+    return dict(part for name, value in zip(names, values) for part in _labels(name, value))
 
 
 def _labels(path: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, CellTensor):
-        yield path, f"the variable {value._variable.id} {list(value.shape)} {value.dtype}"
-    elif isinstance(value, TensorBase):
-        yield path, f"{list(value.shape)} {value.dtype}"
+    if isinstance(value, TensorBase):
+        node = value._node
+        text = f"{list(value.shape)} {value.dtype}"
+        lazy = "" if isinstance(value, Tensor) else "lazy "
+        variable = value._variable if isinstance(value, CellTensor) else node.variable if is_own_leaf(node) else None
+        yield path, lazy + (text if variable is None else f"the variable {variable.id} {text}")
     elif isinstance(value, (list, tuple)):
         yield f"len({path})", str(len(value))
         for i, item in enumerate(value):
@@ -120,6 +242,10 @@ def _labels(path: str, value: Any) -> Iterator[tuple[str, str]]:
         yield f"list({path})", str(list(value))
         for name, item in value.items():
             yield from _labels(f"{path}[{name!r}]", item)
+    elif _is_record(value):
+        yield f"type({path})", type(value).__name__
+        for name, item in _attributes(value).items():
+            yield from _labels(f"{path}.{name}", item)
     else:
         text = repr(value)
         yield path, text if len(text) <= 60 else text[:57] + "..."

@@ -10,20 +10,24 @@ from typing import Any
 import mlx.core as mx
 
 from ..device import Device
+from ..dtype import DType
 from ..graph.evaluate import on_device
-from ..graph.node import GraphNode, Variable, leaf, placeholder, topological_order, tracing
+from ..graph.node import GraphNode, Variable, is_own_leaf, leaf, placeholder, topological_order, tracing
 from ..graph.operation import Meta, Operation
 from ..graph.operations.random import next_key
 from ..graph.replay import Replay
 from ..shape import Shape
 from .base import TensorBase
-from .containers import Slot, fill, skeleton
+from .containers import Slot, fill, note, skeleton
 from .grad_store import COMPILED
 
 
-@dataclass
+@dataclass(eq=False)
 class Program:
-    """One trace of a function, ready to be replayed."""
+    """One trace of a function, ready to be replayed.
+
+    ``metas`` are the results' shapes and dtypes for the arguments it was traced with.
+    """
 
     replay: Replay
     run: Callable[[list[Any]], list[Any]]
@@ -34,12 +38,11 @@ class Program:
     tracked: list[bool]
     metas: list[Meta]
     device: Device
-    labels: dict[str, str]
     recorded: int
     rules: Counter[str]
 
-    def __call__(self, nodes: list[GraphNode], any_shape: bool = False) -> Any:
-        """The function's results for these arguments; variables are set when all is computed."""
+    def __call__(self, nodes: list[GraphNode], metas: list[Meta]) -> Any:
+        """The function's results for these arguments, which give such ones; variables are set when all is computed."""
         values: list[Any] = [node.value for node in nodes]
         for _ in range(self.keys):
             values.append(next_key())
@@ -48,42 +51,61 @@ class Program:
         with on_device(self.device):
             outputs = self.run(values)
             mx.eval(outputs)
-        count = len(self.metas)
         if self.writes:
-            for variable, value in zip(self.writes, outputs[count:]):
+            for variable, value in zip(self.writes, outputs[len(metas) :]):
                 variable.assign(value)
 
         def wrap(slot: Slot) -> Any:
             index = slot.index
             value = outputs[index]
-            if any_shape or not value.size:
+            if not value.size:
                 node = leaf(value, self.device)
             else:
-                node = GraphNode(_INPUT, (), self.metas[index], self.device, value=value)
+                node = GraphNode(_INPUT, (), metas[index], self.device, value=value)
             if self.tracked[index]:
                 node.cut = COMPILED
             return slot.kind._from_node(node)  # type: ignore[attr-defined]
 
         return fill(self.results, wrap)
 
+    def held(self) -> list[Meta]:
+        """What it keeps of tensors from outside: their shapes and dtypes."""
+        return [Meta(Shape(value.shape), DType.of(value.dtype)) for value in self.replay.constants()]
+
+    def difference(self, other: Program) -> str | None:
+        """What it does otherwise than ``other``; ``None`` if either does what the other does."""
+        if self.reads != other.reads or self.writes != other.writes:
+            return "it reads or sets other variables"
+        if self.keys != other.keys:
+            return f"{self.keys} draws of random numbers for one shape, {other.keys} for another"
+        different = self.replay.difference(other.replay)
+        if different is not None:
+            return different
+        return None if self._given() == other._given() else "its results have another structure, or other constants"
+
+    def _given(self) -> list[Any]:
+        key: list[Any] = [tuple(self.tracked), [meta.dtype for meta in self.metas], self.device]
+        note(self.results, key, [])
+        return key
+
 
 _INPUT = Operation.Input
 
 
 def trace(
-    function: Callable[..., Any], structure: Any, tensors: list[TensorBase], labels: dict[str, str], shapeless: bool
+    function: Callable[..., Any], name: str, structure: tuple[list[Any], dict[str, Any]], tensors: list[TensorBase]
 ) -> Program:
     """Run ``function`` on placeholders for ``tensors`` at the slots of ``structure``, its args and kwargs."""
-    arguments = [placeholder(Meta(tensor.shape, tensor.dtype), tensor.device) for tensor in tensors]
+    with tracing(name) as traced:
+        arguments = [placeholder(Meta(tensor.shape, tensor.dtype), tensor.device) for tensor in tensors]
 
-    def stand_in(slot: Slot) -> Any:
-        return slot.kind._from_node(arguments[slot.index])  # type: ignore[attr-defined]
+        def stand_in(slot: Slot) -> Any:
+            return slot.kind._from_node(arguments[slot.index])  # type: ignore[attr-defined]
 
-    with tracing() as traced:
         args, kwargs = fill(structure, stand_in)
         returned = function(*args, **kwargs)
         results: list[TensorBase] = []
-        given = skeleton(returned, results)
+        given = skeleton(returned, results, "the result", traced)
         nodes = [tensor._node for tensor in results]
         written = traced.written
         # What the function no longer holds is nobody's: only results and what was set are asked for.
@@ -94,14 +116,15 @@ def trace(
     reads: dict[Variable, GraphNode] = {}
     for node in order:
         # A leaf that is not the variable's own any more was recorded earlier, and keeps the value of its time.
-        if node.variable is not None and node.variable.node is node:
-            reads[node.variable] = node
+        if is_own_leaf(node) and node.variable not in traced.made:
+            reads[node.variable] = node  # type: ignore[index]
     inputs = [*arguments, *traced.keys, *reads.values()]
     recorded = len(order)
     del order
     replay = Replay(outputs, inputs)
-    # On the CPU mx.compile costs seconds of C++ compiler per shape and the step is no faster (measured).
-    run = replay.run if device.is_cpu() else mx.compile(replay.run, shapeless=shapeless)
+    # On the CPU mx.compile costs seconds of C++ compiler per shape and the step is no faster (measured). On a GPU it
+    # looks at each shape: kernels are chosen by it.
+    run = replay.run if device.is_cpu() else mx.compile(replay.run)
     return Program(
         replay,
         run,
@@ -112,7 +135,6 @@ def trace(
         [node.tracked for node in nodes],
         [Meta(Shape(node.shape), node.dtype) for node in nodes],
         device,
-        labels,
         recorded,
         traced.rules + replay.rules(),
     )
