@@ -252,6 +252,18 @@ def _turns(x: Any, y: Any, dim: int = 1) -> Any:
     return type(x).cat([x, y], dim).reshape((b, 2 * kv, s, d))
 
 
+def _backward(x: Any, n: int) -> Any:
+    """Heads repeated, their positions from the last to the first."""
+    b, kv, s, d = x.dims4()
+    return x[:, :, None, ::-1, :].expand((b, kv, n, s, d)).reshape((b, kv * n, s, d))
+
+
+def _tiled(x: Any, n: int) -> Any:
+    """All heads of one batch, and then all of them again."""
+    _, kv, s, d = x.dims4()
+    return x.broadcast_as((n, 1, kv, s, d)).reshape((1, n * kv, s, d))
+
+
 def _filled(scores: Any, mask: Any, fill: float = -math.inf) -> Any:
     """candle's ``masked_fill``."""
     mask = mask.broadcast_as(scores.shape)
@@ -372,6 +384,20 @@ EXAMPLES = (
         lambda q, k, v: (q @ k.repeat((1, 2, 1, 1)).t()).softmax(-1) @ v.repeat((1, 2, 1, 1)),
         "sdpa(q, repeat(k; repeats=(1, 2, 1, 1)), repeat(v; repeats=(1, 2, 1, 1)); scale=1.0, causal=False)",
     ),
+    Example(
+        _GROUPED,
+        lambda q, k, v: (q @ _backward(k, 2).t()).softmax(-1) @ _backward(v, 2),
+        "sdpa(q, reshape(broadcast_as(slice(k; slices=((0, 2, 1), (0, 2, 1), (6, -1, -1), (0, 4, 1)), "
+        "dims=(0, 1, -1, 2, 3)); shape=(2, 2, 2, 7, 4)); shape=(2, 4, 7, 4)), reshape(broadcast_as(slice(v; "
+        "slices=((0, 2, 1), (0, 2, 1), (6, -1, -1), (0, 4, 1)), dims=(0, 1, -1, 2, 3)); shape=(2, 2, 2, 7, 4)); "
+        "shape=(2, 4, 7, 4)); scale=1.0, causal=False)",
+    ),
+    Example(
+        ((1, 4, 5, 4), (1, 2, 7, 4), (1, 2, 7, 4)),
+        lambda q, k, v: (q @ _tiled(k, 2).t()).softmax(-1) @ _tiled(v, 2),
+        "sdpa(q, reshape(broadcast_as(k; shape=(2, 1, 2, 7, 4)); shape=(1, 4, 7, 4)), "
+        "reshape(broadcast_as(v; shape=(2, 1, 2, 7, 4)); shape=(1, 4, 7, 4)); scale=1.0, causal=False)",
+    ),
     # Heads as a whole one after another are others' than each of them twice.
     Example(
         _GROUPED,
@@ -417,6 +443,18 @@ EXAMPLES = (
         lambda q, k, v, m: (q @ k.t() + m).softmax(-1) @ v,
         "matmul(softmax(add(matmul(q, transpose(k; dim1=1, dim2=2)), m); dim=3), v)",
         because="is repeated to [2, 3, 5]",
+    ),
+    Example(
+        ((2, 3, 1, 4), (2, 3, 1, 4), (2, 3, 7, 4), (1,)),
+        lambda q, k, v, m: (q @ k.t() + m.broadcast_as((2, 3, 5, 7))).softmax(-1) @ v,
+        "matmul(softmax(add(matmul(q, transpose(k; dim1=2, dim2=3)), broadcast_as(m; shape=(2, 3, 5, 7))); dim=3), v)",
+        because="q [2, 3, 1, 4] is repeated to [2, 3, 5]",
+    ),
+    Example(
+        ((2, 3, 5, 4), (2, 3, 1, 4), (2, 3, 7, 4), (1,)),
+        lambda q, k, v, m: (q @ k.t() + m.broadcast_as((2, 3, 5, 7))).softmax(-1) @ v,
+        "matmul(softmax(add(matmul(q, transpose(k; dim1=2, dim2=3)), broadcast_as(m; shape=(2, 3, 5, 7))); dim=3), v)",
+        because="k [2, 3, 1, 4] is repeated for v [2, 3, 7, 4]",
     ),
     Example(
         (*_FOUR, (2, 3, 5, 7), (5, 7)),

@@ -319,6 +319,15 @@ EXAMPLES = (
         because="cos [2, 1, 5, 3] is no table of t 5 and d/2 3 for x [2, 3, 5, 6]",
     ),
     Example(
+        ((1, 3, 5, 6), (5, 3), (5, 3)),
+        lambda x, cos, sin: _split(x, *[table.broadcast_as((4, 1, 5, 3)) for table in (cos, sin)]),
+        "cat(sub(mul(narrow(x; dim=3, start=0, length=3), broadcast_as(cos; shape=(4, 1, 5, 3))), "
+        "mul(narrow(x; dim=3, start=3, length=3), broadcast_as(sin; shape=(4, 1, 5, 3)))), "
+        "add(mul(narrow(x; dim=3, start=0, length=3), broadcast_as(sin; shape=(4, 1, 5, 3))), "
+        "mul(narrow(x; dim=3, start=3, length=3), broadcast_as(cos; shape=(4, 1, 5, 3)))); dim=3)",
+        because="the result is [4, 3, 5, 6], x is [1, 3, 5, 6]",
+    ),
+    Example(
         ((2, 3, 5, 6), (3, 1, 3), (3, 1, 3)),
         _split,
         "cat(sub(mul(narrow(x; dim=3, start=0, length=3), cos), mul(narrow(x; dim=3, start=3, "

@@ -7,6 +7,8 @@ Sums are not folded: ``(x - 1000) * 1000`` is exact near 1000, ``x * 1000 - 1000
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...dtype import DType
 from ..operations.affine import Affine, DivScalar, MulScalar
 from ..operations.reduce import Mean, Sum
@@ -92,6 +94,13 @@ RULES = (
     Rule("power_half", of(Powf, _x, e=0.5), lambda x: apply(Sqrt(), x), when=_has_root),
 )
 
+
+def _chain(x: Any, length: int) -> Any:
+    for _ in range(length):
+        x = x + 1.0
+    return x
+
+
 _SHAPE = ((3, 5),)
 _ALL = ("f32", "bf16", "f16", "f64")
 EXAMPLES = (
@@ -168,6 +177,13 @@ EXAMPLES = (
         _SHAPE,
         lambda x: (x + 2.0) ** 0.5,
         "powf(affine(x; mul=1.0, add=2.0); e=0.5)",
+        because="the power 0.5 of -0.0 is 0.0",
+    ),
+    # Of a long chain only the end is looked at.
+    Example(
+        _SHAPE,
+        lambda x: _chain(x.exp(), 9).powf(0.5),
+        f"powf({'affine(' * 9}exp(x){'; mul=1.0, add=1.0)' * 9}; e=0.5)",
         because="the power 0.5 of -0.0 is 0.0",
     ),
     Example(_SHAPE, lambda x: x.exp().log(), "log(exp(x))"),

@@ -68,6 +68,10 @@ RULES = (
 )
 
 
+def _of_shifted(shifted: Any) -> Any:
+    return shifted.exp() / shifted.exp().sum_keepdim(0)
+
+
 def _spelled(x: Any, dim: int = -1) -> Any:
     powers = x.broadcast_sub(x.max_keepdim(dim)).exp()
     return powers.broadcast_div(powers.sum_keepdim(dim))
@@ -116,6 +120,19 @@ EXAMPLES = (
     Example(_ONE, lambda x: x - x.log_sum_exp(1).unsqueeze(1), "log_softmax(x; dim=1)"),
     Example(_ONE, lambda x: x.broadcast_sub(x.log_sum_exp(-1).reshape((5, 1))), "log_softmax(x; dim=1)"),
     Example(_ONE, lambda x: x.softmax(-1).log(), "log_softmax(x; dim=1)"),
+    Example(
+        ((1, 5),),
+        lambda x: _of_shifted(x - x.max_keepdim(0).broadcast_as((3, 5))),
+        "div(exp(sub(x, broadcast_as(max(x; dims=(0,), keepdim=True); shape=(3, 5)))), sum(exp(sub(x, "
+        "broadcast_as(max(x; dims=(0,), keepdim=True); shape=(3, 5)))); dims=(0,), keepdim=True))",
+        because="[1, 5] is broadcast to [3, 5]",
+    ),
+    Example(
+        ((1, 5),),
+        lambda x: x - x.log_sum_exp(0).unsqueeze(0).broadcast_as((3, 5)),
+        "sub(x, broadcast_as(unsqueeze(log_sum_exp(x; dims=(0,)); dim=0); shape=(3, 5)))",
+        because="[1, 5] is broadcast to [3, 5]",
+    ),
     Example(
         ((5, 5),),
         lambda x: x - x.log_sum_exp(1).unsqueeze(0),
