@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, cast
 
@@ -12,7 +13,7 @@ import numpy as np
 from .. import display
 from ..device import Device
 from ..dtype import DType
-from ..error import Error
+from ..error import Error, NotEvaluatedError
 from ..graph.evaluate import evaluate
 from ..graph.node import GraphNode, TensorId, current_trace, layout_of, leaf, record, topological_order
 from ..graph.operation import Operation, to_numpy
@@ -199,6 +200,11 @@ class TensorBase:
         current_trace()  # so that a thread that only reads is known to be at work, see evaluate_in_place
         node = self._node
         if node.value is None:
+            if current_trace() is not None:
+                raise NotEvaluatedError(
+                    f"{_asked()}: a function that compile is tracing cannot look at values; return them instead, or "
+                    "choose by where_cond"
+                )
             evaluate([node])
         # MLX changes an array in place by giving the changed one to the handle: this one is the caller's own.
         return copy.copy(cast("mx.array", node.value))
@@ -238,7 +244,17 @@ class TensorBase:
         return values
 
     def __str__(self) -> str:
+        if self._node.value is None:  # traced: printing must not fail for it
+            return repr(self)
         return display.format_tensor(self.mlx(), self.dtype, self.device)
+
+
+def _asked() -> str:
+    """The method that somebody outside of the package called and that is on its way to a value: "to_scalar"."""
+    frame, name = sys._getframe(1), "eval"
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(__package__ or ""):
+        frame, name = frame.f_back, frame.f_code.co_name
+    return name.strip("_")
 
 
 def nodes_of(tensors: Sequence[TensorBase]) -> list[GraphNode]:

@@ -78,16 +78,16 @@ class Compiled(Generic[R]):
                 evaluate(nodes)
                 break
         whole = tuple(key)
+        plan: Plan | None
         try:
             plan = self._plans[whole]
             if plan is not self._last:
                 self._plans.move_to_end(whole)
                 self._last = plan
-        except KeyError:  # another thread may have dropped it between the two
+        except (KeyError, TypeError):  # no plan, or dropped by another thread meanwhile; or what cannot be part of one
+            plan = None
+        if plan is None:
             plan = self._new_plan(whole, args, kwargs)
-        except TypeError:
-            self._structure(args, kwargs, [])  # names what cannot be part of a plan
-            raise
         result: R = plan.program(nodes, plan.metas)
         return result
 
@@ -96,8 +96,8 @@ class Compiled(Generic[R]):
         structure = self._structure(args, kwargs, tensors)
         names = [*self._positions(len(args)), *kwargs]
         call = Call(labels(names, [*args, *kwargs.values()]), _settings(), tuple(kwargs))
-        program = trace(self._function, self._name(), structure, tensors)
         reason, dropped = self._store.reason(key, call), self._store.dropped
+        program = trace(self._function, self._name(), structure, tensors)
         plan, is_new = self._store.add(key, program, call, reason)
         self._last = None  # a dropped plan is not kept alive here
         self.traces += 1

@@ -164,7 +164,7 @@ def fill(structure: Any, make: Callable[[Slot], Any]) -> Any:
     if isinstance(structure, dict):
         return _dict(structure, {name: fill(item, make) for name, item in structure.items()})
     if isinstance(structure, Record):
-        made = object.__new__(structure.kind)
+        made: Any = object.__new__(structure.kind)
         for name, item in structure.attributes.items():
             object.__setattr__(made, name, fill(item, make))  # a frozen dataclass has no other way
         return made
@@ -179,7 +179,7 @@ def _sequence(like: Any, items: list[Any]) -> Any:
     if kind is tuple:
         return tuple(items)
     if isinstance(like, tuple):
-        return kind._make(items)  # type: ignore[attr-defined]
+        return kind._make(items)
     made = copy.copy(like)
     made[:] = items
     return made
@@ -200,7 +200,8 @@ def _is_record(value: Any) -> bool:
     kind = type(value)
     if not hasattr(kind, "__dataclass_fields__"):
         return False
-    return kind.__hash__ is not object.__hash__ or any(map(_holds_tensor, _attributes(value).values()))
+    by_content: bool = kind.__hash__ is not object.__hash__  # type: ignore[comparison-overlap]
+    return by_content or any(map(_holds_tensor, _attributes(value).values()))
 
 
 def _holds_tensor(value: Any) -> bool:

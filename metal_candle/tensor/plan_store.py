@@ -99,7 +99,7 @@ class PlanStore:
             return f"its plan was dropped: max_plans is {self.most}"
         if not self.kept:
             return "" if not self.made else f"all plans were dropped: max_plans is {self.most}"
-        nearest = min((call.changes(kept.call) for kept in reversed(self.kept)), key=len)
+        nearest = min((call.changes(kept.call) for kept in self.kept), key=len)
         if not nearest:
             return "an argument is another object that looks the same"
         return "; ".join(nearest[:4]) + (f"; and {len(nearest) - 4} more" if len(nearest) > 4 else "")
