@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Union
 
 from ..device import Device
-from ..error import Error, GraphNodeNotFoundError
+from ..error import ArgumentTypeError, GraphNodeNotFoundError
+from ..error.text import described
 from . import render
 from .fold import LIMIT
 from .node import GraphNode, record, topological_order
@@ -21,17 +22,18 @@ Handle = Union[GraphNode, NodeId, int]
 class ComputationGraph:
     """What is reachable from some outputs. metal-candle: ``metal_candle::graph::ComputationGraph``.
 
-    Takes a device, for an empty graph that grows by ``add_input`` and ``add_node``; a tensor; or a list of
-    tensors. It owns nothing: a graph lives as long as what is reachable from a tensor that somebody holds.
+    Takes a device, for an empty graph that grows by ``add_input`` and ``add_node``; tensors; or a list of
+    them. It owns nothing: a graph lives as long as what is reachable from a tensor that somebody holds.
     """
 
-    def __init__(self, of: Any = None) -> None:
-        tensors: Sequence[Any] = [of]
-        if of is None or isinstance(of, (list, tuple, Device)):
+    def __init__(self, of: Any = None, *others: Any) -> None:
+        tensors: Sequence[Any] = [of, *others]
+        if not others and (of is None or isinstance(of, (list, tuple, Device))):
             tensors = of if isinstance(of, (list, tuple)) else []
         for tensor in tensors:
             if not hasattr(tensor, "_node"):
-                raise Error(f"graph: got {type(tensor).__name__}; takes a device, a tensor or a list of tensors")
+                takes = "tensors" if others else "a device, tensors or a list of tensors"
+                raise ArgumentTypeError(f"graph: got {described(tensor)}; takes {takes}")
         self._outputs: list[GraphNode] = [tensor._node for tensor in tensors]
         if isinstance(of, Device):
             self._device = of

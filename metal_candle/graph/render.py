@@ -10,6 +10,7 @@ from typing import Union
 from .box import Box, references, summary
 from .fold import LIMIT, Folded, common
 from .fold import fold as folding
+from .looks import INK, LOOKS, kind_of, outputs_of
 from .node import GraphNode
 
 Fold = Union[bool, int, None]
@@ -40,16 +41,25 @@ def text(nodes: Sequence[GraphNode], limit: int | None = LIMIT, fold: Fold = Non
 
 
 def dot(nodes: Sequence[GraphNode], limit: int | None = LIMIT, fold: Fold = None) -> str:
-    """A ``digraph`` with a cluster for each module; nodes that have a value are filled, folded modules tabbed."""
+    """A ``digraph`` with a cluster for each module.
+
+    Inputs, variables and evaluated nodes are filled, each in its colour, inputs and variables rounded, folded modules
+    tabbed; outputs have a bold border.
+    """
     folded = folding(nodes, limit, fold)
-    clusters = itertools.count()
+    clusters, outputs = itertools.count(), outputs_of(nodes)
 
     def shown(box: Box) -> str:
         if box.kind == "rest":
             return f'more [label="{_escaped(summary(nodes))}", style=dashed];'
         label = _escaped(f"{box.title}\n{box.result}").replace("\n", "\\n")
+        kind = kind_of(box)
         looks = ", shape=tab" if box.kind == "module" else ""
-        return f'{box.name} [label="{label}"{looks}{", style=filled" if box.evaluated else ""}];'
+        if kind in _COLOURED:
+            style = '"rounded,filled"' if kind in _LEAVES else "filled"
+            looks += f', style={style}, fillcolor="{LOOKS[kind].fill}", color="{LOOKS[kind].stroke}"'
+        bold = "" if outputs.isdisjoint(box.nodes) else ", penwidth=2.5"
+        return f'{box.name} [label="{label}"{looks}{bold}];'
 
     def opened(label: str) -> list[str]:
         return [f"subgraph cluster_{next(clusters)} {{", f'  label="{_escaped(label)}";', "  style=rounded;"]
@@ -61,14 +71,27 @@ def dot(nodes: Sequence[GraphNode], limit: int | None = LIMIT, fold: Fold = None
 
 
 def mermaid(nodes: Sequence[GraphNode], limit: int | None = LIMIT, fold: Fold = None) -> str:
-    """A ``flowchart`` with a subgraph for each module; nodes that have a value are rounded, folded modules framed."""
+    """A ``flowchart`` with a subgraph for each module; colours as in ``dot``.
+
+    Inputs and variables have round ends, evaluated nodes round corners, folded modules a frame, outputs a bold border.
+    """
     folded = folding(nodes, limit, fold)
-    clusters = itertools.count()
+    clusters, outputs = itertools.count(), outputs_of(nodes)
+    classes: dict[str, list[str]] = {}
+    for box in folded.boxes:
+        if (kind := kind_of(box)) in _COLOURED:
+            classes.setdefault(kind, []).append(box.name)
+        if box.kind != "rest" and not outputs.isdisjoint(box.nodes):
+            classes.setdefault("output", []).append(box.name)
 
     def shown(box: Box) -> str:
         if box.kind == "rest":
             return f'more[["{summary(nodes)}"]]'
-        opening, closing = ("[[", "]]") if box.kind == "module" else ("(", ")") if box.evaluated else ("[", "]")
+        opening, closing = ("(", ")") if box.evaluated else ("[", "]")
+        if box.kind == "module":
+            opening, closing = "[[", "]]"
+        elif kind_of(box) in _LEAVES:
+            opening, closing = "([", "])"
         return f'{box.name}{opening}"{_entities(box.title)}<br/>{_entities(box.result)}"{closing}'
 
     def opened(label: str) -> list[str]:
@@ -76,7 +99,20 @@ def mermaid(nodes: Sequence[GraphNode], limit: int | None = LIMIT, fold: Fold = 
 
     lines = ["flowchart TD", *_nested(folded, shown, opened, "end")]
     lines += [f"  {source} --> {target}" for source, target in _edges(folded)]
+    for kind, names in classes.items():
+        lines += [f"  classDef {kind} {_style(kind)}", f"  class {','.join(names)} {kind}"]
     return "\n".join(lines)
+
+
+_LEAVES = ("input", "variable")
+_COLOURED = (*_LEAVES, "evaluated", "done")
+
+
+def _style(kind: str) -> str:
+    """A Mermaid class; the colour of text as well, which in a dark theme is light."""
+    if kind == "output":
+        return "stroke-width:3px"
+    return f"fill:{LOOKS[kind].fill},stroke:{LOOKS[kind].stroke},color:{INK}"
 
 
 @dataclass

@@ -9,11 +9,11 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from html import escape
-from typing import NamedTuple
 
 from .box import Box, kinds, references, summary
 from .fold import fold as folding
 from .layers import Wire, arrange
+from .looks import INK, LOOKS, OUTPUT, Look, kind_of, outputs_of
 from .node import GraphNode
 from .render import Fold
 
@@ -24,30 +24,10 @@ _SIGN, _SMALL = 7.3, 6.1
 """Width of a character of the title and of the line below it."""
 _HEIGHT, _MARGIN, _LEGEND = 40.0, 12.0, 20.0
 _LONGEST = 40
-_INK, _FAINT, _WIRE = "#1a202c", "#4a5568", "#8a8f98"
+_FAINT, _WIRE = "#4a5568", "#8a8f98"
+_BORDER, _BOLD = 1.3, 2.8
 # What XML 1.0 has no way to write: https://www.w3.org/TR/xml/#charsets
 _UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-
-
-class _Look(NamedTuple):
-    legend: str
-    fill: str
-    stroke: str
-    corner: float
-    dashed: bool = False
-
-
-_LOOKS = {
-    "leaf": _Look("leaf", "#e3ebf6", "#5b7aa8", 20.0),
-    "variable": _Look("variable", "#fdebc8", "#b7791f", 20.0),
-    "computed": _Look("to compute", "#ffffff", "#4a5568", 4.0),
-    "view": _Look("view", "#f4f4f5", "#71717a", 4.0, True),
-    "evaluated": _Look("evaluated", "#d3f2dc", "#2f855a", 4.0),
-    "module": _Look("module", "#ebe4fc", "#6b46c1", 8.0),
-    "done": _Look("evaluated module", "#c9ecdf", "#6b46c1", 8.0),
-    "nothing": _Look("an empty graph", "#ffffff", "#4b5563", 4.0, True),
-    "rest": _Look("left out", "#e5e7eb", "#4b5563", 8.0, True),
-}
 
 
 def svg(nodes: Sequence[GraphNode], limit: int | None = LIMIT, fold: Fold = None) -> str:
@@ -59,14 +39,15 @@ def svg(nodes: Sequence[GraphNode], limit: int | None = LIMIT, fold: Fold = None
     texts = [_text(box, nodes) for box in folded.boxes]
     sizes = [(max(_wide(title) * _SIGN, _wide(line) * _SMALL) + 24, _HEIGHT) for title, line in texts]
     placed = arrange(sizes, folded.edges)
-    looks = [_kind(box) for box in folded.boxes]
-    legend, below, widest = _legend([kind for kind in _LOOKS if kind in looks] or ["nothing"], max(placed.width, 420.0))
+    looks = [kind_of(box) for box in folded.boxes]
+    outputs = outputs_of(nodes)
+    legend, below, widest = _legend([kind for kind in LOOKS if kind in looks], max(placed.width, 420.0))
     width, height = max(placed.width, widest) + 2 * _MARGIN, placed.height + below + 2 * _MARGIN
     shift = _MARGIN + (width - 2 * _MARGIN - placed.width) / 2
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="graph of {len(nodes):,} nodes" '
-        'font-family="ui-monospace, SFMono-Regular, Menlo, Consolas, monospace" text-anchor="middle">',
+        'font-family="ui-monospace, SFMono-Regular, Menlo, Consolas, monospace">',
         f'<g transform="translate({_MARGIN:.0f} {_MARGIN:.0f})">{legend}</g>',
         f'<g transform="translate({shift:.1f} {_MARGIN + below:.1f})">',
         f'<g fill="none" stroke="{_WIRE}" stroke-width="1.4">',
@@ -77,23 +58,10 @@ def svg(nodes: Sequence[GraphNode], limit: int | None = LIMIT, fold: Fold = None
         "</g>",
     ]
     for box, (title, line), (wide, _), centre, kind in zip(folded.boxes, texts, sizes, placed.centres, looks):
-        lines.append(_shape(centre, wide, _LOOKS[kind], title, line, _tooltip(box, nodes), kind in ("module", "done")))
+        border = _BORDER if outputs.isdisjoint(box.nodes) else _BOLD
+        stacked = kind in ("module", "done")
+        lines.append(_shape(centre, wide, LOOKS[kind], title, line, _tooltip(box, nodes), stacked, border))
     return "\n".join([*lines, "</g>", "</svg>"])
-
-
-def _kind(box: Box) -> str:
-    node = box.nodes[0]
-    if box.kind == "rest":
-        return "rest"
-    if box.kind == "module":
-        return "done" if box.evaluated else "module"
-    if node.variable is not None:
-        return "variable"
-    if node.operation.arity == 0:
-        return "leaf"
-    if node.value is not None:
-        return "evaluated"
-    return "view" if node.operation.is_view else "computed"
 
 
 def _text(box: Box, nodes: Sequence[GraphNode]) -> tuple[str, str]:
@@ -135,25 +103,39 @@ def _written(line: str) -> str:
 
 
 def _shape(
-    centre: tuple[float, float], width: float, look: _Look, title: str, line: str, tooltip: str, stacked: bool
+    centre: tuple[float, float],
+    width: float,
+    look: Look,
+    title: str,
+    line: str,
+    tooltip: str,
+    stacked: bool,
+    border: float,
 ) -> str:
     x, y = centre
     left, top = x - width / 2, y - _HEIGHT / 2
     behind = ""
     if stacked:
-        behind = _rectangle(left + 4, top + 4, width, _HEIGHT, look)
+        behind = _rectangle(left + 4, top + 4, width, _HEIGHT, look, border)
     return (
-        f"<g><title>{_written(tooltip)}</title>{behind}{_rectangle(left, top, width, _HEIGHT, look)}"
-        f'<text x="{x:.1f}" y="{y - 3:.1f}" font-size="12" fill="{_INK}">{_written(title)}</text>'
-        f'<text x="{x:.1f}" y="{y + 12:.1f}" font-size="10" fill="{_FAINT}">{_written(line)}</text></g>'
+        f"<g><title>{_written(tooltip)}</title>{behind}{_rectangle(left, top, width, _HEIGHT, look, border)}"
+        f"{_line(x, y - 3, 12, INK, title)}{_line(x, y + 12, 10, _FAINT, line)}</g>"
     )
 
 
-def _rectangle(left: float, top: float, width: float, height: float, look: _Look) -> str:
+def _line(x: float, y: float, size: int, fill: str, line: str) -> str:
+    # Anchored one by one: converters overlook what a text inherits.
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{fill}" text-anchor="middle">{_written(line)}</text>'
+    )
+
+
+def _rectangle(left: float, top: float, width: float, height: float, look: Look, border: float = _BORDER) -> str:
     dashes = ' stroke-dasharray="5 3"' if look.dashed else ""
     return (
-        f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.0f}" rx="{look.corner:.0f}" '
-        f'fill="{look.fill}" stroke="{look.stroke}" stroke-width="1.3"{dashes}/>'
+        f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.0f}" '
+        f'rx="{min(look.corner, height / 2):.0f}" '
+        f'fill="{look.fill}" stroke="{look.stroke}" stroke-width="{border}"{dashes}/>'
     )
 
 
@@ -177,14 +159,13 @@ def _head(wire: Wire) -> str:
 def _legend(kinds_shown: Sequence[str], room: float) -> tuple[str, float, float]:
     """A sample of each kind, in as many lines as the room needs; with the height and width it takes."""
     shapes, x, y, widest = [], 0.0, 0.0, 0.0
-    for kind in kinds_shown:
-        look = _LOOKS[kind]
+    for look in [*(LOOKS[kind] for kind in kinds_shown), OUTPUT] if kinds_shown else [LOOKS["nothing"]]:
         width = _wide(look.legend) * _SMALL + 16
         if x and x + width > room:
             x, y = 0.0, y + _LEGEND + 6
         shapes.append(
-            _rectangle(x, y, width, _LEGEND, look)
-            + f'<text x="{x + width / 2:.1f}" y="{y + 13.5:.1f}" font-size="10" fill="{_INK}">{look.legend}</text>'
+            _rectangle(x, y, width, _LEGEND, look, _BOLD if look is OUTPUT else _BORDER)
+            + _line(x + width / 2, y + 13.5, 10, INK, look.legend)
         )
         x += width + 8
         widest = max(widest, x - 8)

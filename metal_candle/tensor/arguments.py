@@ -78,6 +78,14 @@ def no_tensor(op: str, operand: Any, takes: str = "a tensor") -> Error:
     return ArgumentTypeError(f"{op}: got {type(operand).__name__} for an operand; takes {takes}")
 
 
+def makes_one(tensor: TensorBase, data: Any) -> str:
+    """How a tensor of the same kind is made of an array or a list that stands beside one."""
+    kind = "LazyTensor" if type(tensor).__name__ == "LazyTensor" else "Tensor"
+    if isinstance(data, np.ndarray):
+        return f"{kind}.from_numpy makes one"
+    return f"{kind}.from_mlx makes one" if isinstance(data, mx.array) else f"{kind}(...) makes one"
+
+
 def renamed(error: Error, op: str, others: Iterable[str]) -> None:
     """Let an error's text name the method that was called instead of one of the ``others``, which it is made of.
 

@@ -14,12 +14,13 @@ from ..error.text import described
 from ..graph.node import record
 from ..graph.operations.comparison import CmpOp
 from ..graph.operations.linalg import Matmul
-from .arguments import no_tensor, renamed
+from .arguments import makes_one, no_tensor, renamed
 from .base import TensorBase
 from .methods import TensorMethods
 
 A = TypeVar("A", bound="ArithmeticMethods")
 _matmul = Matmul()
+_DATA = (list, tuple, np.ndarray, mx.array)
 # A layer multiplies the same shapes again and again.
 _product = functools.lru_cache(1024)(_matmul.infer)
 
@@ -106,12 +107,13 @@ class ArithmeticMethods(TensorMethods):
             node, other = self._node, self._operand(rhs)
             return self._wrap(record(_matmul, (node, other), None, _product(node.meta, other.meta)))
         if isinstance(rhs, (int, float, str, bytes, list, tuple, np.ndarray, np.generic, mx.array)):
-            raise no_tensor("matmul", rhs)
+            hint = f"; {makes_one(self, rhs)}" if isinstance(rhs, _DATA) else ""
+            raise no_tensor("matmul", rhs, f"a tensor{hint}")
         return NotImplemented
 
     def __rmatmul__(self, lhs: Any) -> Any:
-        if isinstance(lhs, (list, tuple, np.ndarray)):
-            raise no_tensor("matmul", lhs, "a tensor; Tensor(...) makes one")
+        if isinstance(lhs, _DATA):
+            raise no_tensor("matmul", lhs, f"a tensor; {makes_one(self, lhs)}")
         return NotImplemented
 
     def __neg__(self: A) -> A:

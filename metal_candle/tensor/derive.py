@@ -18,7 +18,7 @@ from ..graph.operation import REGISTRY, Operation
 from ..graph.operations.affine import Affine, DivScalar
 from ..graph.operations.binary import Binary, Div
 from ..graph.operations.unary import Powf, Recip
-from .arguments import check_of, no_tensor, renamed
+from .arguments import check_of, makes_one, no_tensor, renamed
 from .base import TensorBase
 
 __all__ = ["documentation", "method_table", "operations", "operator_table", "parameters"]
@@ -249,7 +249,7 @@ def _operator(
             return self._wrap(record(operation, (node, right), None, operation.infer(node.meta, right.meta)))
         if not isinstance(other, _NUMBERS):
             if isinstance(other, refused):
-                hint = "; Tensor(...) makes one" if isinstance(other, _DATA) else ""
+                hint = f"; {makes_one(self, other)}" if isinstance(other, _DATA) else ""
                 raise no_tensor(key, other, f"a tensor or a number{hint}")
             return NotImplemented
         if node.meta[1].is_float_:  # type: ignore[union-attr]

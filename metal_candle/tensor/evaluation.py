@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import os
+import threading
 from collections.abc import Coroutine, Generator
 from concurrent import futures
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ..error import Error
+from ..error import ArgumentValueError, Error
 from . import workers
+from .arguments import number
 
 R = TypeVar("R")
 
@@ -26,7 +30,8 @@ class Evaluation(futures.Future[R], Coroutine[Any, Any, R]):
 
     ``cancel()`` takes back what has not begun, and gives ``False`` for what has: MLX finishes, and the tensor keeps the
     value. Cancelling a task that awaits raises ``asyncio.CancelledError`` there at once, and cancels the evaluation if
-    it has not begun and nobody else waits for it.
+    it has not begun and nobody else waits for it. An error that nobody has asked for when the evaluation is let go is
+    logged, by ``metal_candle.eval``.
     """
 
     def __init__(self) -> None:
@@ -34,6 +39,7 @@ class Evaluation(futures.Future[R], Coroutine[Any, Any, R]):
         self._process = os.getpid()
         self._waiting = 0
         self._claimed = False
+        self._unasked = False
         # Takes the evaluation's graph out of what is in flight, once it is cancelled.
         self._withdraw: Any = None
 
@@ -42,8 +48,10 @@ class Evaluation(futures.Future[R], Coroutine[Any, Any, R]):
 
         Raises what the evaluation raised, ``concurrent.futures.CancelledError`` if it was cancelled, ``TimeoutError``
         if it takes longer than ``timeout`` seconds, which leaves it running, and ``Error`` where it could never come.
+        A ``timeout`` of 0 or less does not wait. Raises ``ArgumentTypeError`` for one that is no number.
         """
         try:
+            timeout = None if timeout is None else _seconds(timeout)
             if not self.done():
                 self._expect()
                 self._count(1)
@@ -51,12 +59,40 @@ class Evaluation(futures.Future[R], Coroutine[Any, Any, R]):
                     return self.result(timeout)
                 except futures.TimeoutError:
                     if not self.done():  # else it may be what the evaluation raised
-                        raise TimeoutError(f"wait: the evaluation is not done after {timeout} s; it goes on") from None
+                        after = f"after {timeout:g} s" if timeout else "yet"
+                        raise TimeoutError(f"wait: the evaluation is not done {after}; it goes on") from None
                 finally:
                     self._count(-1)
             return self.result()
         finally:
             del self  # an error that refers to this frame must not keep what refers to the error
+
+    def result(self, timeout: float | None = None) -> R:
+        """The value, when it is there, or the error; see ``wait``."""
+        try:
+            return super().result(timeout)
+        finally:
+            self._unasked = self._unasked and not self.done()
+            del self
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The error, or ``None`` if there is a value, when it is known."""
+        try:
+            return super().exception(timeout)
+        finally:
+            self._unasked = self._unasked and not self.done()
+            del self
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """The future's: whoever computes the value tells why there is none."""
+        self._unasked = True
+        super().set_exception(exception)
+
+    def __del__(self) -> None:
+        if getattr(self, "_unasked", False) and self._process == os.getpid():
+            error = super().exception()
+            if error is not None:
+                _log.error("an evaluation failed, and nobody asked for its error", exc_info=error)
 
     def cancel(self) -> bool:
         """Take the evaluation back if it has not begun; whether it is cancelled."""
@@ -115,7 +151,7 @@ class Evaluation(futures.Future[R], Coroutine[Any, Any, R]):
         elif self.cancelled():
             state = "cancelled"
         else:
-            error = self.exception()
+            error = super().exception()
             state = "done" if error is None else f"raised {type(error).__name__}"
         return f"Evaluation({state})"
 
@@ -160,6 +196,16 @@ class Evaluation(futures.Future[R], Coroutine[Any, Any, R]):
     def _heard(self, bell: asyncio.Future[None]) -> None:
         if not self._count(-1) and bell.cancelled():
             self.cancel()
+
+
+_log = logging.getLogger("metal_candle.eval")
+
+
+def _seconds(timeout: object) -> float:
+    seconds = number("wait", "timeout", timeout, "seconds or None")
+    if math.isnan(seconds):
+        raise ArgumentValueError("wait: got nan for timeout; takes seconds or None")
+    return min(max(seconds, 0.0), threading.TIMEOUT_MAX)
 
 
 def _settle(bell: asyncio.Future[None]) -> None:

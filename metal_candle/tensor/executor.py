@@ -7,46 +7,51 @@ import operator
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent import futures
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from .. import features
 from ..device import Device, DeviceLike
-from ..error import Error, NotEvaluatedError, TrainingError
+from ..error import ArgumentTypeError, Error, NotEvaluatedError, TrainingError
 from ..error.text import described
 from ..graph.node import GraphNode, current_trace, record
 from ..graph.operation import Operation
 from . import in_flight, workers
+from .arguments import no_tensor
+from .arguments import tensors as expect_tensors
+from .base import TensorBase
 from .eager import Tensor
 from .evaluation import Evaluation
-from .lazy import LazyTensor
 from .slots import Slots
 
 A = TypeVar("A", bound="AsyncExecutor")
 
 
-def eval_async(tensor: LazyTensor) -> Evaluation[Tensor]:
+def eval_async(tensor: TensorBase) -> Evaluation[Tensor]:
     """Begin to evaluate without blocking: ``LazyTensor.eval_async`` as a function.
 
-    Raises ``Error`` for what is no lazy tensor, ``NotEvaluatedError`` in a function that ``compile`` traces,
+    Raises ``ArgumentTypeError`` for what is no tensor, ``NotEvaluatedError`` in a function that ``compile`` traces,
     ``FeatureDisabledError`` without the feature ``graph``.
     """
     return _begin(Evaluation(), _one("eval_async", tensor), False)
 
 
-def eval_all_async(tensors: Sequence[LazyTensor]) -> Evaluation[list[Tensor]]:
+def eval_all_async(tensors: Iterable[TensorBase], *others: Any) -> Evaluation[list[Tensor]]:
     """Begin to evaluate several tensors in one go, as ``eval_all`` does, without blocking; gives their list.
 
     They are one evaluation: what they share is computed once, and an error of one is the error of all. Raises as
     ``eval_async``.
     """
+    if others:
+        raise ArgumentTypeError(f"eval_all_async: got {1 + len(others)} arguments; takes a list of tensors")
     return _begin(Evaluation(), _several("eval_all_async", tensors), True)
 
 
 class AsyncExecutor:
-    """Evaluates lazy tensors beside the caller, at most ``max_in_flight`` at once, waiting ones included.
+    """Evaluates lazy tensors beside the caller, at most ``max_in_flight`` at once, waiting ones included:
+    ``AsyncExecutor(max_in_flight=2)``.
 
     ``device`` says whose workers compute, one for each core of the CPU or one for a GPU; every executor of a device
     uses the same. A tensor is computed on its own device. ``max_in_flight`` is twice the number of workers if not
@@ -57,6 +62,11 @@ class AsyncExecutor:
     """
 
     def __init__(self, device: DeviceLike = None, max_in_flight: int | None = None) -> None:
+        if isinstance(device, int):
+            got = described(device)
+            raise ArgumentTypeError(
+                f"AsyncExecutor: got {got} for device; takes a device, a bound is max_in_flight={got}"
+            )
         self._device = Device.of(device)
         self._max_in_flight = 2 * workers.count(self._device) if max_in_flight is None else _bound(max_in_flight)
         self._shut = False
@@ -84,17 +94,17 @@ class AsyncExecutor:
             return sum(not evaluation.done() for evaluation in self._evaluations)
 
     @overload
-    def submit(self, tensor: LazyTensor) -> Evaluation[Tensor]: ...
+    def submit(self, tensor: TensorBase) -> Evaluation[Tensor]: ...
     @overload
-    def submit(self, tensor: Sequence[LazyTensor]) -> Evaluation[list[Tensor]]: ...
-    def submit(self, tensor: LazyTensor | Sequence[LazyTensor]) -> Evaluation[Any]:
-        """Begin to evaluate a tensor, or several in one go; blocks while ``max_in_flight`` are in flight.
+    def submit(self, tensor: Iterable[TensorBase]) -> Evaluation[list[Tensor]]: ...
+    def submit(self, tensor: TensorBase | Iterable[TensorBase]) -> Evaluation[Any]:
+        """Begin to evaluate a tensor, or several as ``eval_all`` does; blocks while ``max_in_flight`` are in flight.
 
         Under asyncio use ``execute``, which suspends instead. In a worker's own thread, as in a callback of an
         evaluation, it goes beyond the bound rather than wait for itself. What has its value takes no slot.
 
-        Raises ``Error`` after ``shutdown`` and for what is no lazy tensor, ``NotEvaluatedError`` in a function that
-        ``compile`` traces, ``FeatureDisabledError`` without the feature ``graph``.
+        Raises ``Error`` after ``shutdown``, ``ArgumentTypeError`` for what is no tensor, ``NotEvaluatedError`` in a
+        function that ``compile`` traces, ``FeatureDisabledError`` without the feature ``graph``.
         """
         nodes, several = self._asked("submit", tensor)
         slot = _pending(nodes)
@@ -103,10 +113,10 @@ class AsyncExecutor:
         return self._start("submit", nodes, several, slot)
 
     @overload
-    async def execute(self, tensor: LazyTensor) -> Tensor: ...
+    async def execute(self, tensor: TensorBase) -> Tensor: ...
     @overload
-    async def execute(self, tensor: Sequence[LazyTensor]) -> list[Tensor]: ...
-    async def execute(self, tensor: LazyTensor | Sequence[LazyTensor]) -> Any:
+    async def execute(self, tensor: Iterable[TensorBase]) -> list[Tensor]: ...
+    async def execute(self, tensor: TensorBase | Iterable[TensorBase]) -> Any:
         """The value of a tensor, or of several; suspends while ``max_in_flight`` are in flight.
 
         Raises as ``submit``.
@@ -118,7 +128,9 @@ class AsyncExecutor:
         return await self._start("execute", nodes, several, slot)
 
     def _asked(self, op: str, tensor: Any) -> tuple[list[GraphNode], bool]:
-        several = isinstance(tensor, (list, tuple))
+        several = not isinstance(tensor, TensorBase)
+        if several and (isinstance(tensor, (str, bytes, dict)) or not isinstance(tensor, Iterable)):
+            raise no_tensor(op, tensor, "a tensor or a list of them")
         nodes = (_several if several else _one)(op, tensor)
         if self._shut:
             raise _shut_down(op)
@@ -220,7 +232,7 @@ class AsyncGraphExecutor:
     def __init__(self, device: DeviceLike = None, max_in_flight: int | None = None) -> None:
         self._executor = AsyncExecutor(device, max_in_flight)
 
-    async def execute_tensor(self, tensor: LazyTensor) -> Tensor:
+    async def execute_tensor(self, tensor: TensorBase) -> Tensor:
         """The value; other tasks run while it is computed. Raises as ``AsyncExecutor.submit``."""
         return await self._executor.execute(tensor)
 
@@ -247,20 +259,17 @@ def _shut_down(op: str) -> Error:
 
 
 def _one(op: str, tensor: Any) -> list[GraphNode]:
-    return _nodes(op, [tensor], "takes a LazyTensor")
+    if not isinstance(tensor, TensorBase):
+        raise no_tensor(op, tensor)
+    return _nodes(op, [tensor])
 
 
 def _several(op: str, tensors: Any) -> list[GraphNode]:
-    if not isinstance(tensors, (list, tuple)):
-        raise Error(f"{op}: got {described(tensors)}; takes a list of LazyTensors")
-    return _nodes(op, tensors, "takes LazyTensors")
+    return _nodes(op, expect_tensors(op, tensors))
 
 
-def _nodes(op: str, tensors: Sequence[Any], takes: str) -> list[GraphNode]:
+def _nodes(op: str, tensors: Sequence[TensorBase]) -> list[GraphNode]:
     features.require("graph")
-    for tensor in tensors:
-        if not isinstance(tensor, LazyTensor):
-            raise Error(f"{op}: got {described(tensor)}; {takes}")
     nodes = [tensor._node for tensor in tensors]
     if _pending(nodes) and current_trace() is not None:
         raise NotEvaluatedError(f"{op}: a function that compile is tracing cannot look at values; return them instead")

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import features
 from ..device import DeviceLike
 from ..dtype import DTypeLike
-from ..error import Error
+from ..error import ArgumentTypeError, Error
 from ..graph.evaluate import evaluate
 from ..graph.fold import LIMIT
 from ..graph.node import GraphNode, topological_order
 from ..graph.node_data import NodeId
+from .arguments import tensors as expect_tensors
 from .base import TensorBase
 from .construct import Constructors
 from .eager import Tensor
 from .grad_store import GradStore, backward
 
 if TYPE_CHECKING:
-    from .evaluation import Evaluation
-
-if TYPE_CHECKING:
     from ..graph.explain import Explanation
     from ..graph.graph import ComputationGraph
+    from .evaluation import Evaluation
 
 L = TypeVar("L", bound="LazyTensor")
 _new = object.__new__
@@ -31,6 +30,10 @@ _new = object.__new__
 
 class LazyTensor(Constructors):
     """A recorded tensor: shape and dtype are known, nothing is computed before ``eval()``.
+
+    What a variable still names then is a result of its own: it is computed by itself and kept, and not fused with what
+    it is part of. Record an expression in a function, ``del`` what is not needed, or use ``compile``; ``explain()``
+    names what is held.
 
     metal-candle: ``metal_candle::graph::LazyTensor``.
     """
@@ -65,13 +68,21 @@ class LazyTensor(Constructors):
     add_tensor_to_graph = from_tensor
 
     def eval(self) -> Tensor:
-        """The computed value, as an eager tensor. The handle stays usable, a second call is free."""
+        """The computed value, as an eager tensor. The handle stays usable, a second call is free.
+
+        Tensors on the way that somebody holds get their values too, which keeps them from being fused.
+        """
         features.require("graph")
         evaluate([self._node])
         return Tensor._from_node(self._node)
 
     def eval_async(self) -> Evaluation[Tensor]:
-        """``eval()`` in another thread, begun when this returns: ``await`` it under asyncio, or ``.wait()`` for it."""
+        """``eval()`` in another thread, begun when this returns: ``await`` it under asyncio, or ``.wait()`` for it.
+
+        Where waiting ends early, by ``wait_for``'s timeout or because the task is cancelled, what has begun is computed
+        to its end and the tensor keeps the value; what has not begun is taken back if nobody else waits for it. After
+        ``.wait(timeout)`` it goes on either way.
+        """
         from .executor import eval_async  # threads, futures and asyncio are for who asks for them
 
         return eval_async(self)
@@ -134,11 +145,14 @@ def _graph_of(tensor: LazyTensor) -> ComputationGraph:
     return ComputationGraph(tensor)
 
 
-def eval_all(tensors: Sequence[LazyTensor]) -> list[Tensor]:
-    """Evaluate several tensors in one go; what they share is computed once."""
+def eval_all(tensors: Iterable[TensorBase], *others: Any) -> list[Tensor]:
+    """Evaluate several tensors, lazy, eager or variables, in one go; what they share is computed once.
+
+    ``tensors`` is gone through once. Raises ``ArgumentTypeError`` for what is no list, or other iterable, of tensors.
+    """
     features.require("graph")
-    for tensor in tensors:
-        if not isinstance(tensor, TensorBase):
-            raise Error(f"eval_all: got {type(tensor).__name__}; takes lazy tensors")
-    evaluate([tensor._node for tensor in tensors])
-    return [Tensor._from_node(tensor._node) for tensor in tensors]
+    if others:
+        raise ArgumentTypeError(f"eval_all: got {1 + len(others)} arguments; takes a list of tensors")
+    listed = expect_tensors("eval_all", tensors)
+    evaluate([tensor._node for tensor in listed])
+    return [Tensor._from_node(tensor._node) for tensor in listed]

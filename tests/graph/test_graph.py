@@ -38,6 +38,9 @@ def test_a_view_of_several_tensors_counts_shared_nodes_once() -> None:
     shared = x.exp()
     graph = ComputationGraph([shared + x, shared * x])
     assert len(graph) == 4
+    together = ComputationGraph(shared + x, Var([1.0]), Tensor([1.0]))
+    assert len(together) == 5
+    assert len(together.outputs()) == 3
     order = graph.topological_order()
     for node in order:
         assert all(order.index(source) < order.index(node) for source in node.inputs)
@@ -72,8 +75,11 @@ def test_a_graph_by_hand_refuses() -> None:
     with pytest.raises(ValueError, match=r"add: got shapes \(3,\) and \(2,\); takes shapes that broadcast"):
         graph.add_node(Operation.Add, [a, b])
     assert len(graph) == 2
-    with pytest.raises(mc.Error, match="graph: got str; takes a device, a tensor or a list of tensors"):
+    with pytest.raises(mc.Error, match=r"^graph: got 'x'; takes a device, tensors or a list of tensors$"):
         ComputationGraph("x")
+    for more in ((lazy(1), 3), (Device.Cpu, lazy(1)), ([lazy(1)], lazy(2)), (None, lazy(1))):
+        with pytest.raises(mc.ArgumentTypeError, match=r"^graph: got .*; takes tensors$"):
+            ComputationGraph(*more)
 
 
 def test_merging_adds_an_output_and_copies_nothing() -> None:
@@ -123,12 +129,30 @@ def test_explain_and_drawings() -> None:
     assert dot.startswith("digraph ")
     assert dot.count("->") == 3
     assert f"n{product} -> n{result};" in dot
-    assert f'n{result} [label="affine(mul=2.0, add=-1.0)\\n[1, 1] f32"];' in dot
+    assert f'n{result} [label="affine(mul=2.0, add=-1.0)\\n[1, 1] f32", penwidth=2.5];' in dot
+    variable, given = '#fdebc8", color="#b7791f"', '#e3ebf6", color="#5b7aa8"'
+    for leaf_id, meta, colours in ((a, "[2, 1] f32", variable), (b, "[1, 2] f32", given)):
+        assert f'n{leaf_id} [label="input\\n{meta}", style="rounded,filled", fillcolor="{colours}];' in dot
     mermaid = graph.to_mermaid()
     assert mermaid.startswith("flowchart TD\n")
     assert mermaid.count("-->") == 3
     assert f'n{product}["matmul<br/>[1, 1] f32"]' in mermaid
-    assert f'n{a}("input<br/>[2, 1] f32")' in mermaid
+    assert f'n{a}(["input<br/>[2, 1] f32"])' in mermaid
+    assert [line.split()[:3] for line in mermaid.splitlines()[-6:]] == [
+        ["classDef", "variable", "fill:#fdebc8,stroke:#b7791f,color:#1a202c"],
+        ["class", f"n{a}", "variable"],
+        ["classDef", "input", "fill:#e3ebf6,stroke:#5b7aa8,color:#1a202c"],
+        ["class", f"n{b}", "input"],
+        ["classDef", "output", "stroke-width:3px"],
+        ["class", f"n{result}", "output"],
+    ]
+    held = LazyTensor.from_tensor(w).exp()
+    held.eval()
+    picture = ComputationGraph(held + 1.0)
+    number = held.node_id()
+    assert f'n{number:d} [label="exp\\n[2, 1] f32", style=filled, fillcolor="#d3f2dc"' in picture.to_dot()
+    assert f'n{number:d}("exp<br/>[2, 1] f32")' in picture.to_mermaid()
+    assert f"class n{number:d} evaluated" in picture.to_mermaid()
 
 
 def test_the_module_offers_the_names_of_the_layer_above() -> None:

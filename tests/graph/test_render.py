@@ -26,6 +26,9 @@ def net(layers: int) -> LazyTensor:
         return x.neg()
 
 
+INPUT = 'style="rounded,filled", fillcolor="#e3ebf6", color="#5b7aa8"];'
+
+
 def nodes_of(y: LazyTensor) -> list[GraphNode]:
     return topological_order([y._node])
 
@@ -85,7 +88,7 @@ def test_dot_has_a_cluster_for_each_module() -> None:
     nodes = nodes_of(net(2))
     found = lines(dot(nodes), nodes)
     assert found[3:24] == [
-        'n0 [label="input\\n[2] f32", style=filled];',
+        'n0 [label="input\\n[2] f32", ' + INPUT,
         'n1 [label="exp\\n[2] f32"];',
         "subgraph cluster_0 {",
         'label="Net";',
@@ -98,7 +101,7 @@ def test_dot_has_a_cluster_for_each_module() -> None:
         'label="norm";',
         "style=rounded;",
         'n2 [label="sqr\\n[2] f32"];',
-        'n3 [label="input\\n[2] f32", style=filled];',
+        'n3 [label="input\\n[2] f32", ' + INPUT,
         'n4 [label="mul\\n[2] f32"];',
         "}",
         "}",
@@ -119,7 +122,7 @@ def test_folded_modules_in_dot_and_mermaid() -> None:
     assert {"n1 -> m2;", "m2 -> m6;", "m6 -> n10;"} <= set(found)
     assert lines(mermaid(nodes, 5), nodes) == [
         "flowchart TD",
-        'n0("input<br/>[2] f32")',
+        'n0(["input<br/>[2] f32"])',
         'n1["exp<br/>[2] f32"]',
         'subgraph s0["Net"]',
         'm2[["layers.0 — 4 nodes<br/>[2] f32"]]',
@@ -132,6 +135,10 @@ def test_folded_modules_in_dot_and_mermaid() -> None:
         "n1 --> m2",
         "m2 --> m6",
         "m6 --> n10",
+        "classDef input fill:#e3ebf6,stroke:#5b7aa8,color:#1a202c",
+        "class n0 input",
+        "classDef output stroke-width:3px",
+        "class n10 output",
     ]
 
 
@@ -144,9 +151,9 @@ def test_a_weight_stands_with_its_module_and_a_shared_one_around() -> None:
     nodes = nodes_of(x)
     assert lines(mermaid(nodes), nodes)[1:9] == [
         'subgraph s0["net"]',
-        'n1("input<br/>[1] f32")',
+        'n1(["input<br/>[1] f32"])',
         'subgraph s1["first"]',
-        'n0("input<br/>[1] f32")',
+        'n0(["input<br/>[1] f32"])',
         'n2["mul<br/>[1] f32"]',
         "end",
         'subgraph s2["second"]',
@@ -172,7 +179,7 @@ def test_awkward_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kind, "describe", lambda self: 'exp(f=<lambda>, "a&b"#1,\n  [\\])')
     with scope('the "net"'):
         nodes = nodes_of(LazyTensor.new([1.0]).exp())
-    assert '[label="exp(f=<lambda>, \\"a&b\\"#1, [\\\\])\\n[1] f32"]' in dot(nodes)
+    assert '[label="exp(f=<lambda>, \\"a&b\\"#1, [\\\\])\\n[1] f32", penwidth=2.5]' in dot(nodes)
     assert 'label="the \\"net\\"";' in dot(nodes)
     assert '["exp(f=#lt;lambda#gt;, #quot;a#amp;b#quot;#35;1, [\\])<br/>[1] f32"]' in mermaid(nodes)
     assert 'subgraph s0["the #quot;net#quot;"]' in mermaid(nodes)

@@ -55,7 +55,7 @@ def test_a_drawing() -> None:
         f"%{c} = matmul\n[1, 1] f32\nlazy\nfrom %{b}, %{a}\nin head",
         f"%{d} = affine(mul=2.0, add=-1.0)\n[1, 1] f32\nlazy\nfrom %{c}",
     ]
-    assert texts(picture)[:3] == ["leaf", "variable", "to compute"]
+    assert texts(picture)[:4] == ["input", "variable", "to compute", "output"]
     assert texts(picture)[-2:] == ["affine(mul=2.0, add=-1.0)", "[1, 1] f32"]
     # Three edges between neighbouring rows: a curve and a head each.
     assert len(list(picture.iter(f"{SVG}path"))) == 6
@@ -67,7 +67,7 @@ def test_kinds_have_a_look_each() -> None:
     held.eval()
     y = (held.t() + LazyTensor.new([[1.0], [2.0]])).sqr()
     picture = drawn(y)
-    assert texts(picture)[:5] == ["leaf", "variable", "to compute", "view", "evaluated"]
+    assert texts(picture)[:6] == ["input", "variable", "to compute", "view", "evaluated", "output"]
     looks = {}
     for group in picture.iter(f"{SVG}g"):
         title, rectangle = group.find(f"{SVG}title"), group.find(f"{SVG}rect")
@@ -81,6 +81,40 @@ def test_kinds_have_a_look_each() -> None:
     assert looks["add"] == looks["sqr"]
     assert len(set(looks.values())) == 4
     assert [name for name, (_, _, dashes) in looks.items() if dashes] == ["transpose"]
+
+
+def borders(picture: ElementTree.Element) -> dict[str, list[str]]:
+    """What has a bold border, in the legend and by the first lines of the tooltips, and what a thin one."""
+    found: dict[str, list[str]] = {"bold": [], "thin": []}
+    for group in picture.iter(f"{SVG}g"):
+        title = group.find(f"{SVG}title")
+        rectangles, lines = group.findall(f"{SVG}rect"), group.findall(f"{SVG}text")
+        for rectangle, line in zip(rectangles, lines if title is None else rectangles):
+            name = line.text if title is None else (title.text or "").split(" = ")[1].split("\n")[0]
+            found["bold" if float(rectangle.get("stroke-width", "")) > 2 else "thin"].append(name or "")
+    return found
+
+
+def test_outputs_have_a_bold_border() -> None:
+    x = LazyTensor.new([1.0, 2.0])
+    y = x.exp()
+    assert borders(drawn([y.sqr(), y.sin()])) == {
+        "bold": ["output", "sqr", "sin"],
+        "thin": ["input", "to compute", "input", "exp"],
+    }
+    assert borders(drawn([y.sqr(), y]))["bold"] == ["output", "sqr"], "what is used in the picture is on the way"
+    with scope("net"):
+        z = x.exp().sqr()
+    assert set(borders(drawn(z, fold=1))["bold"]) == {"output", "net — 3 nodes"}
+
+
+def test_ends_are_half_circles_and_each_text_says_that_it_is_centred() -> None:
+    w = LazyTensor.from_tensor(Var([1.0]))
+    picture = drawn(w + LazyTensor.new([2.0]))
+    round_ones = [r for r in picture.iter(f"{SVG}rect") if float(r.get("rx", "")) >= 10]
+    assert [(r.get("rx"), r.get("height")) for r in round_ones] == [("10", "20")] * 2 + [("20", "40")] * 2
+    assert {text.get("text-anchor") for text in picture.iter(f"{SVG}text")} == {"middle"}
+    assert picture.get("text-anchor") is None
 
 
 def test_folded_modules_and_what_is_left_out() -> None:
@@ -142,7 +176,7 @@ def test_the_same_graph_gives_the_same_drawing() -> None:
 
 def test_an_empty_graph_and_a_single_node() -> None:
     assert texts(ElementTree.fromstring(svg([]))) == ["an empty graph"]
-    assert texts(drawn(Tensor([1.0]))) == ["leaf", "input", "[1] f32"]
+    assert texts(drawn(Tensor([1.0]))) == ["input", "output", "input", "[1] f32"]
 
 
 def test_operations_with_several_results() -> None:

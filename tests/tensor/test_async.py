@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import random
 import signal
 import subprocess
@@ -478,15 +479,95 @@ def test_an_interrupt_leaves_things_usable() -> None:
     assert (lazy() * 3.0).eval_async().wait(LONG).to_vec1() == [3.0]
 
 
-@pytest.mark.parametrize("value", [Tensor([1.0]), 3, None, "x", [1.0]], ids=str)
-def test_what_is_no_lazy_tensor(value: Any) -> None:
+@pytest.mark.parametrize("value", [3, None, "x", [1.0], {"a": lazy()}, [lazy(), "x"]], ids=str)
+def test_what_is_no_tensor(value: Any) -> None:
     with AsyncExecutor(Device.Cpu) as executor:
         for call in (executor.submit, lambda x: eval_all_async([x]), lambda x: asyncio.run(executor.execute(x))):
-            with pytest.raises(mc.Error, match=r"^\w+: got .*; takes a? ?LazyTensors?$"):
+            with pytest.raises(mc.ArgumentTypeError, match=r"^\w+: got \w+.*; takes a tensor( or a list of them)?$"):
                 call(value)
         assert executor.in_flight() == 0
-    with pytest.raises(mc.Error, match=r"^eval_all_async: got .*; takes a list of LazyTensors$"):
-        eval_all_async(3)
+    for wrong in (3, None, "x", {}, lazy(), Tensor([[1.0]])):
+        for op, together in (("eval_all", mc.eval_all), ("eval_all_async", eval_all_async)):
+            with pytest.raises(mc.ArgumentTypeError, match=rf"^{op}: got .*; takes a list of tensors$"):
+                together(wrong)
+            with pytest.raises(mc.ArgumentTypeError, match=rf"^{op}: got 2 arguments; takes a list of tensors$"):
+                together(lazy(), lazy())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [list, tuple, iter, lambda tensors: (y for y in tensors), lambda tensors: map(LazyTensor.from_tensor, tensors)],
+)
+def test_any_iterable_is_gone_through_once_with_tensors_of_all_kinds(kind: Callable[[Any], Any]) -> None:
+    def outputs() -> Any:
+        return kind([lazy() * 2.0, Tensor([3.0]), Var([4.0]), LazyTensor.from_tensor(Var([5.0])) + 1.0])
+
+    expected = [[2.0], [3.0], [4.0], [6.0]]
+    with AsyncExecutor(Device.Cpu) as executor:
+        for values in (
+            mc.eval_all(outputs()),
+            eval_all_async(outputs()).wait(LONG),
+            executor.submit(outputs()).wait(LONG),
+            asyncio.run(executor.execute(outputs())),
+        ):
+            assert [value.to_vec1() for value in values] == expected
+            assert {type(value) for value in values} == {Tensor}
+        for single in (Tensor([3.0]), Var([3.0]), lazy() * 3.0):
+            assert executor.submit(single).wait(LONG).to_vec1() == [3.0]
+
+
+def test_an_error_that_nobody_asks_for_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def failed() -> Evaluation[Tensor]:
+        evaluation = bad().eval_async()
+        futures.wait([evaluation], LONG)
+        return evaluation
+
+    failed()
+    gc.collect()
+    [record] = caplog.records
+    assert (record.name, record.levelname) == ("metal_candle.eval", "ERROR")
+    assert record.getMessage() == "an evaluation failed, and nobody asked for its error"
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], InvalidIndexError)
+    caplog.clear()
+    del record
+
+    async def awaited() -> None:
+        await failed()
+
+    for ask in (
+        lambda: failed().wait(LONG),
+        lambda: failed().result(),
+        lambda: asyncio.run(awaited()),
+    ):
+        with pytest.raises(InvalidIndexError):
+            ask()
+    assert isinstance(failed().exception(), InvalidIndexError)
+    assert (lazy() * 2.0).eval_async().wait(LONG).to_vec1() == [2.0]
+    gc.collect()
+    assert caplog.records == []
+    repr(failed())
+    gc.collect()
+    assert len(caplog.records) == 1, "to look at it is not to ask for its error"
+
+
+def test_wrong_timeouts_and_devices() -> None:
+    evaluation: Evaluation[Tensor] = Evaluation()
+    wrong: Any
+    for wrong in ("a", [1], True):
+        with pytest.raises(mc.ArgumentTypeError, match=r"^wait: got .* for timeout; takes seconds or None$"):
+            evaluation.wait(wrong)
+    with pytest.raises(mc.ArgumentValueError, match=r"^wait: got nan for timeout; takes seconds or None$"):
+        evaluation.wait(float("nan"))
+    for none in (-1, 0, -math.inf):
+        with pytest.raises(TimeoutError, match=r"^wait: the evaluation is not done yet; it goes on$"):
+            evaluation.wait(none)
+    assert (lazy() * 2.0).eval_async().wait(math.inf).to_vec1() == [2.0]
+    for wrong in (2, True):
+        with pytest.raises(
+            mc.ArgumentTypeError, match=rf"^AsyncExecutor: got {wrong} for device; takes a device, a bound is max_"
+        ):
+            AsyncExecutor(wrong)
 
 
 def test_in_a_function_that_is_traced() -> None:
