@@ -11,16 +11,19 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+from collections import Counter
 from pathlib import Path
 
-from metal_candle import LazyTensor
+from metal_candle import DType, LazyTensor
 from metal_candle.graph.rewrite import Example, Log, Pass
-from metal_candle.graph.rewrites import PASSES
+from metal_candle.graph.rewrites import PASSES, common_subexpression
 from metal_candle.graph.structure import survey
-from metal_candle.graph.term import TermGraph, terms_of, written
+from metal_candle.graph.term import Term, TermGraph, below, called, terms_of, written
 
 import numpy as np
 
+WIDTH = 64
+"""Longer expressions are taken apart."""
 PAGE = Path(__file__).with_name("rewrites.md")
 
 HEAD = """# How graphs are rewritten
@@ -34,8 +37,12 @@ The rewritten plan is kept by the structure of the graph, so a loop pays for rew
 A value that somebody still holds, or that another operation needs, is never computed twice: a rule whose inside is
 needed elsewhere declines. `lazy.explain()` says which rules were applied and which were not, and why.
 
-`metal_candle.features.disabled("rewrite")` switches all of it off for a block, `disabled("rewrite.<name>")` one pass or
-one rule, `METAL_CANDLE_DISABLE=rewrite.lora` does so from outside: to find the rule behind a numerical difference.
+`metal_candle.features.disabled("rewrite")` switches all of it off for a block, `disabled("rewrite.lora")` one pass,
+`disabled("rewrite.lora.add_lora")` one rule of it, `METAL_CANDLE_DISABLE=rewrite.lora` does so from outside: to find
+the rule behind a numerical difference. `features.names()` lists them all.
+
+An example is the shapes of its inputs, float32 where no dtype is named, what is recorded of them, and behind `->` what
+is computed. `t1`, `t2` stand for what is used twice, or too long for a line.
 """
 
 
@@ -49,12 +56,16 @@ def _section(each: Pass) -> str:
     lines = [f"## {each.name}", "", inspect.cleandoc(module.__doc__ or ""), ""]
     if each.rules:
         lines += [f"Rules: {', '.join(f'`{rule.name}`' for rule in each.rules)}.", ""]
-    lines += ["| recorded | computed |", "| --- | --- |"]
-    lines += [f"| `{before}` | {after} |" for before, after in dict.fromkeys(_row(each, e) for e in each.examples)]
-    return "\n".join([*lines, ""])
+    shown = dict.fromkeys(_shown(each, example) for example in each.examples)
+    for head, changed in (("Rewritten:", True), ("Left as recorded:", False)):
+        texts = [text for was_changed, text in shown if was_changed is changed]
+        if texts:
+            lines += [head, "", "```text", "\n\n".join(texts), "```", ""]
+    return "\n".join(lines)
 
 
-def _row(each: Pass, example: Example) -> tuple[str, str]:
+def _shown(each: Pass, example: Example) -> tuple[bool, str]:
+    """Whether an example is rewritten, and its inputs, what is recorded of them, and what is computed or why not."""
     integers = dict(example.ids)
     tensors = [
         LazyTensor.new(np.zeros(shape, np.uint32 if i in integers else np.float32)).to_dtype(
@@ -64,17 +75,47 @@ def _row(each: Pass, example: Example) -> tuple[str, str]:
     ]
     for tensor in tensors:
         tensor.eval()
+    names = list(inspect.signature(example.before).parameters)
+    inputs = ", ".join(f"{name} {_described(tensor)}" for name, tensor in zip(names, tensors))
     y = example.before(*tensors)
     structure = survey([y._node])
     graph = terms_of(structure)
-    names = dict(zip((tensor._node for tensor in tensors), inspect.signature(example.before).parameters))
-    leaves = {leaf: names.get(structure.nodes[leaf.place or 0], "constant") for leaf in graph.leaves}
-    before = written(graph.roots[0], leaves)
-    unchanged = f": {example.because}" if example.because else ""
-    if before != example.after:
-        return before, f"`{example.after}`{unchanged}"
-    was, now = _size(graph), _size(each.run(graph, Log()))
-    return before, f"as recorded{unchanged}" if was == now else f"the same in {now} operations instead of {was}"
+    of_node = dict(zip((tensor._node for tensor in tensors), names))
+    leaves = {leaf: of_node.get(structure.nodes[leaf.place or 0], "constant") for leaf in graph.leaves}
+    if each is not common_subexpression.PASS:  # the others find equal parts computed once
+        graph = common_subexpression.PASS.run(graph, Log())
+    recorded, was = written(graph.roots[0], leaves), _size(graph)
+    lines = [inputs, *(f"    {line}" for line in _lines(graph.roots[0], leaves))]
+    after = each.run(graph, Log())
+    if written(after.roots[0], leaves) != example.after:
+        raise SystemExit(f"{each.name}: {recorded} does not become {example.after}")
+    changed = recorded != example.after or was != _size(after)
+    if changed:
+        lines += [f"{'->' if i == 0 else '  '}  {line}" for i, line in enumerate(_lines(after.roots[0], leaves))]
+    elif example.because:
+        lines.append(f"because: {example.because}")
+    return changed, "\n".join(lines)
+
+
+def _described(tensor: LazyTensor) -> str:
+    dtype = "" if tensor.dtype == DType.F32 else f" {tensor.dtype}"
+    return f"{tuple(tensor.shape)}{dtype}"
+
+
+def _lines(root: Term, leaves: dict[Term, str]) -> list[str]:
+    """A term as an expression; what is used twice, and what would make a line long, is named in a line before."""
+    order = below([root])
+    uses = Counter(source for term in order for source in dict.fromkeys(term.inputs))
+    repeated = {source for term in order for source in term.inputs if term.inputs.count(source) > 1}
+    texts, lines = dict(leaves), []
+    for term in order:
+        if term.operation is None:
+            continue
+        texts[term] = called(term.operation, [texts[source] for source in term.inputs])
+        if term is not root and (uses[term] > 1 or term in repeated or len(texts[term]) > WIDTH):
+            lines.append(f"t{len(lines) + 1} = {texts[term]}")
+            texts[term] = f"t{len(lines)}"
+    return [*lines, texts[root]]
 
 
 def _size(graph: TermGraph) -> int:

@@ -119,21 +119,22 @@ def written(term: Term, names: dict[Term, str] | None = None) -> str:
     """A term as an expression: ``lora(x, a, b; scale=0.5)``. Leaves go by ``names``, else by their places."""
     names = {} if names is None else names
     texts: dict[Term, str] = {}
-    for part in _below([term]):
+    for part in below([term]):
         if part.operation is None:
             texts[part] = names.get(part, f"${part.place}")
         else:
-            texts[part] = _call(part.operation, [texts[source] for source in part.inputs])
+            texts[part] = called(part.operation, [texts[source] for source in part.inputs])
     return texts[term]
 
 
-def _call(operation: Operation, inputs: Sequence[str]) -> str:
+def called(operation: Operation, inputs: Sequence[str]) -> str:
+    """An operation of inputs as an expression: ``softmax(x; dim=1)``."""
     name, _, parameters = operation.describe().partition("(")
     inside = "; ".join(part for part in (", ".join(inputs), parameters[:-1]) if part)
     return f"{name}({inside})"
 
 
-def _below(terms: Sequence[Term]) -> list[Term]:
+def below(terms: Sequence[Term]) -> list[Term]:
     """Terms and what they depend on, dependencies first; without recursion."""
     order: list[Term] = []
     seen: dict[Term, bool] = {}
