@@ -254,7 +254,7 @@ def _asked() -> str:
     frame, name = sys._getframe(1), "eval"
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(__package__ or ""):
         frame, name = frame.f_back, frame.f_code.co_name
-    return name.strip("_")
+    return "Var" if name == "__init__" else name.strip("_")
 
 
 def nodes_of(tensors: Sequence[TensorBase]) -> list[GraphNode]:

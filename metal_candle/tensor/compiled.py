@@ -155,8 +155,23 @@ class BoundCompiled(Generic[R]):
     def __call__(self, *args: Any, **kwargs: Any) -> R:
         return self.__func__(self.__self__, *args, **kwargs)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__func__, name)
+    @property
+    def traces(self) -> int:
+        """How often the function was traced, for all objects."""
+        return self.__func__.traces
+
+    @property
+    def recompiles(self) -> int:
+        """How many of the traces came after the first."""
+        return self.__func__.recompiles
+
+    def explain(self) -> str:
+        """``Compiled.explain``, for all objects."""
+        return self.__func__.explain()
+
+    @property
+    def __name__(self) -> str:
+        return self.__func__._name()
 
     def __repr__(self) -> str:
         return f"{self.__func__!r} of {type(self.__self__).__name__}"

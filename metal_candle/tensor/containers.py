@@ -150,7 +150,7 @@ def skeleton(value: Any, tensors: list[TensorBase], path: str, trace: Trace | No
 
 
 def _refused(path: str, value: Any, takes: str) -> Error:
-    return Error(f"compile: {path} is a {type(value).__name__}; takes {takes}")
+    return Error(f"compile: {path} is of type {type(value).__name__}; takes {takes}")
 
 
 def fill(structure: Any, make: Callable[[Slot], Any]) -> Any:

@@ -28,7 +28,7 @@ class Call:
 
     def changes(self, before: Call) -> list[str]:
         """What is otherwise than ``before``."""
-        changes = [
+        return [
             f"{name} is {now.get(name, absent)}, not {then.get(name, absent)}"
             for now, then, absent in (
                 (self.arguments, before.arguments, "left out"),
@@ -37,10 +37,6 @@ class Call:
             for name in dict.fromkeys([*then, *now])
             if now.get(name) != then.get(name)
         ]
-        if not changes and self.by_name != before.by_name:
-            one, two = (", ".join(each.by_name) or "nothing" for each in (self, before))
-            changes.append(f"passed by name is {one}, not {two}")
-        return changes
 
 
 @dataclass(eq=False)
@@ -99,7 +95,12 @@ class PlanStore:
             return f"its plan was dropped: max_plans is {self.most}"
         if not self.kept:
             return "" if not self.made else f"all plans were dropped: max_plans is {self.most}"
-        nearest = min((call.changes(kept.call) for kept in self.kept), key=len)
+        nearest, before = min(
+            ((call.changes(kept.call), kept.call) for kept in self.kept), key=lambda near: len(near[0])
+        )
+        if not nearest and call.by_name != before.by_name:
+            now, then = (", ".join(each.by_name) or "nothing" for each in (call, before))
+            return f"passed by name is {now}, not {then}"
         if not nearest:
             return "an argument is another object that looks the same"
         return "; ".join(nearest[:4]) + (f"; and {len(nearest) - 4} more" if len(nearest) > 4 else "")
