@@ -1,4 +1,7 @@
-"""Equal operations on the same terms are computed once."""
+"""Equal operations on the same terms are computed once.
+
+Their gradients are added before they go on, not after; where these are infinite, the sum of the products may be NaN.
+"""
 
 from __future__ import annotations
 

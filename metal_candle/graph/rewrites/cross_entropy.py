@@ -1,6 +1,7 @@
 """Log-probabilities of which only some are wanted, as in a negative log-likelihood, without the others.
 
 candle-nn's ``loss::cross_entropy`` is ``log_softmax``, ``gather``, a sum and a factor; the last two stay.
+A row of which nothing is picked has a gradient of 0, also where it is not finite and 0 times NaN was spelled out.
 """
 
 from __future__ import annotations

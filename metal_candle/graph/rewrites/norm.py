@@ -3,7 +3,8 @@
 What a row is divided by is recognised as a root, its reciprocal or a power; the mean as a mean or a scaled sum. Where
 halves were computed in halves, the norm now sums in float32 and is rounded once: a float16 row whose squares leave the
 range keeps its values instead of becoming 0. Rows that hold an infinity, or nothing but zeros without an eps, give the
-same NaN as before.
+same NaN as before. Where the squares overflow, the gradient is 0 however the root is spelled: that of the reciprocal's
+was NaN.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 Both are spelled shifted by the maximum; without that a large element overflows, which a rule must not hide. A
 logarithm of a softmax is -inf where the softmax has become 0; the log-softmax keeps the number, and its gradient.
+A row of -inf is NaN however it is spelled; so is then its gradient, but for the share that went through a log-sum-exp.
 Halves are summed in float32 and rounded once.
 """
 
