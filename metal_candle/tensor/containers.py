@@ -35,6 +35,7 @@ class Record:
     attributes: dict[str, Any]
 
 
+_CPU = Device.Cpu
 _BY_VALUE = frozenset((int, bool, str, bytes, type(None)))
 
 
@@ -44,37 +45,67 @@ def note(value: Any, key: list[Any], nodes: list[GraphNode]) -> None:
     A tensor counts by shape, dtype and device; a variable, which is read anew at each call, by itself.
     """
     kind = type(value)
-    if isinstance(value, TensorBase):
-        if isinstance(value, CellTensor):
-            key.append(kind)
-            key.append(value._variable)
-            return
-        node = value._node
-        key.append(Tensor if isinstance(value, Tensor) else kind)
-        if node.variable is not None and is_own_leaf(node):
-            key.append(node.variable)
-            return
-        nodes.append(node)
-        key.append(node.meta)
-        if node.device is not Device.Cpu:
-            key.append(node.device)
-        return
     key.append(kind)
-    if kind in _BY_VALUE:
+    # What calls pass most often first: this runs at each of them.
+    if kind is Tensor:
+        node = value._node
+        if node.variable is None:
+            nodes.append(node)
+            key.append(node.meta)
+            if node.device is not _CPU:
+                key.append(node.device)
+        else:
+            _note_tensor(node, key, nodes)
+    elif kind is tuple or kind is list:
+        key.append(len(value))
+        for item in value:
+            note(item, key, nodes)
+    elif kind in _BY_VALUE:
         key.append(value)
+    elif kind is dict:
+        _note_items(value, key, nodes)
+    elif kind is float:
+        key.append(repr(value))  # zeros of both signs are equal, and a NaN is not equal to itself
+    else:
+        _note_other(value, key, nodes)
+
+
+def _note_tensor(node: GraphNode, key: list[Any], nodes: list[GraphNode]) -> None:
+    if is_own_leaf(node):
+        key.append(node.variable)
+        return
+    nodes.append(node)
+    key.append(node.meta)
+    if node.device is not _CPU:
+        key.append(node.device)
+
+
+def _note_items(value: dict[Any, Any], key: list[Any], nodes: list[GraphNode]) -> None:
+    key.append(len(value))
+    for name, item in value.items():
+        if type(name) is str:
+            key.append(name)
+        else:
+            note(name, key, nodes)
+        note(item, key, nodes)
+
+
+def _note_other(value: Any, key: list[Any], nodes: list[GraphNode]) -> None:
+    if isinstance(value, CellTensor):
+        key.append(value._variable)
+    elif isinstance(value, TensorBase):
+        if isinstance(value, Tensor):
+            key[-1] = Tensor  # a view counts as the tensor it shows
+        _note_tensor(value._node, key, nodes)
     elif isinstance(value, (list, tuple)):
         key.append(len(value))
         for item in value:
             note(item, key, nodes)
     elif isinstance(value, dict):
-        key.append(len(value))
-        if isinstance(value, defaultdict):
-            key.append(value.default_factory)
-        for name, item in value.items():
-            note(name, key, nodes)
-            note(item, key, nodes)
+        key.append(value.default_factory if isinstance(value, defaultdict) else None)
+        _note_items(value, key, nodes)
     elif isinstance(value, float):
-        key.append(float.__repr__(value))  # zeros of both signs are equal, and a NaN is not equal to itself
+        key.append(float.__repr__(value))
     elif isinstance(value, (complex, np.generic)):
         key.append(repr(value))
     elif isinstance(value, frozenset):
