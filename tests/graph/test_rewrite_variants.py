@@ -23,8 +23,8 @@ import pytest
 CASES = [
     pytest.param(each, example, id=f"{each.name}-{i}") for each in PASSES for i, example in enumerate(each.examples)
 ]
-# Of values of about 1, by the narrowest float on the way. A norm of equal elements divides by the root of its eps, 1/300:
-# so many roundings, of float32 6e-8 each, at each of several steps.
+# Of values of about 1, by the narrowest float on the way. A norm of equal elements divides by the root of its eps, so
+# by 1/300: as many roundings, of float32 6e-8 each, at each of several steps.
 TOLERANCE = {"f64": 1e-11, "f32": 1e-3, "bf16": 6e-2, "f16": 6e-3}
 # Sizes of the examples that have to be large, and what they are here; see small_heads.
 SMALLER = {2050: 10, 1025: 5}
