@@ -35,3 +35,6 @@ def test_every_public_name_resolves() -> None:
     for name in metal_candle.__all__:
         assert getattr(metal_candle, name) is not None
     assert set(metal_candle.__all__) <= set(dir(metal_candle))
+    # Found by completion, but not by `import *`, which must not hide Python's own.
+    assert {"compile", "pickle"} <= set(dir(metal_candle)) - set(metal_candle.__all__)
+    assert {"AsyncExecutor", "ComputationGraph", "eval_all"} <= set(metal_candle.__all__)
