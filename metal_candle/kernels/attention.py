@@ -168,9 +168,9 @@ def _vjp(
         upstream = upstream * inverse
         inner = row_sum(upstream * forward)
         through = powers * (upstream @ mx.swapaxes(v[:, :, :keys], -1, -2) - inner)
-        if isinstance(mask, mx.array) and mask.dtype == mx.bool_:
+        seen = _mask_of(mask, (b, h, t, s), block) if isinstance(mask, mx.array) else None
+        if isinstance(seen, mx.array) and seen.dtype == mx.bool_:
             # What is hidden passes nothing on, not even the NaN of a query that sees no key.
-            seen = _mask_of(mask, (b, h, t, s), block)
             apart = through.reshape(b, h, stop - start, keys)
             through = mx.where(seen, apart, mx.array(0, through.dtype)).reshape(through.shape)
         of_q.append(((through @ k[:, :, :keys]) * scale).reshape(b, h, stop - start, d))
