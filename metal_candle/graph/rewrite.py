@@ -203,7 +203,7 @@ class Pass:
                 raise AssertionError(f"rule {rule.name}: no pattern of {self.name} has {', '.join(sorted(unknown))}")
 
     def run(self, graph: TermGraph, log: Log, off: Collection[str] = ()) -> TermGraph:
-        """The graph after this pass; the same object if nothing changed. Rules named in ``off``, "lora.add_lora", rest."""
+        """The graph after this pass; the same object if nothing changed. Rules in ``off``, "lora.add_lora", rest."""
         if self.function is not None:
             return self.function(graph, log)
         kinds = graph.kinds()
