@@ -23,7 +23,7 @@ class Replay:
     def __init__(self, outputs: Sequence[GraphNode], inputs: Sequence[GraphNode] = ()) -> None:
         self._log = Log()
         self._plan: Plan | PartedPlan | None = None
-        self.size = 0
+        self._graph: TermGraph | None = None
         wanted = list(dict.fromkeys(outputs))
         if not wanted:
             return
@@ -31,8 +31,7 @@ class Replay:
             structure = survey(wanted, frozenset(inputs))
             self._before, graph = terms_of(structure), terms_of(structure)
         self._graph = apply_rules(graph, self._log)
-        self._plan = plan_for(self._graph, structure.device)
-        self.size = len(self._plan.steps)
+        self._device = structure.device
         places = {structure.nodes[place]: i for i, place in enumerate(structure.leaves)}
         self._values = list(structure.values)
         # An argument that nothing depends on has no place.
@@ -42,14 +41,25 @@ class Replay:
 
     def run(self, values: Sequence[Any]) -> list[Any]:
         """The outputs' arrays, not yet evaluated by MLX, for these values of the inputs."""
-        if self._plan is None:
+        if self._graph is None:
             return []
         leaves = self._values.copy()
         for place, value in zip(self._inputs, values):
             if place is not None:
                 leaves[place] = value
-        results = self._plan.run(leaves)
+        results = self._planned(self._graph).run(leaves)
         return [results[i] for i in self._outputs]
+
+    def _planned(self, graph: TermGraph) -> Plan | PartedPlan:
+        # When it is asked for: one that is only compared with another is never planned.
+        if self._plan is None:
+            self._plan = plan_for(graph, self._device)
+        return self._plan
+
+    @property
+    def size(self) -> int:
+        """How many MLX calls it makes."""
+        return 0 if self._graph is None else len(self._planned(self._graph).steps)
 
     def rules(self) -> Counter[str]:
         """How often each rule rewrote it."""
@@ -57,15 +67,15 @@ class Replay:
 
     def constants(self) -> list[Any]:
         """The arrays of the leaves that keep the values they have now."""
-        if self._plan is None:
+        if self._graph is None:
             return []
         given = set(self._inputs)
         return [value for place, value in enumerate(self._values) if place not in given]
 
     def difference(self, other: Replay) -> str | None:
         """What this one does otherwise than ``other``; ``None`` if both do the same, to whatever shapes."""
-        if self._plan is None or other._plan is None:
-            return None if self._plan is other._plan else "one of them computes nothing"
+        if self._graph is None or other._graph is None:
+            return None if self._graph is other._graph else "one of them computes nothing"
         for graph, others in ((self._before, other._before), (self._graph, other._graph)):
             different = _first_difference(graph, others)
             if different is not None:

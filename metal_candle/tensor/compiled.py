@@ -215,10 +215,11 @@ def compile(
     Inside the function nothing can be evaluated, and only variables and what it made itself can be changed in place.
     Results are new tensors without operations: gradients are taken inside. Also usable as a decorator.
 
-    ``shapeless`` traces the function anew for each tuple of shapes too, so that results and errors are always those of
-    the function itself. Where a trace records the same operations on the same constants as an earlier one, the plan
-    of that one serves these shapes as well, and no other is made; which shapes a plan serves is remembered, up to a
-    bound. Repeated shapes cost nothing. ``explain()`` says of a plan of its own which operation or constant differed.
+    ``shapeless`` traces the function for each tuple of shapes too, recording and rewriting only, so that results and
+    errors are always those of the function itself. Where a trace comes out as the same operations on the same constants
+    as one of the latest plans, that plan serves these shapes as well: it is planned and kept once. Which shapes a plan
+    serves is remembered, up to a bound; repeated shapes cost nothing. ``explain()`` says of a plan of its own which
+    operation or constant differed.
     ``max_plans`` bounds how many plans are kept; the one used longest ago goes.
     Rewriting and kernels that are switched off or on (``METAL_CANDLE_DISABLE``, ``METAL_CANDLE_KERNELS``) make another
     plan. On a GPU a plan goes through ``mx.compile``, for each shape; on the CPU it is replayed without.
