@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar, overload
@@ -115,11 +116,14 @@ class Compiled(Generic[R]):
             settings.log("compile", "%s: dropped a plan, %d is the most", self._name(), most)
         if not self._warned:
             self._warned = True
+            level, frame = 1, sys._getframe()
+            while frame.f_back is not None and frame.f_code.co_filename == __file__:
+                level, frame = level + 1, frame.f_back
             warnings.warn(
                 f"compile: {self._name()} has dropped the plan used longest ago, as max_plans is {most}, and traces "
                 f"its arguments anew when they come again; {self._name()}.explain() says how the plans differ",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=level,
             )
 
     def _structure(

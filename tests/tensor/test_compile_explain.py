@@ -55,6 +55,19 @@ def test_a_dropped_plan_is_a_reason_and_no_neighbour() -> None:
     assert reasons(f.explain())[-1] == "traced because x is [1, 1] f32, not [3] f32"
 
 
+def test_the_warning_points_at_the_call_of_a_method() -> None:
+    class Doubling:
+        @mc.compile(max_plans=1)
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2.0
+
+    module = Doubling()
+    module.forward(Tensor([1.0]))
+    with pytest.warns(RuntimeWarning, match="forward has dropped the plan used longest ago") as told:
+        module.forward(Tensor([1.0, 2.0]))
+    assert told[0].filename == __file__
+
+
 def test_objects_that_look_the_same() -> None:
     class Same:
         def __repr__(self) -> str:
