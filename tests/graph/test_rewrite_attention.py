@@ -98,6 +98,39 @@ def test_a_query_that_sees_no_key(fill: float, expected: float) -> None:
         np.testing.assert_allclose(found[:, :, 2], mean, rtol=0, atol=1e-6)
 
 
+@pytest.mark.skipif(not on_cpu(), reason="MLX's kernel decides what such a row is on a GPU")
+@pytest.mark.parametrize("length", [5, 40])
+@pytest.mark.parametrize("spelling", ["hidden", "kept", "added", "by name"])
+@pytest.mark.parametrize("dtype", ["f32", "f64", "bf16"])
+def test_gradients_of_the_other_queries_where_one_sees_no_key(dtype: str, spelling: str, length: int) -> None:
+    """With more than 8192 scores the kernel goes by blocks of queries, else MLX differentiates it."""
+    hidden = np.triu(np.ones((length, length), np.uint8), 1)
+    hidden[1] = 1
+    tensors = [tensor(2, 4, length, 6, seed=i, dtype=dtype) for i in range(3)]
+
+    def loss(q: Any, k: Any, v: Any) -> Any:
+        scores = q @ k.t() * 0.5
+        if spelling == "hidden":
+            scores = filled(scores, LazyTensor.new(hidden), -math.inf)
+        elif spelling == "added":
+            scores = scores + LazyTensor.new(np.where(hidden == 1, -np.inf, 0)).to_dtype(dtype)
+        else:
+            below = LazyTensor.new(-math.inf).to_dtype(dtype).broadcast_as(scores.shape)
+            scores = LazyTensor.new(1 - hidden).broadcast_as(scores.shape).where_cond(scores, below)
+        if spelling == "by name" and features.enabled("rewrite"):
+            y = ops.sdpa(q, k, v, LazyTensor.new(1 - hidden), False, 0.5, 1.0)
+        else:
+            y = scores.softmax(-1) @ v
+        return y.narrow(2, 2, length - 2)
+
+    found, plain = (with_gradients(loss, tensors, rewriting)[1:] for rewriting in (True, False))
+    for got, want in zip(found, plain):
+        # NaN where it is spelled out: of all values, and where it is added of all queries and keys that meet that row.
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+        np.testing.assert_allclose(got, want, rtol=0, atol={"bf16": 0.1}.get(dtype, 2e-5))
+    assert np.isfinite(found[0]).all() == np.isfinite(found[1]).all() == (spelling != "added")
+
+
 def test_what_fills_has_its_gradient() -> None:
     mask = LazyTensor.new(np.triu(np.ones((3, 4), np.uint8), 2))
     fill = Var.from_tensor(Tensor(np.float32(0.25)))
