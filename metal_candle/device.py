@@ -6,8 +6,8 @@ import operator
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from enum import Enum
+from functools import lru_cache
 from typing import ClassVar, TypeVar, Union
 
 import mlx.core as mx
