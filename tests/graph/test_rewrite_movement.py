@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from metal_candle import LazyTensor, Tensor, Var, features
+from metal_candle.error import ShapeMismatchError
+from metal_candle.graph.operations.movement import Reshape
 from metal_candle.graph.plans import apply_rules
 from metal_candle.graph.rewrite import Log
 from metal_candle.graph.structure import survey
-from metal_candle.graph.term import terms_of
+from metal_candle.graph.term import apply, terms_of
+from metal_candle.shape import Shape
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,3 +112,10 @@ def test_layouts_after_a_gradient_are_those_that_were_recorded() -> None:
     assert fresh[1].layout().start_offset == 8
     square = np.array([[8.0], [10.0], [12.0]], np.float32) * v.numpy()
     np.testing.assert_array_equal(grads[v].numpy(), square)
+
+
+def test_a_rule_cannot_reshape_to_another_count() -> None:
+    x = terms_of(survey([LazyTensor.new(np.zeros((2, 3), np.float32)).exp()._node])).roots[0]
+    assert tuple(apply(Reshape(Shape((3, 2))), x).shape) == (3, 2)
+    with pytest.raises(ShapeMismatchError, match=r"reshape: 6 elements do not fit shape \(7,\)"):
+        apply(Reshape(Shape((7,))), x)
