@@ -269,11 +269,14 @@ def independent(quick: bool) -> Iterator[Case]:
             x = ops.rms_norm(x.softmax(-1).gelu_erf(), w, EPS)
         return x.softmax(-1)
 
-    xs, w = [_normal(64, 512) for _ in range(32)], 1 + _normal(512, share=0.1)
-    case = forward("independent", "32 of 64 x 512", raw, lambda xs, w: [one(x, w) for x in xs], xs, w)
-    lazy_xs, lazy_w = tree_map(LazyTensor.from_mlx, xs), LazyTensor.from_mlx(w)
-    case.sides["one by one"] = lambda: [one(x, lazy_w).eval() for x in lazy_xs]
-    yield replace(case, tolerance=TOLERANCE_MAGNIFIED)
+    def case(rows: int) -> Case:
+        xs, w = [_normal(rows, 512) for _ in range(32)], 1 + _normal(512, share=0.1)
+        sides = forward("independent", f"32 of {rows} x 512", raw, lambda xs, w: [one(x, w) for x in xs], xs, w)
+        lazy_xs, lazy_w = tree_map(LazyTensor.from_mlx, xs), LazyTensor.from_mlx(w)
+        sides.sides["one by one"] = lambda: [one(x, lazy_w).eval() for x in lazy_xs]
+        return replace(sides, tolerance=TOLERANCE_MAGNIFIED)
+
+    yield from map(case, (64,) if quick else (64, 256))
 
 
 GROUPS: dict[str, Callable[[bool], Iterator[Case]]] = {

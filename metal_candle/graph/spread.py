@@ -32,10 +32,11 @@ class Part(NamedTuple):
 
 
 class PartedPlan:
-    """Plans for parts of a graph that share nothing but leaves, begun one after the other, on one stream or several.
+    """Plans for parts of a graph that share nothing but leaves, begun one after the other, or one on each stream at once.
 
-    One after the other also on one stream: MLX computes what it is given at once breadth first, and what a chain's
-    operation wrote is no longer in the cache when the next one reads it (1.5 times as long for 32 chains of norms).
+    Not all at once: MLX computes what it is given together breadth first, and what a chain's operation wrote is no
+    longer in the cache when the next one reads it (1.5 times as long for 32 chains of norms). Nor each alone where
+    there are several streams: MLX hands out ten tasks at most before it waits, and they would all be of one stream.
     """
 
     def __init__(self, graph: TermGraph, parts: Sequence[Part], device: Device) -> None:
@@ -55,14 +56,16 @@ class PartedPlan:
         self.steps = [step for _, plan, _ in self.parts for step in plan.steps]
 
     def run(self, values: Sequence[Any]) -> list[Any]:
-        """The roots' arrays for these values of the leaves, under way but for the last part's."""
+        """The roots' arrays for these values of the leaves, under way but for those of the last parts."""
         found: dict[int, Any] = {index: values[leaf] for index, leaf in self._given}
-        last = len(self.parts) - 1
-        for i, (stream, plan, places) in enumerate(self.parts):
+        together: list[Any] = []
+        for stream, plan, places in self.parts:
+            if stream == 0 and together:
+                mx.async_eval(*together)  # type: ignore[no-untyped-call]
+                together = []
             with _on_stream(stream):
                 results = plan.run(values)
-            if i != last:
-                mx.async_eval(*results)  # type: ignore[no-untyped-call]
+            together += results
             found.update(zip(places, results))
         return [found[i] for i in self._again]
 
