@@ -20,7 +20,7 @@ from typing import Any
 
 import metal_candle  # noqa: F401  (before mlx.core: it loads the BLAS)
 from metal_candle.graph.evaluate import keep
-from metal_candle.graph.plans import apply_rules, plan_of
+from metal_candle.graph.plans import apply_rules, planned
 from metal_candle.graph.rewrite import Log
 from metal_candle.graph.structure import survey
 from metal_candle.graph.term import terms_of
@@ -34,7 +34,7 @@ from measure import Side, Times, alternate, append, commit, device, head, load, 
 # A sample is so long at the least, where the run is shorter: clocks and threads waking up do not show then.
 SAMPLE = 2e-3
 TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50)
-STAGES = ("build", "eval", "record", "survey", "plan", "call", "eval", "keep")
+STAGES = ("build", "eval", "record", "plan", "call", "eval", "keep")
 
 
 def compare(case: Case) -> None:
@@ -78,7 +78,7 @@ def fired(case: Case) -> str:
 
 def stages(case: Case, times: int) -> list[float]:
     """Median microseconds of ``STAGES``: of the raw side building and computing; of the lazy side recording,
-    surveying, looking the plan up, making its MLX calls, computing, keeping values."""
+    finding its plan, making its MLX calls, computing, keeping values."""
     samples = []
     for _ in range(times):
         marks = [time.perf_counter()]
@@ -94,11 +94,9 @@ def stages(case: Case, times: int) -> list[float]:
         marks.append(time.perf_counter())
         nodes = case.record()
         mark()
-        structure = survey(nodes)
+        structure, known = planned(nodes)
         mark()
-        plan = plan_of(structure)
-        mark()
-        values = plan.run(structure.values)
+        values = known.plan.run(structure.values)
         mark()
         mx.eval(values)
         mark()

@@ -24,7 +24,7 @@ RANK, SCALE, EPS = 8, 2.0, 1e-5
 WIDTHS, LAYERS, TOKENS = (16, 256, 512, 1024, 2048), (1, 2, 16), (1, 8, 128)
 ROWS = ((1, 16), (8, 256), (128, 512), (128, 4096))
 # Softmax makes a row nearly equal, the norm behind it magnifies what is left: about ten times in each of four layers.
-TOLERANCE_MAGNIFIED = 2e-3
+TOLERANCE_MAGNIFIED = 5e-3
 BLOCKS = ((64, 256, 4, 4), (128, 576, 9, 3))
 
 
