@@ -14,7 +14,6 @@ from metal_candle import LazyTensor, Tensor, Var, features
 from metal_candle.graph import node, plans
 from metal_candle.graph import spread as spread_module
 from metal_candle.graph.plan import RUNS_BEFORE_CODE
-from metal_candle.graph.rewrite import Log
 from metal_candle.graph.spread import _cores, parts_of
 from metal_candle.graph.structure import survey
 from metal_candle.graph.term import terms_of
@@ -22,6 +21,7 @@ from metal_candle.graph.term import terms_of
 import mlx.core as mx
 import numpy as np
 import pytest
+from rewriting import lowered
 
 
 class Counting:
@@ -45,12 +45,6 @@ class Counting:
 
 def lazy(*shape: int) -> LazyTensor:
     return LazyTensor.new(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
-
-
-def lowered(*tensors: LazyTensor) -> list[str]:
-    structure = survey([tensor._node for tensor in tensors])
-    graph = plans.apply_rules(terms_of(structure), Log())
-    return [term.operation.name() for term in graph.order if term.operation is not None]
 
 
 def test_a_value_that_is_held_is_not_fused_away() -> None:

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 from metal_candle import LazyTensor, Tensor, Var, features
-from metal_candle.graph.plans import apply_rules
-from metal_candle.graph.rewrite import Log
-from metal_candle.graph.structure import survey
-from metal_candle.graph.term import terms_of
 from metal_candle.kernels.kernel import on_cpu
 from metal_candle.nn.linear import Linear
 
 import numpy as np
 import pytest
+from rewriting import applied, lowered
 
 cpu_only = pytest.mark.skipif(not on_cpu(), reason="the rule was measured on a CPU")
-
-
-def applied(result: LazyTensor) -> tuple[list[str], str]:
-    """The names of the operations that are computed, and why the rule declined."""
-    log = Log(telling=True)
-    graph = apply_rules(terms_of(survey([result._node])), log)
-    names = [term.operation.name() for term in graph.order if term.operation]
-    return names, "".join(missed.reason for missed in log.missed if missed.rule == "add_matmul")
-
-
-def lowered(result: LazyTensor) -> list[str]:
-    return applied(result)[0]
 
 
 def tensor(*shape: int, seed: int = 0, dtype: str = "f32") -> Tensor:
@@ -58,7 +43,7 @@ def test_a_layer_with_a_bias_on_one_token() -> None:
 def test_where_one_call_is_slower_the_parts_stay(shapes: tuple[tuple[int, ...], ...], dtype: str, because: str) -> None:
     a, b, c = (lazy(*shape, dtype=dtype) for shape in shapes)
     y = a @ b + c
-    names, reason = applied(y)
+    names, reason = applied(y, rule="add_matmul")
     assert names == ["matmul", "add"]
     assert because in reason
 
@@ -66,7 +51,7 @@ def test_where_one_call_is_slower_the_parts_stay(shapes: tuple[tuple[int, ...], 
 def test_a_vector_through_a_layer_stays() -> None:
     layer = Linear(tensor(24, 16), tensor(24, seed=1))
     y = layer.forward(lazy(16))
-    names, reason = applied(y)
+    names, reason = applied(y, rule="add_matmul")
     assert names == ["linear", "add"]
     assert "[16] is a vector" in reason
 

@@ -8,26 +8,16 @@ from typing import Any
 
 from metal_candle import LazyTensor, Tensor, Var, features
 from metal_candle.graph.operations.filled_attention import FilledSdpa
-from metal_candle.graph.plans import apply_rules
-from metal_candle.graph.rewrite import Log
-from metal_candle.graph.structure import survey
-from metal_candle.graph.term import terms_of
 from metal_candle.kernels.kernel import on_cpu
 from metal_candle.nn import ops
 
 import numpy as np
 import pytest
+from rewriting import applied
 
 # Of values of about 1: a few roundings of float32 or bfloat16.
 TOLERANCE = {"f32": 1e-5, "bf16": 3e-2, "f16": 4e-3}
 SHAPES = ((2, 4, 5, 6), (2, 2, 7, 6), (2, 2, 7, 3))
-
-
-def applied(*results: LazyTensor) -> tuple[list[str], str]:
-    """The names of the operations that are computed, and why a rule declined."""
-    log = Log(telling=True)
-    graph = apply_rules(terms_of(survey([result._node for result in results])), log)
-    return [term.operation.name() for term in graph.order if term.operation], "".join(m.reason for m in log.missed)
 
 
 def tensor(*shape: int, seed: int = 0, dtype: str = "f32") -> Tensor:

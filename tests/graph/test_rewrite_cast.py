@@ -5,15 +5,12 @@ from __future__ import annotations
 import itertools
 
 from metal_candle import Device, DType, LazyTensor, Var, features
-from metal_candle.graph.plans import apply_rules
-from metal_candle.graph.rewrite import Log
 from metal_candle.graph.rewrites.cast import holds
-from metal_candle.graph.structure import survey
-from metal_candle.graph.term import terms_of
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from rewriting import lowered
 
 EDGES = [
     float("nan"),
@@ -31,12 +28,6 @@ EDGES = [
     1e-40,
     1e-45,
 ]
-
-
-def lowered(*tensors: LazyTensor) -> list[str]:
-    """The operations that would be computed."""
-    graph = apply_rules(terms_of(survey([tensor._node for tensor in tensors])), Log())
-    return [term.operation.name() for term in graph.order if term.operation]
 
 
 def values_of(dtype: DType) -> LazyTensor:

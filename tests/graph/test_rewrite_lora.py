@@ -5,24 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from metal_candle import LazyTensor, Tensor, Var, features
-from metal_candle.graph.plans import apply_rules
-from metal_candle.graph.rewrite import Log
-from metal_candle.graph.structure import survey
-from metal_candle.graph.term import terms_of
 from metal_candle.nn.linear import Linear
 
 import numpy as np
 import pytest
+from rewriting import lowered
 
 RNG = np.random.default_rng(0)
 
 
 def tensor(*shape: int) -> Tensor:
     return Tensor(RNG.uniform(-1, 1, shape).astype(np.float32))
-
-
-def lowered(y: LazyTensor) -> list[str]:
-    return [term.operation.name() for term in apply_rules(terms_of(survey([y._node])), Log()).order if term.operation]
 
 
 def test_two_layers_are_a_low_rank_update() -> None:

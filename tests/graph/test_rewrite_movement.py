@@ -7,8 +7,6 @@ from typing import Any
 from metal_candle import LazyTensor, Tensor, Var, features
 from metal_candle.error import ShapeMismatchError
 from metal_candle.graph.operations.movement import Reshape
-from metal_candle.graph.plans import apply_rules
-from metal_candle.graph.rewrite import Log
 from metal_candle.graph.structure import survey
 from metal_candle.graph.term import apply, terms_of
 from metal_candle.shape import Shape
@@ -17,12 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-
-def lowered(*tensors: LazyTensor) -> list[str]:
-    """The operations that would be computed."""
-    graph = apply_rules(terms_of(survey([tensor._node for tensor in tensors])), Log())
-    return [term.operation.name() for term in graph.order if term.operation]
+from rewriting import lowered
 
 
 def cube() -> LazyTensor:

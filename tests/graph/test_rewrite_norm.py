@@ -6,18 +6,10 @@ import math
 from typing import Any
 
 from metal_candle import DType, LazyTensor, Tensor, Var, features
-from metal_candle.graph.plans import apply_rules
-from metal_candle.graph.rewrite import Log
-from metal_candle.graph.structure import survey
-from metal_candle.graph.term import terms_of
 
 import numpy as np
 import pytest
-
-
-def lowered(*results: LazyTensor) -> list[str]:
-    graph = apply_rules(terms_of(survey([result._node for result in results])), Log())
-    return [term.operation.name() for term in graph.order if term.operation]
+from rewriting import lowered
 
 
 def normal(*shape: int, seed: int = 0) -> Any:

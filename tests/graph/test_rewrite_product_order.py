@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any
 
 from metal_candle import LazyTensor, Tensor, Var, features
-from metal_candle.graph.plans import apply_rules
 from metal_candle.graph.rewrite import Log
 from metal_candle.graph.rewrites.product_order import LEAST_SAVING, LONGEST, PASS
 from metal_candle.graph.structure import survey
@@ -18,14 +17,7 @@ from metal_candle.nn.linear import Linear
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-
-def rewritten(*results: LazyTensor) -> TermGraph:
-    return apply_rules(terms_of(survey([result._node for result in results])), Log())
-
-
-def lowered(*results: LazyTensor) -> list[str]:
-    return [term.operation.name() for term in rewritten(*results).order if term.operation]
+from rewriting import lowered, rewritten
 
 
 def shapes_of_products(*results: LazyTensor) -> list[tuple[int, ...]]:

@@ -6,23 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from metal_candle import LazyTensor, Tensor, Var, features
-from metal_candle.graph.plans import apply_rules
-from metal_candle.graph.rewrite import Log
-from metal_candle.graph.structure import survey
-from metal_candle.graph.term import terms_of
 from metal_candle.nn import ops
 
 import numpy as np
 import pytest
+from rewriting import applied
 
 SHAPE = (2, 3, 5, 8)
-
-
-def applied(*results: LazyTensor) -> tuple[list[str], str]:
-    """The names of the operations that are computed, and why a rule declined."""
-    log = Log(telling=True)
-    graph = apply_rules(terms_of(survey([result._node for result in results])), log)
-    return [term.operation.name() for term in graph.order if term.operation], "".join(m.reason for m in log.missed)
 
 
 def tensor(*shape: int, seed: int = 0, dtype: str = "f32") -> Tensor:

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from metal_candle import DType, LazyTensor, Tensor, Var, features
-from metal_candle.graph.plans import apply_rules
-from metal_candle.graph.rewrite import Log
-from metal_candle.graph.structure import survey
-from metal_candle.graph.term import terms_of
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rewriting import lowered
 
 FLOATS = [DType.F32, DType.F16, DType.BF16, DType.F64]
 EPSILON = {DType.F32: 2.0**-23, DType.F16: 2.0**-10, DType.BF16: 2.0**-7, DType.F64: 2.0**-52}
 ODD = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -2.5, 1e4, 6e4, 1e-4, 3e-5, 1e-30, -1e30], np.float64)
-
-
-def lowered(*tensors: LazyTensor) -> list[str]:
-    """The operations that would be computed."""
-    graph = apply_rules(terms_of(survey([tensor._node for tensor in tensors])), Log())
-    return [term.operation.name() for term in graph.order if term.operation]
 
 
 def lazy(values: np.ndarray, dtype: DType) -> LazyTensor:
