@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
 
 class PartedPlan:
-    """Plans for parts of a graph that share nothing but leaves, begun one after the other, or one on each stream at once.
+    """Plans for parts of a graph that share nothing but leaves, begun in turn, or one on each stream at once.
 
     Not all at once: MLX computes what it is given together breadth first, and what a chain's operation wrote is no
     longer in the cache when the next one reads it (1.5 times as long for 32 chains of norms). Nor each alone where
