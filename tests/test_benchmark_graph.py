@@ -89,7 +89,7 @@ def test_rows_are_added(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         (row,) = tables(result.stdout)["Where the time goes"][2:]
         assert row[0] == "small_operations, 20 of 16 floats"
-        assert len(row) == 9
+        assert len(row) == 8
         assert all(float(cell) > 0 for cell in row[1:])
     lines = rows_file.read_text("utf-8").splitlines()
     assert lines[0] == COLUMNS
