@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Union
 
@@ -43,16 +44,16 @@ class Match:
 NOTHING = Match({})
 
 
-class Pattern:
+class Pattern(ABC):
     """Base of patterns. ``x @ a`` matches a product, ``x + y`` and ``x * y`` in either order."""
 
+    @abstractmethod
     def match(self, term: Term, match: Match) -> Iterator[Match]:
         """Every way in which ``term`` fits, beyond what ``match`` has found already."""
-        raise NotImplementedError
 
     def roots(self) -> set[type[Operation]]:
-        """The records that can stand at the top; a rule's pattern has some."""
-        raise NotImplementedError
+        """The records that can stand at the top; empty for what cannot be a rule's whole pattern."""
+        return set()
 
     def needs(self) -> list[frozenset[type[Operation]]]:
         """Sets of records of each of which a graph must have one."""
@@ -95,9 +96,6 @@ class Anything(Pattern):
         bound = match.bind(self.name, term)
         if bound is not None:
             yield bound
-
-    def roots(self) -> set[type[Operation]]:
-        return set()
 
     def names(self) -> set[str]:
         return {self.name}
@@ -201,9 +199,6 @@ class Through(Pattern):
         if seen is not None:
             behind, passed = seen
             yield from self.inner.match(behind, Match(match.found, (*match.inside, *passed)))
-
-    def roots(self) -> set[type[Operation]]:
-        raise NotImplementedError
 
     def names(self) -> set[str]:
         return self.inner.names()

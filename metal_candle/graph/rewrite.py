@@ -198,6 +198,8 @@ class Pass:
         # Rules share functions, so a name may be missing from one of them; from all, it would be None for ever.
         known = {"root"}.union(*(rule.pattern.names() for rule in self.rules))
         for rule in self.rules:
+            if not rule.pattern.roots():
+                raise AssertionError(f"rule {rule.name}: no operation can stand at the top of its pattern")
             unknown = {name for function in rule.functions() for name in _parameters(function)} - known
             if unknown:
                 raise AssertionError(f"rule {rule.name}: no pattern of {self.name} has {', '.join(sorted(unknown))}")

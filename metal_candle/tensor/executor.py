@@ -149,7 +149,7 @@ class AsyncExecutor:
                 raise _shut_down(op)
         try:
             return _begin(evaluation, nodes, several, self._device)
-        except BaseException:
+        except BaseException:  # an interrupt too: the slot must come back; raised again
             evaluation.cancel()
             raise
 

@@ -101,7 +101,7 @@ class _Work:
                 try:
                     self._context.run(evaluate, self._nodes)
                     value = self._value()
-                except BaseException as raised:
+                except BaseException as raised:  # an interrupt too goes to the one who waits
                     error = raised
             # First what waits for the nodes, then who waits for the value and may do anything in a callback.
             late = [work for work in self.leave() if not workers.start(work.device, work.run)]

@@ -23,7 +23,7 @@ class Slots:
         ticket = self._ticket()
         try:
             ticket.result()
-        except BaseException:
+        except BaseException:  # an interrupt or a cancellation too: the slot must come back; raised again
             self._return(ticket)
             raise
 
@@ -35,7 +35,7 @@ class Slots:
                 ticket.result()
             else:
                 await asyncio.wrap_future(ticket)
-        except BaseException:
+        except BaseException:  # an interrupt or a cancellation too: the slot must come back; raised again
             self._return(ticket)
             raise
 
