@@ -17,12 +17,13 @@ from metal_candle.kernels.attention import attention
 from metal_candle.kernels.cross_entropy import cross_entropy, head_cross_entropy
 from metal_candle.kernels.elementary import exp, sigmoid, silu
 from metal_candle.kernels.fused_lora import add_lora, lora
-from metal_candle.kernels.kernel import Kernel, differentiated_by_mlx
+from metal_candle.kernels.kernel import Kernel
 from metal_candle.kernels.linear import linear
 from metal_candle.kernels.rms_norm import rms_norm
 from metal_candle.kernels.rope import rope
 from metal_candle.kernels.softmax import log_softmax, softmax
 from metal_candle.kernels.swiglu import swiglu
+from metal_candle.kernels.variant import differentiated_by_mlx
 
 import mlx.core as mx
 from measure import Side, alternate, commit, device, repeats_for, versions

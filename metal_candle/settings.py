@@ -149,7 +149,11 @@ DISABLE = Setting(
     "",
     "Features to switch off: `graph`, `custom-metal`, `rewrite`, `rewrite.<pass or rule>`, comma separated.",
 )
-KERNELS = Setting("METAL_CANDLE_KERNELS", "auto", "`reference` replaces every kernel by its plain MLX definition.")
+KERNELS = Setting(
+    "METAL_CANDLE_KERNELS",
+    "auto",
+    "`reference` replaces every kernel by its plain MLX definition, `custom` launches ours on a GPU wherever it can.",
+)
 DEBUG = Setting("METAL_CANDLE_DEBUG", "", "Topics to log: `graph`, `rewrite`, `kernel`, `compile`, comma separated.")
 CHECK = Setting(
     "METAL_CANDLE_CHECK", "", "`1` checks the graph after each rewrite pass, to find the one that broke it."

@@ -12,8 +12,9 @@ from math import prod
 import mlx.core as mx
 
 from .accurate_sum import total
-from .kernel import Gradients, Kernel, Outputs, Variant, is_half, on_cpu, through_float32
+from .kernel import Kernel, on_cpu
 from .matmul import addmm, as_rows, matmul
+from .variant import Gradients, Outputs, Variant, is_half, through_float32
 
 # Elements of a product of halves from which one call is the faster.
 FEW = {mx.float16: 1024, mx.bfloat16: 4096}

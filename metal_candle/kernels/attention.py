@@ -8,18 +8,10 @@ import mlx.core as mx
 
 from ..error import ShapeMismatchBinaryOpError
 from . import double
-from .kernel import (
-    Gradients,
-    Kernel,
-    Outputs,
-    Variant,
-    differentiated_by_mlx,
-    is_half,
-    on_cpu,
-    through_float32,
-)
+from .kernel import Kernel, on_cpu
 from .rms_norm import row_sum
 from .softmax import causal_mask, exp_rows, masked, summed_to
+from .variant import Gradients, Outputs, Variant, differentiated_by_mlx, is_half, through_float32
 
 Mask = Union[mx.array, str, None]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from .kernel import is_half
+from .variant import is_half
 
 
 def cast(x: mx.array, dtype: mx.Dtype) -> mx.array:

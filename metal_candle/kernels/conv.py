@@ -26,7 +26,8 @@ import math
 
 import mlx.core as mx
 
-from .kernel import Gradients, Kernel, Outputs, Variant, differentiated_by_mlx, is_half, on_cpu, through_float32
+from .kernel import Kernel, on_cpu
+from .variant import Gradients, Outputs, Variant, differentiated_by_mlx, is_half, through_float32
 from .windows import Sizes, Windows, in_pieces, spatial
 
 

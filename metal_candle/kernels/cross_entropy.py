@@ -8,10 +8,11 @@ import mlx.core as mx
 
 from . import double
 from .elementary import exp_up_to_zero
-from .kernel import Gradients, Kernel, Outputs, Variant, is_half, on_cpu
+from .kernel import Kernel, on_cpu
 from .rms_norm import row_sum
 from .slices import by_rows
 from .softmax import SMALL, exp_rows, row_max
+from .variant import Gradients, Outputs, Variant, is_half
 
 # Rows and words of a block of logits: 2 MiB of float32 on the CPU, which stays in the last cache.
 ROWS = 128

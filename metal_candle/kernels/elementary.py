@@ -9,8 +9,9 @@ from __future__ import annotations
 import mlx.core as mx
 
 from . import double
-from .kernel import Gradients, Kernel, Outputs, Variant, is_half, on_cpu, through_float32
+from .kernel import Kernel, on_cpu
 from .slices import sliced
+from .variant import Gradients, Outputs, Variant, is_half, through_float32
 
 LOG2_E = 1.4426950408889634
 # ln 2 as a number of few bits, whose products with the exponents are exact, and the rest (Cody and Waite).

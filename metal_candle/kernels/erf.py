@@ -5,8 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 
 from . import double
-from .kernel import is_half, on_cpu
+from .kernel import on_cpu
 from .slices import sliced
+from .variant import is_half
 
 # erf is 1 in float32 from 3.84 on; here the quotient is above 1 by more than its roundings, and is cut off there.
 END = 4.0

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from .kernel import Gradients, Kernel, Outputs, Variant
+from .kernel import Kernel
 from .matmul import addmm, as_rows, matmul
+from .variant import Gradients, Outputs, Variant
 
 
 def _lora_reference(x: mx.array, a: mx.array, b: mx.array, scale: float) -> mx.array:

@@ -5,18 +5,10 @@ from __future__ import annotations
 import mlx.core as mx
 
 from .accurate_sum import total
-from .kernel import (
-    Gradients,
-    Kernel,
-    Outputs,
-    Variant,
-    differentiated_by_mlx,
-    is_half,
-    on_cpu,
-    through_float32,
-)
+from .kernel import Kernel, on_cpu
 from .rms_norm import row_sum
 from .slices import by_rows
+from .variant import Gradients, Outputs, Variant, differentiated_by_mlx, is_half, through_float32
 
 # Measured on two x86-64 cores against mx.fast.layer_norm, which is the faster by up to 1.2 below this many elements,
 # being fewer calls: with 32 rows of 576 it takes as long forward, 1.05 times as long with the gradients; with 128 and

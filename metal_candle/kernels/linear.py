@@ -5,8 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 
 from .add_matmul import add_matmul
-from .kernel import Gradients, Kernel, Outputs, Variant
+from .kernel import Kernel
 from .matmul import as_rows, matmul
+from .variant import Gradients, Outputs, Variant
 
 
 def _reference(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:

@@ -6,10 +6,11 @@ import mlx.core as mx
 
 from . import double
 from .elementary import exp_up_to_zero
-from .kernel import Gradients, Kernel, Outputs, Variant, differentiated_by_mlx, is_half, on_cpu
+from .kernel import Kernel, on_cpu
 from .rms_norm import row_sum
 from .slices import by_rows
 from .softmax import SMALL, exp_rows
+from .variant import Gradients, Outputs, Variant, differentiated_by_mlx, is_half
 
 
 def _wide(x: mx.array) -> mx.array:

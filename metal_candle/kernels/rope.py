@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from .kernel import Gradients, Kernel, Outputs, Variant
+from .kernel import Kernel
+from .variant import Gradients, Outputs, Variant
 
 
 def _reference(x: mx.array, cos: mx.array, sin: mx.array, interleaved: bool = False) -> mx.array:

@@ -10,9 +10,10 @@ import numpy as np
 
 from . import double
 from .elementary import exp_up_to_zero
-from .kernel import Gradients, Kernel, Outputs, Variant, is_half, on_cpu, through_float32
+from .kernel import Kernel, on_cpu
 from .rms_norm import row_sum
 from .slices import by_rows
+from .variant import Gradients, Outputs, Variant, is_half, through_float32
 
 # Measured in chains of ten, times that of mx.softmax and its 15 ns an element: 2.9 for 2048 elements, 1.5 for 4096,
 # 0.95 for 8192, 0.65 for 16384. Below this the dozen operations cost more than they save.

@@ -6,8 +6,9 @@ import mlx.core as mx
 
 from . import double
 from .elementary import selected, sigmoid_of_slice
-from .kernel import Gradients, Kernel, Outputs, Variant
+from .kernel import Kernel
 from .slices import sliced
+from .variant import Gradients, Outputs, Variant
 
 
 def _reference(gate: mx.array, up: mx.array) -> mx.array:

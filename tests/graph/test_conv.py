@@ -9,7 +9,7 @@ import metal_candle as mc
 from metal_candle import Device, DType, LazyTensor, Tensor, Var
 from metal_candle.kernels import conv as kernels
 from metal_candle.kernels import windows as kernel_windows
-from metal_candle.kernels.kernel import Variant, differentiated_by_mlx
+from metal_candle.kernels.variant import Variant, differentiated_by_mlx
 
 import mlx.core as mx
 import numpy as np

@@ -8,7 +8,7 @@ from typing import ClassVar
 import mlx.core as mx
 
 from ...error import UnsupportedDTypeForOpError
-from ...kernels.kernel import is_half
+from ...kernels.variant import is_half
 from ..operation import Meta, Operation, Sample
 
 ANY_SHAPE = (Sample(((),)), Sample(((0,),)), Sample(((1,),)), Sample(((5, 123),)), Sample(((2, 3, 4),)))

@@ -10,9 +10,9 @@ import numpy as np
 
 from ...error import ShapeMismatchError, UnsupportedDTypeForOpError
 from ...kernels.attention import attention
-from ...kernels.kernel import is_half
 from ...kernels.matmul import matmul
 from ...kernels.softmax import softmax
+from ...kernels.variant import is_half
 from ..operation import Gradients, Meta, Sample
 from .fused import Sdpa
 from .linalg import expect_floats

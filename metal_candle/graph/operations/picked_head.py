@@ -10,7 +10,7 @@ import numpy as np
 
 from ...error import ShapeMismatchBinaryOpError, ShapeMismatchError
 from ...kernels.cross_entropy import head_cross_entropy
-from ...kernels.kernel import is_half
+from ...kernels.variant import is_half
 from ...shape import Shape, expect_rank
 from ..operation import Gradients, Meta, Operation, Sample
 from ..work import Work

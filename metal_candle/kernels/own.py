@@ -1,0 +1,105 @@
+"""A kernel's variant that is a launch of ours: what it can take, when it is used, and its trial on the device."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from . import custom
+from .variant import Gradients, Outputs, Several, Variant, vjp_by_mlx
+
+# Of the largest value: what a wrong kernel exceeds at once and rounding never does.
+TRIAL = {mx.float32: 1e-3, mx.float16: 2e-2, mx.bfloat16: 1e-1}
+UNMEASURED = "unmeasured"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A small launch that compiles the same instantiation as some arguments would.
+
+    ``key`` tells instantiations apart, ``arguments`` are small ones of that instantiation.
+    """
+
+    key: Hashable
+    arguments: Callable[[], tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Own:
+    """The variant of a kernel that launches a program of ours.
+
+    - ``forward(*arguments)`` launches it.
+    - ``fits(*arguments)``: why the program cannot take the arguments, ``None`` if it can.
+    - ``wins(*arguments)``: whether it is used, and why: with the row of ``benchmarks/results.csv`` that shows it, or
+      "unmeasured" and what it is derived from. ``METAL_CANDLE_KERNELS=custom`` does not ask.
+    - ``trial(*arguments)``: the launch that is tried first on a device. One that fails there, or is wrong, is not used.
+    - ``vjp``: gradients; those of the reference if it is ``None``.
+    """
+
+    name: str
+    forward: Callable[..., Outputs]
+    fits: Callable[..., str | None]
+    wins: Callable[..., tuple[bool, str]]
+    trial: Callable[..., Trial]
+    vjp: Callable[..., Gradients] | None = None
+    _tried: dict[Hashable, str | None] = field(default_factory=dict, repr=False, compare=False)
+
+    def variant(self, reference: Callable[..., Several]) -> Variant:
+        """As a variant of the kernel that ``reference`` defines."""
+        return Variant(self.name, self.forward, self.vjp or vjp_by_mlx(reference))
+
+    def chosen(
+        self, on: custom.Backend, reference: Callable[..., Several], always: bool, *arguments: Any
+    ) -> tuple[bool, str]:
+        """Whether ``on`` launches it for these arguments, and why."""
+        unfit = self.fits(*arguments)
+        if unfit is not None:
+            return False, unfit
+        wins, reason = (True, "METAL_CANDLE_KERNELS=custom") if always else self.wins(*arguments)
+        failed = self._failed(on, reference, *arguments) if wins else None
+        return (wins, reason) if failed is None else (False, failed)
+
+    def _failed(self, on: custom.Backend, reference: Callable[..., Several], *arguments: Any) -> str | None:
+        """Why the trial on this device failed, ``None`` if it did not. It runs once."""
+        if on.trusted:
+            return None
+        trial = self.trial(*arguments)
+        key = (on.name, trial.key)
+        if key not in self._tried:
+            self._tried[key] = failed = _difference(self.forward, reference, trial.arguments())
+            if failed is not None:
+                warnings.warn(
+                    f"{self.name}: its trial on {on.name} {failed}; MLX's operations are used instead",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        known = self._tried[key]
+        return None if known is None else f"its trial on {on.name} {known}"
+
+
+def _difference(
+    forward: Callable[..., Outputs], reference: Callable[..., Several], arguments: tuple[Any, ...]
+) -> str | None:
+    expected = reference(*arguments)
+    wanted = expected if isinstance(expected, tuple) else (expected,)
+    try:
+        results = forward(*arguments)[: len(wanted)]
+        mx.eval(results)
+    except (RuntimeError, ValueError) as error:
+        # What a compiler says may be a page: its first line names the kernel, the first with "error" the mistake.
+        lines = str(error).splitlines() or [type(error).__name__]
+        return f"failed: {next((line for line in lines if 'error' in line), lines[0]).strip()}"
+    for got, want in zip(results, wanted):
+        if got.shape != want.shape:
+            return f"gives {list(got.shape)} where {list(want.shape)} is right"
+        wide, exact = (np.array(array.astype(mx.float32)) for array in (got, want))
+        off, allowed = float(np.abs(wide - exact).max()), TRIAL[want.dtype] * (1 + float(np.abs(exact).max()))
+        # Not "more than allowed", which NaN would pass.
+        if not off <= allowed:
+            return f"is off by {off:g} where {allowed:g} is allowed"
+    return None
