@@ -2,9 +2,14 @@
 
 MLX's CPU back-end for x86 computes them one element at a time, at 14 to 25 ns each, but adds, multiplies
 and divides at 0.3 to 0.5 ns: the same functions made of those take 4 to 5 ns. Measured on 196608 elements.
+
+On a GPU exp and sigmoid are MLX's, one launch each; silu, of which MLX has none, is compiled to one launch.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 
@@ -74,6 +79,36 @@ def _silu(x: mx.array) -> tuple[mx.array, mx.array]:
     return x * gate, gate
 
 
+def one_launch(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An elementwise ``function`` of arrays of one shape as one launch of MLX's on a GPU, for all shapes.
+
+    Casts inside cost nothing there. MLX traces the operations where a transformation or a larger ``mx.compile`` asks.
+    """
+    compiled: Callable[..., Any] = mx.compile(function, shapeless=True)
+    return compiled
+
+
+@one_launch
+def _fused_silu(x: mx.array) -> mx.array:
+    wide = x.astype(mx.float32)
+    return (wide * mx.sigmoid(wide)).astype(x.dtype)
+
+
+@one_launch
+def _fused_silu_gradient(cotangent: mx.array, x: mx.array) -> mx.array:
+    wide = x.astype(mx.float32)
+    sigmoid = mx.sigmoid(wide)
+    return (cotangent.astype(mx.float32) * (sigmoid + wide * sigmoid * (1 - sigmoid))).astype(x.dtype)
+
+
+def _fused_silu_forward(x: mx.array) -> Outputs:
+    return (_fused_silu(x),)
+
+
+def _fused_silu_vjp(cotangent: mx.array, inputs: Outputs, outputs: Outputs, needs: tuple[bool, ...]) -> Gradients:
+    return (_fused_silu_gradient(cotangent, inputs[0]),)
+
+
 def _exp_forward(x: mx.array) -> Outputs:
     return (sliced(_exp, x),)
 
@@ -112,10 +147,18 @@ def selected(x: mx.array, variant: Variant, half: Variant) -> tuple[Variant | No
     return (half, "half precision on the CPU") if is_half(x) else (None, f"{x.dtype} on the CPU")
 
 
-def _elementwise(name: str, reference, forward, vjp) -> Kernel:  # type: ignore[no-untyped-def]
+def _elementwise(  # type: ignore[no-untyped-def]
+    name: str, reference, forward, vjp, gpu: Variant | None = None
+) -> Kernel:
     variant = Variant("rational", forward, vjp)
     half = through_float32(variant)
-    return Kernel(name, reference, lambda x: selected(x, variant, half))
+
+    def select(x: mx.array) -> tuple[Variant | None, str]:
+        if gpu is not None and not on_cpu():
+            return gpu, "GPU, one launch"
+        return selected(x, variant, half)
+
+    return Kernel(name, reference, select)
 
 
 def _exp_reference(x: mx.array) -> mx.array:
@@ -135,4 +178,6 @@ def _silu_reference(x: mx.array) -> mx.array:
 
 exp = _elementwise("exp", _exp_reference, _exp_forward, _exp_vjp)
 sigmoid = _elementwise("sigmoid", _sigmoid_reference, _sigmoid_forward, _sigmoid_vjp)
-silu = _elementwise("silu", _silu_reference, _silu_forward, _silu_vjp)
+silu = _elementwise(
+    "silu", _silu_reference, _silu_forward, _silu_vjp, Variant("mx.compile", _fused_silu_forward, _fused_silu_vjp)
+)

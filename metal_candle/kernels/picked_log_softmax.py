@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from . import double
+from . import double, row_loss
 from .elementary import exp_up_to_zero
 from .kernel import Kernel, on_cpu
+from .own import Own, Trial
 from .rms_norm import row_sum
 from .slices import by_rows
 from .softmax import SMALL, exp_rows
@@ -86,4 +87,34 @@ def _select(x: mx.array, ids: mx.array) -> tuple[Variant | None, str]:
     return _ROWS, "CPU"
 
 
-picked_log_softmax = Kernel("picked_log_softmax", _reference, _select, arity=2)
+def _own_forward(x: mx.array, ids: mx.array) -> Outputs:
+    return row_loss.losses(x, ids, x.dtype, row_loss.LOG_PROBABILITY)
+
+
+def _own_vjp(cotangent: mx.array, inputs: Outputs, outputs: Outputs, needs: tuple[bool, ...]) -> Gradients:
+    x, ids = inputs
+    if not needs[0]:
+        return (None,) * len(needs)
+    seen = (outputs if len(outputs) == 2 else _own_forward(x, ids))[1]
+    return (row_loss.gradient(cotangent, x, ids, seen, row_loss.LOG_PROBABILITY), None)[: len(needs)]
+
+
+def _own_fits(x: mx.array, ids: mx.array) -> str | None:
+    if ids.ndim == 0 or ids.shape[-1] != 1:
+        return "several ids a row"
+    return row_loss.unfit(x, ids, ids.shape[:-1])
+
+
+def _own_trial(x: mx.array, ids: mx.array) -> Trial:
+    dtype, n = x.dtype, x.shape[-1]
+
+    def arguments() -> tuple[mx.array, mx.array]:
+        logits, targets = row_loss.sample(dtype, n)
+        return logits, targets[:, None]
+
+    return Trial((dtype, n <= row_loss.NARROW), arguments)
+
+
+_OWN = Own("one reading", _own_forward, _own_fits, lambda *arguments: row_loss.wins(), _own_trial, _own_vjp)
+
+picked_log_softmax = Kernel("picked_log_softmax", _reference, _select, arity=2, own=_OWN)

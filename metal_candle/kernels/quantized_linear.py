@@ -21,6 +21,8 @@ from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 
+from .kernel import on_cpu
+
 GROUP = 32
 DENSE = 32
 """The ``bits`` of a weight that is not quantised."""
@@ -92,8 +94,7 @@ def _stays_quantised(x: mx.array, bits: int, rows_on_cpu: int) -> bool:
     rows = math.prod(x.shape[:-1])
     if bits == DENSE or x.dtype == mx.float64 or not rows:
         return False
-    # mx.stream() changes the default device too, so this is the one in use.
-    return rows <= rows_on_cpu or bool(mx.default_device().type != mx.cpu)
+    return rows <= rows_on_cpu or not on_cpu()
 
 
 def _wide(numbers: mx.array) -> mx.array:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from metal_candle.kernels import cross_entropy as module
-from metal_candle.kernels.cross_entropy import cross_entropy, head_cross_entropy
+from metal_candle.kernels import head_cross_entropy as module
+from metal_candle.kernels.cross_entropy import cross_entropy
+from metal_candle.kernels.head_cross_entropy import head_cross_entropy
 from metal_candle.kernels.kernel import on_cpu
 
 import mlx.core as mx

@@ -8,9 +8,10 @@ from typing import Any
 
 from metal_candle import DType
 from metal_candle.kernels.attention import attention
-from metal_candle.kernels.cross_entropy import cross_entropy, head_cross_entropy
+from metal_candle.kernels.cross_entropy import cross_entropy
 from metal_candle.kernels.elementary import exp, sigmoid, silu
 from metal_candle.kernels.fused_lora import add_lora, lora
+from metal_candle.kernels.head_cross_entropy import head_cross_entropy
 from metal_candle.kernels.kernel import Kernel
 from metal_candle.kernels.linear import linear
 from metal_candle.kernels.rms_norm import rms_norm

@@ -12,8 +12,8 @@ import numpy as np
 from ...dtype import DType
 from ...error import ShapeMismatchBinaryOpError, ShapeMismatchError, UnsupportedDTypeForOpError
 from ...kernels.attention import attention
-from ...kernels.cross_entropy import head_cross_entropy
 from ...kernels.fused_lora import add_lora, lora
+from ...kernels.head_cross_entropy import head_cross_entropy
 from ...kernels.rope import rope
 from ...kernels.swiglu import swiglu
 from ...shape import Shape, expect_rank

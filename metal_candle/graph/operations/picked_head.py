@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...error import ShapeMismatchBinaryOpError, ShapeMismatchError
-from ...kernels.cross_entropy import head_cross_entropy
+from ...kernels.head_cross_entropy import head_cross_entropy
 from ...kernels.variant import is_half
 from ...shape import Shape, expect_rank
 from ..operation import Gradients, Meta, Operation, Sample

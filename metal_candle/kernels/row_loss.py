@@ -1,0 +1,103 @@
+"""The launches behind ``cross_entropy`` and ``picked_log_softmax``: one target a row.
+
+MLX's ``mx.fast.cross_entropy`` is one launch and one reading of the logits, its gradient a launch that reads them once
+more and writes; but that gradient belongs to MLX's own reverse mode and needs the forward launch in the same one. Where
+the two halves are apart, as here, it is computed again: four passes over the logits and three launches. Ours keep each
+row's maximum and sum: three passes, two launches, label smoothing included. (A logsumexp found again from the loss and
+the target's logit, as MLX does it, would be lost where that logit is large or infinite.)
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import mlx.core as mx
+import numpy as np
+
+from . import custom
+from .own import UNMEASURED
+
+DTYPES = (mx.float32, mx.float16, mx.bfloat16)
+LOSS, LOG_PROBABILITY = 1.0, -1.0
+"""The sign of what is computed."""
+# Rows up to this width are a simdgroup's each: 32 elements a thread.
+NARROW = 1024
+SIMDGROUPS = 8
+WIDE = 8192
+
+FORWARD = custom.Program("cross_entropy", ("x", "targets", "numbers"), ("result", "seen"))
+GRADIENT = custom.Program("cross_entropy_vjp", ("x", "targets", "seen", "cotangent", "numbers"), ("gradient",))
+
+
+def unfit(x: mx.array, targets: mx.array, rows: tuple[int, ...]) -> str | None:
+    """Why the launches do not take logits x ``(*rows, n)`` with one target a row; ``None`` if they do."""
+    if x.dtype not in DTYPES or not mx.issubdtype(targets.dtype, mx.integer):
+        return f"logits of {x.dtype}, targets of {targets.dtype}"
+    if x.ndim == 0 or x.shape[:-1] != rows:
+        return f"logits {x.shape}, a target each for {rows}"
+    if x.size == 0:
+        return "no elements"
+    count, n = x.size // x.shape[-1], x.shape[-1]
+    # An index of x is a row's start, which has 64 bits, and a place within it, which may be a step past the end.
+    return None if count < 2**21 and n < 2**30 else f"{count} rows of {n}: more than a grid holds"
+
+
+def wins() -> tuple[bool, str]:
+    """When they are used, and why."""
+    return True, f"{UNMEASURED}: with the gradient 2 launches and 3 passes over the logits to 3 and 4"
+
+
+@lru_cache(maxsize=256)
+def _grid(rows: int, n: int) -> tuple[custom.Triple, custom.Triple]:
+    if n <= NARROW:
+        threads, groups = custom.SIMD * min(SIMDGROUPS, rows), custom.ceil_div(rows, SIMDGROUPS)
+    else:
+        threads, groups = 256 if n <= WIDE else 512, rows
+    return (groups * threads, 1, 1), (threads, 1, 1)
+
+
+@lru_cache(maxsize=256)
+def _forward(rows: int, n: int, dtype: mx.Dtype) -> custom.Launch:
+    grid, threadgroup = _grid(rows, n)
+    template: custom.Template = (("T", dtype), ("NARROW", n <= NARROW))
+    return custom.Launch(((rows,), (rows, 2)), (dtype, mx.float32), grid, threadgroup, template)
+
+
+@lru_cache(maxsize=256)
+def _gradient(shape: tuple[int, ...], rows: int, n: int, dtype: mx.Dtype) -> custom.Launch:
+    grid, threadgroup = _grid(rows, n)
+    return custom.Launch((shape,), (dtype,), grid, threadgroup, (("T", dtype), ("NARROW", n <= NARROW)))
+
+
+@lru_cache(maxsize=64)
+def _numbers(smoothing: float, sign: float) -> mx.array:
+    return mx.array([smoothing, sign], mx.float32)
+
+
+def losses(
+    x: mx.array, targets: mx.array, dtype: mx.Dtype, sign: float, smoothing: float = 0.0
+) -> tuple[mx.array, mx.array]:
+    """The losses of the rows of x ``(…, n)``, of the shape of ``targets``, and what their gradient needs."""
+    n = x.shape[-1]
+    rows = x.size // n
+    given = [x.reshape(rows, n), targets.reshape(rows), _numbers(smoothing, sign)]
+    result, seen = custom.launch(FORWARD, given, _forward(rows, n, dtype))
+    return result.reshape(targets.shape), seen
+
+
+def gradient(
+    cotangent: mx.array, x: mx.array, targets: mx.array, seen: mx.array, sign: float, smoothing: float = 0.0
+) -> mx.array:
+    """The gradient of x, of its shape and dtype; ``seen`` as ``losses`` gave it."""
+    n = x.shape[-1]
+    rows = x.size // n
+    given = [x.reshape(rows, n), targets.reshape(rows), seen, cotangent.reshape(rows), _numbers(smoothing, sign)]
+    return custom.launch(GRADIENT, given, _gradient(x.shape, rows, n, x.dtype))[0]
+
+
+def sample(dtype: mx.Dtype, n: int) -> tuple[mx.array, mx.array]:
+    """Logits and targets for a trial of the instantiation that takes rows of n."""
+    rows, width = (9, 33) if n <= NARROW else (2, NARROW + 1)
+    draw = np.random.default_rng(0)
+    x = mx.array(draw.normal(size=(rows, width)).astype(np.float32)).astype(dtype)
+    return x, mx.array(draw.integers(0, width, (rows,)).astype(np.int32))
