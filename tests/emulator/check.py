@@ -1,7 +1,7 @@
 """The type check: the text MLX generates, read by clang with Metal's address spaces and halves without arithmetic.
 
 It stands in for Metal's compiler, which no Linux machine has: wrong or lost address spaces, writes to inputs, halves
-that convert or compute by themselves and names that one of the back-ends lacks are refused, as Metal, CUDA or both would.
+that convert or compute by themselves and names that one of the back-ends lacks are refused, as Metal, CUDA or both do.
 """
 
 from __future__ import annotations

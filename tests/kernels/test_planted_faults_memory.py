@@ -1,0 +1,284 @@
+"""Planted faults: accesses past the ends, what nobody wrote, outputs left out, inputs written, integer arithmetic."""
+
+from __future__ import annotations
+
+from given import how
+from planted import F16, F32, Planted, in_every_order
+
+START = "const uint t = thread_position_in_threadgroup.x;\n"
+BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
+ONE_SIMDGROUP = how(((32,), F32))
+
+
+def simple(kind: str, wrong: str, right: str, *says: str, **how_it_runs: object) -> Planted:
+    """A body of one line or several after ``t``, replaced as a whole by the correction."""
+    return Planted(kind, f"{START}{wrong}\n", (wrong, right), says, **how_it_runs)  # type: ignore[arg-type]
+
+
+def in_threadgroup_memory(wrong: str, right: str, *says: str, kind: str = "bounds") -> Planted:
+    """A body that fills two arrays of threadgroup memory, a and b, and then does what is wrong."""
+    body = f"threadgroup float a[64];\nthreadgroup float b[64];\n{START}a[t] = b[t] = 1.0f;\n{BARRIER}\n{wrong}\n"
+    return Planted(kind, body, (wrong, right), says)
+
+
+BOUNDS = {
+    "read past the end of an input": simple(
+        "bounds", "y[t] = x[t + 1];  // <-", "y[t] = x[t];", r"thread 63 of threadgroup 0", r"index 64 of x"
+    ),
+    "read before an input": simple(
+        "bounds", "y[t] = x[int(t) - 1];  // <-", "y[t] = x[t];", r"thread 0 of threadgroup 0", r"index -1 of x"
+    ),
+    "read far past the end of an input": simple(
+        "bounds",
+        "y[t] = x[t + 1000000];  // <-",
+        "y[t] = x[t];",
+        r"thread \d+ of threadgroup 0",
+        r"index 1000\d\d\d of x",
+    ),
+    "read past the end of a half input": simple(
+        "bounds",
+        "y[t] = float(x[t + 1]);  // <-",
+        "y[t] = float(x[t]);",
+        r"thread 63 of threadgroup 0",
+        r"index 64 of x",
+        inputs=(((64,), F16),),
+    ),
+    "read past the end of a small input": simple(
+        "bounds",
+        "y[t] = x[t % 4];  // <-",
+        "y[t] = x[t % 3];",
+        r"thread \d+ of threadgroup 0",
+        r"index 3 of x",
+        inputs=(((3,), F32),),
+    ),
+    "read of an empty input": simple(
+        "bounds",
+        "y[t] = x[0];  // <-",
+        "y[t] = x_shape[0] > 0 ? x[0] : 0.0f;",
+        r"thread \d+ of threadgroup 0",
+        r"index 0 of x",
+        inputs=(((0,), F32),),
+    ),
+    "read past the dimensions": simple(
+        "bounds", "y[t] = float(x_shape[1]);  // <-", "y[t] = float(x_shape[0]);", r"index 1 of x_shape"
+    ),
+    "read past the strides": simple(
+        "bounds", "y[t] = float(x_strides[1]);  // <-", "y[t] = float(x_strides[0]);", r"index 1 of x_strides"
+    ),
+    "read through a pointer that walked": simple(
+        "bounds",
+        "auto p = x + t;\nfloat sum = 0.0f;\nfor (uint k = 0; k < 2; k++) {\n  sum += *p++;  // <-\n}\ny[t] = sum;",
+        "auto p = x + t;\nfloat sum = 0.0f;\nfor (uint k = 0; k < 1; k++) {\n  sum += *p++;\n}\ny[t] = sum;",
+        r"thread 63 of threadgroup 0",
+        r"index 64 of x",
+    ),
+    "write past the end of an output": simple(
+        "bounds", "y[t + 1] = 1.0f;  // <-", "y[t] = 1.0f;", r"thread 63 of threadgroup 0", r"index 64 of y"
+    ),
+    "write before an output": simple(
+        "bounds", "y[int(t) - 1] = 1.0f;  // <-", "y[t] = 1.0f;", r"thread 0 of threadgroup 0", r"index -1 of y"
+    ),
+    "write past the end of a row that the threadgroup does not divide": Planted(
+        "bounds",
+        "const uint i = thread_position_in_grid.x;\ny[i] = float(x[i % 5]);  // <-\n",
+        ("y[i]", "if (i < 33) y[i]"),
+        (r"thread \d+ of threadgroup 1", r"index (3[3-9]|[45]\d|6[0-3]) of y"),
+        launch=how(((33,), F32), grid=64),
+    ),
+    "read past all threadgroup memory": in_threadgroup_memory(
+        "auto p = b;\ny[t] = p[t + 64];  // <-",
+        "auto p = b;\ny[t] = p[t];",
+        r"thread \d+ of threadgroup 0",
+        r"threadgroup",
+    ),
+    "write before all threadgroup memory": in_threadgroup_memory(
+        "auto p = a;\np[int(t) - 64] = 1.0f;  // <-\ny[t] = 1.0f;",
+        "auto p = a;\np[t] = 1.0f;\ny[t] = 1.0f;",
+        r"thread \d+ of threadgroup 0",
+    ),
+    "read of the neighbouring array": in_threadgroup_memory("y[t] = a[t + 1];  // <-", "y[t] = a[t];", r"\b64\b"),
+    "write to the neighbouring array": in_threadgroup_memory(
+        "b[int(t) - 1] = 2.0f;  // <-\ny[t] = 1.0f;", "b[t] = 2.0f;\ny[t] = 1.0f;", r"-1\b"
+    ),
+    "read past a private array": simple(
+        "bounds",
+        "float r[4] = {1.0f, 2.0f, 3.0f, float(x[t])};\nfloat sum = 0.0f;\nfor (uint k = 0; k <= 4 + t / 64; k++) {\n"
+        "  sum += r[k];  // <-\n}\ny[t] = sum;",
+        "float r[4] = {1.0f, 2.0f, 3.0f, float(x[t])};\nfloat sum = 0.0f;\nfor (uint k = 0; k < 4 + t / 64; k++) {\n"
+        "  sum += r[k];\n}\ny[t] = sum;",
+        r"thread \d+ of threadgroup 0",
+        r"\b4\b",
+    ),
+    "write past a private array": simple(
+        "bounds",
+        "float r[4];\nr[x[t] >= 0.0f ? 4 : 3] = 1.0f;  // <-\ny[t] = r[3];",
+        "float r[4];\nr[x[t] < 0.0f ? 4 : 3] = 1.0f;\ny[t] = r[3];",
+        r"thread \d+ of threadgroup 0",
+        r"\b4\b",
+    ),
+    "write before a private array": simple(
+        "bounds",
+        "float r[4] = {};\nr[int(x[t]) - 7] = 1.0f;  // <-\ny[t] = r[3];",
+        "float r[4] = {};\nr[int(x[t]) / 2] = 1.0f;\ny[t] = r[3];",
+        r"-[1-7]\b",
+    ),
+}
+
+UNWRITTEN = {
+    "threadgroup memory that another thread should have written": Planted(
+        "uninitialised",
+        f"threadgroup float part[64];\n{START}part[t] = float(x[t]);\nBETWEEN\ny[t] = part[63 - t];  // <-\n",
+        ("BETWEEN", BARRIER),
+        (r"thread \d+ of threadgroup 0", r"threadgroup memory|\bpart\b"),
+    ),
+    "slots of simdgroups that are not there": Planted(
+        "uninitialised",
+        f"threadgroup float part[32];\n{START}const uint lane = thread_index_in_simdgroup;\n"
+        f"if (lane == 0) {{\n  part[simdgroup_index_in_threadgroup] = 1.0f;\n}}\n{BARRIER}\n"
+        "y[t] = simd_sum(part[lane]);  // <-\n",
+        ("part[lane]", "lane < simdgroups_per_threadgroup ? part[lane] : 0.0f"),
+        (r"thread \d+ of threadgroup 0",),
+    ),
+    "threadgroup memory that an earlier threadgroup wrote": Planted(
+        "uninitialised",
+        f"threadgroup float part[32];\n{START}if (threadgroup_position_in_grid.x == 0) {{\n  part[t] = 1.0f;\n}}\n"
+        "y[thread_position_in_grid.x] = part[t];  // <-\n",
+        ("threadgroup_position_in_grid.x == 0", "x[0] == 0.0f"),
+        (r"thread \d+ of threadgroup 1",),
+        launch=how(((64,), F32), grid=64),
+    ),
+    "output read before it is written": simple(
+        "uninitialised",
+        "y[t] += float(x[t]);  // <-",
+        "y[t] = float(x[t]);",
+        r"thread \d+ of threadgroup 0",
+        r"index \d+ of y",
+    ),
+}
+UNWRITTEN["threadgroup memory of half its threads"] = Planted(
+    "uninitialised",
+    f"threadgroup T part[64];\n{START}if (t % 2 == 0) {{\n  part[t] = T(1.0f);\n}}\n{BARRIER}\n"
+    "y[t] = float(part[t]);  // <-\n",
+    ("t % 2 == 0", "t < 64"),
+    (r"thread \d*[13579] of threadgroup 0",),
+    launch=how(((64,), F32), grid=64, threadgroup=64, template=(("T", F16),)),
+)
+
+UNCOVERED = {
+    "one element": simple("uncovered", "if (t != 7) y[t] = 1.0f;", "y[t] = 1.0f;", r"index 7 of y"),
+    "the last row": Planted(
+        "uncovered",
+        "const uint i = thread_position_in_grid.x;\ny[i] = 1.0f;\n",
+        says=(r"index 32 of y",),
+        launch=how(((64,), F32)),
+        fixed=how(((64,), F32), grid=64),
+    ),
+    "no thread at all": Planted(
+        "uncovered",
+        "if (x[0] == 1.0f) y[thread_position_in_grid.x] = 1.0f;\n",
+        ("x[0] == 1.0f", "x[0] == 0.0f"),
+        (r"index 0 of y",),
+        launch=ONE_SIMDGROUP,
+    ),
+    "a second output that is a dummy": Planted(
+        "uncovered",
+        "y[thread_position_in_grid.x] = 1.0f;\n",
+        says=(r"index 0 of w",),
+        launch=how(((32,), F32), ((1,), F32)),
+        fixed=how(((32,), F32), ((1,), F32), unused=("w",)),
+    ),
+}
+
+READ_ONLY = {
+    "an input by cast": simple(
+        "read-only", "((device float*)x)[t] = 1.0f;  // <-\ny[t] = 1.0f;", "y[t] = 1.0f;", r"index \d+ of x"
+    ),
+    "a small input by cast": simple(
+        "read-only",
+        "((constant float*)x)[t % 3] = 1.0f;  // <-\ny[t] = 1.0f;",
+        "y[t] = 1.0f;",
+        r"index [0-2] of x",
+        inputs=(((3,), F32),),
+    ),
+    "the shape by cast": simple(
+        "read-only", "((constant int*)x_shape)[0] = 1;  // <-\ny[t] = 1.0f;", "y[t] = 1.0f;", r"index 0 of x_shape"
+    ),
+}
+
+ARITHMETIC = {
+    "shift by 40": simple(
+        "arithmetic",
+        "y[t] = float(1u << (uint(x[t]) + 40));  // <-",
+        "y[t] = float(1u << (uint(x[t]) + 4));",
+        r"\b4[0-6]\b",
+    ),
+    "shift by less than nothing": simple(
+        "arithmetic",
+        "y[t] = float(64u >> (int(x[t]) - 7));  // <-",
+        "y[t] = float(64u >> (7 - int(x[t])));",
+        r"-[1-7]\b",
+    ),
+    "division by zero": simple(
+        "arithmetic", "y[t] = float(100u / uint(x[t]));  // <-", "y[t] = float(100u / (uint(x[t]) + 1));", r"thread \d+"
+    ),
+    "remainder by zero": simple(
+        "arithmetic", "y[t] = float(100 % int(x[t]));  // <-", "y[t] = float(100 % (int(x[t]) + 1));", r"thread \d+"
+    ),
+    "division by the length of an empty row": simple(
+        "arithmetic",
+        "y[t] = float(t % uint(x_shape[1]));  // <-",
+        "y[t] = float(t % metal::max(uint(x_shape[1]), 1u));",
+        r"thread \d+ of threadgroup 0",
+        inputs=(((4, 0), F32),),
+    ),
+}
+
+
+@in_every_order(BOUNDS)
+def test_bounds(name: str, order: str) -> None:
+    BOUNDS[name].assert_reported(order)
+
+
+@in_every_order(BOUNDS)
+def test_corrected_bounds(name: str, order: str) -> None:
+    BOUNDS[name].assert_twin_passes(order)
+
+
+@in_every_order(UNWRITTEN)
+def test_unwritten(name: str, order: str) -> None:
+    UNWRITTEN[name].assert_reported(order)
+
+
+@in_every_order(UNWRITTEN)
+def test_corrected_unwritten(name: str, order: str) -> None:
+    UNWRITTEN[name].assert_twin_passes(order)
+
+
+@in_every_order(UNCOVERED)
+def test_uncovered(name: str, order: str) -> None:
+    UNCOVERED[name].assert_reported(order)
+
+
+@in_every_order(UNCOVERED)
+def test_corrected_uncovered(name: str, order: str) -> None:
+    UNCOVERED[name].assert_twin_passes(order)
+
+
+@in_every_order(READ_ONLY)
+def test_read_only(name: str, order: str) -> None:
+    READ_ONLY[name].assert_reported(order)
+
+
+@in_every_order(READ_ONLY)
+def test_corrected_read_only(name: str, order: str) -> None:
+    READ_ONLY[name].assert_twin_passes(order)
+
+
+@in_every_order(ARITHMETIC)
+def test_arithmetic(name: str, order: str) -> None:
+    ARITHMETIC[name].assert_reported(order)
+
+
+@in_every_order(ARITHMETIC)
+def test_corrected_arithmetic(name: str, order: str) -> None:
+    ARITHMETIC[name].assert_twin_passes(order)
