@@ -1,0 +1,54 @@
+"""Arrays of MLX as bytes, and back: bfloat16 and strides included, which NumPy's own way round loses."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+# NumPy has no bfloat16, and MLX makes a wider array of one.
+AS_INTEGERS = {mx.bfloat16: (mx.uint16, np.uint16)}
+NUMPY = {
+    mx.bool_: np.bool_,
+    mx.int8: np.int8,
+    mx.int16: np.int16,
+    mx.int32: np.int32,
+    mx.int64: np.int64,
+    mx.uint8: np.uint8,
+    mx.uint16: np.uint16,
+    mx.uint32: np.uint32,
+    mx.uint64: np.uint64,
+    mx.float16: np.float16,
+    mx.float32: np.float32,
+    mx.complex64: np.complex64,
+}
+
+
+class Stored(NamedTuple):
+    """An array as it lies in memory: its bytes, and the distance between neighbours along each axis in elements."""
+
+    data: Bytes
+    strides: tuple[int, ...]
+
+
+def stored(array: mx.array, contiguous: bool) -> Stored:
+    """The bytes of an evaluated array: in row-major order, or as they lie if they need not be contiguous."""
+    plain = np.array(array.view(AS_INTEGERS[array.dtype][0]) if array.dtype in AS_INTEGERS else array, copy=False)
+    if contiguous or plain.size == 0:
+        plain = np.ascontiguousarray(plain)
+        data = plain.reshape(-1).view(np.uint8)
+    else:
+        # From the first element to the last; MLX's strides are never negative.
+        span = 1 + sum((n - 1) * stride // plain.itemsize for n, stride in zip(plain.shape, plain.strides))
+        data = np.lib.stride_tricks.as_strided(plain, (span,), (plain.itemsize,)).view(np.uint8)
+    return Stored(data, tuple(stride // plain.itemsize for stride in plain.strides))
+
+
+def loaded(data: Bytes, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    """The array of these bytes in row-major order."""
+    if dtype in AS_INTEGERS:
+        return mx.array(data.view(AS_INTEGERS[dtype][1]).reshape(shape)).view(dtype)
+    return mx.array(data.view(NUMPY[dtype]).reshape(shape))

@@ -1,0 +1,32 @@
+// The buffers of a launch, in memory of their own with unmapped pages around.
+#pragma once
+
+#include "interface.h"
+
+namespace em {
+
+constexpr em_u32 MAX_BUFFERS = 128;
+
+struct Region {
+  const em_buffer* buffer;
+  char* begin;     // the first element
+  em_u64 bytes;
+  char* mapped;    // what is mapped around it
+  em_u64 mapped_bytes;
+  em_u64 first_cell;  // of its shadow, where it is an output
+  em_u32 log_element;
+};
+
+extern Region regions[MAX_BUFFERS];
+extern em_u32 region_count;
+
+bool map_regions();                 // false after a fault
+void copy_out_and_unmap();
+void check_slack();                 // in fast mode, where an overrun within a page hits no guard
+Region* region_of(const void* address);   // that holds it, or null
+Region* region_near(const void* address);  // that holds it or lies nearest, within its gap; or null
+
+// "index 301 of x, which has 300 elements"
+const char* describe(const Region* region, const void* address);
+
+}  // namespace em

@@ -1,0 +1,71 @@
+// What the parts of the runtime share: the launch that runs, its fibres, and how a fault ends it.
+#pragma once
+
+#include "interface.h"
+
+namespace em {
+
+enum Wait : unsigned char { READY, AT_SIMD, AT_SIMD_BARRIER, AT_BARRIER, FINISHED };
+
+// How often a thread passed each kind of barrier: what orders its accesses after others'.
+struct Passed {
+  em_u32 threadgroup[2];  // threadgroup barriers, by Memory
+  em_u32 simdgroup[2];    // simdgroup barriers, by Memory
+};
+
+enum Memory { DEVICE = 0, THREADGROUP = 1 };  // by the bits of mem_flags
+
+struct Fibre {
+  void* stack_pointer;
+  char* stack;
+  em_thread thread;
+  Passed passed;
+  Wait wait;
+  // Where it waits, or waited last.
+  em_u32 line;
+  const char* file;
+  em_u64 place;  // a hash of the return addresses: tells two calls of one helper apart
+  em_u32 flags;
+  em_u32 operation, type, bits, operand, operations;
+};
+
+struct Launch {
+  const em_request* request;
+  em_report* report;
+  void* const* arguments;
+  char* object;          // where the kernel's object is mapped
+  em_u32 threads;        // of a threadgroup
+  em_u32 serial;         // of the threadgroup that runs: unique in the process
+  em_u32 first_serial;   // of the launch's first
+  em_u32 group[3];
+};
+
+extern Launch launch;
+extern Fibre fibres[EM_MAX_THREADS];
+extern Fibre* current;  // null while no fibre runs
+
+// Records the fault, the first one only, and leaves the fibre for the launcher; in the launcher it returns.
+// `here` is the frame to trace: that of the runtime's function that the kernel called.
+void fail(const char* kind, void* frame, const char* text, ...) __attribute__((format(printf, 3, 4)));
+
+// The place of an earlier access, a return address of a kernel's, for {there}.
+void blame(em_u64 return_offset);
+
+// "thread 5 of threadgroup 2", and so on, in one of a few buffers that take turns.
+const char* thread_name(em_u32 index);
+const char* group_name();
+
+// Back to the launcher for good, from a fibre.
+void leave_fibre();
+
+// A hash of the return addresses from `frame` on, within the fibre's own stack.
+em_u64 place_of(void* frame);
+
+void run_group();
+void mix_order(em_u32* order, em_u32 count, em_u32 how, em_u64 seed);
+void compute_simd(Fibre* lanes);  // of a simdgroup all of whose lanes wait at the same operation
+const char* operation_name(em_u32 operation);
+
+inline em_u32 simdgroup_of(em_u32 thread) { return thread / EM_SIMD; }
+
+}  // namespace em
