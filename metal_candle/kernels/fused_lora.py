@@ -2,16 +2,23 @@
 
 Hu et al. 2021, https://arxiv.org/abs/2106.09685. The scale is applied at rank, the gradient keeps only ``x``.
 
-Of float16, whose range is small, a scale below 1 is applied as early as any spelling of the update does it, and one
-above 1 last: no product on the way leaves the range that it did not leave spelled out.
+For few rows a launch of ours computes it at once; see ``lora_launch``. For more, MLX's products, in the order that
+takes the fewest multiplications; see ``lora_order``.
+
+Of float16, whose range is small, the products round between: there a scale below 1 is applied as early as any spelling
+of the update does it, and one above 1 last, so that no product on the way leaves the range that it did not leave
+spelled out. The launch keeps ``x · A`` and its sums in float32, where that makes no difference.
 """
 
 from __future__ import annotations
 
 import mlx.core as mx
 
+from . import lora_launch
 from .kernel import Kernel
+from .lora_order import THROUGH_RANK, is_low, merging_is_cheaper, order_of_gradients
 from .matmul import addmm, as_rows, matmul
+from .own import Own
 from .variant import Gradients, Outputs, Variant
 
 
@@ -30,6 +37,11 @@ def _lora_forward(x: mx.array, a: mx.array, b: mx.array, scale: float) -> Output
     return (result if x.ndim == 2 else result.reshape(*x.shape[:-1], b.shape[1]),)
 
 
+def _merged_forward(x: mx.array, a: mx.array, b: mx.array, scale: float) -> Outputs:
+    result = matmul(as_rows(x), matmul(a, b) * scale)
+    return (result if x.ndim == 2 else result.reshape(*x.shape[:-1], b.shape[1]),)
+
+
 def _lora_vjp(
     cotangent: mx.array,
     inputs: tuple[mx.array, ...],
@@ -38,16 +50,23 @@ def _lora_vjp(
     scale: float,
 ) -> Gradients:
     x, a, b = inputs
+    order = THROUGH_RANK
+    # Not of float16, where a product that is not spelled out may leave the range.
+    if not is_low(*a.shape, b.shape[1]) and x.dtype != mx.float16:
+        order = order_of_gradients(x.size // max(a.shape[0], 1), *a.shape, b.shape[1], tuple(needs))
     rows, upstream = as_rows(x), as_rows(cotangent)
     gradients: list[mx.array | None] = [None, None, None]
-    if needs[0] or needs[1]:
+    if (needs[0] and order.x) or (needs[1] and order.a):
         at_rank = matmul(upstream, b.T) * scale
-        if needs[0]:
-            gradients[0] = matmul(at_rank, a.T).reshape(x.shape)
-        if needs[1]:
-            gradients[1] = matmul(rows.T, at_rank)
+    if (needs[1] and not order.a) or (needs[2] and not order.b):
+        of_both = matmul(rows.T, upstream) * scale
+    if needs[0]:
+        of_x = matmul(at_rank, a.T) if order.x else matmul(upstream, (matmul(a, b) * scale).T)
+        gradients[0] = of_x.reshape(x.shape)
+    if needs[1]:
+        gradients[1] = matmul(rows.T, at_rank) if order.a else matmul(of_both, b.T)
     if needs[2]:
-        gradients[2] = matmul((matmul(rows, a) * scale).T, upstream)
+        gradients[2] = matmul((matmul(rows, a) * scale).T, upstream) if order.b else matmul(a.T, of_both)
     return tuple(gradients)
 
 
@@ -77,7 +96,12 @@ def _add_forward(base: mx.array, x: mx.array, a: mx.array, b: mx.array, scale: f
     return (result if base.ndim == 2 else result.reshape(base.shape),)
 
 
-def _add_vjp(
+def _add_merged_forward(base: mx.array, x: mx.array, a: mx.array, b: mx.array, scale: float) -> Outputs:
+    result = addmm(as_rows(base), as_rows(x), matmul(a, b), alpha=scale)
+    return (result if base.ndim == 2 else result.reshape(base.shape),)
+
+
+def _any_vjp(
     cotangent: mx.array,
     inputs: tuple[mx.array, ...],
     outputs: Outputs,
@@ -85,20 +109,65 @@ def _add_vjp(
     scale: float,
 ) -> Gradients:
     vjp = _lora_vjp_f16 if cotangent.dtype == mx.float16 else _lora_vjp
-    of_lora = vjp(cotangent, inputs[1:], outputs, needs[1:], scale)
+    return vjp(cotangent, inputs, outputs, needs, scale)
+
+
+def _add_vjp(
+    cotangent: mx.array,
+    inputs: tuple[mx.array, ...],
+    outputs: Outputs,
+    needs: tuple[bool, ...],
+    scale: float,
+) -> Gradients:
+    of_lora = _any_vjp(cotangent, inputs[1:], outputs, needs[1:], scale)
     return (cotangent if needs[0] else None, *of_lora)
 
 
 _LORA = Variant("at rank", _lora_forward, _lora_vjp)
 _LORA_F16 = Variant("at rank, large scales last", _lora_forward_f16, _lora_vjp_f16)
+_LORA_MERGED = Variant("factors first", _merged_forward, _lora_vjp)
 _ADD = Variant("at rank, addmm", _add_forward, _add_vjp)
+_ADD_MERGED = Variant("factors first, addmm", _add_merged_forward, _add_vjp)
+_FEWER = "a rank near the widths: x · (A · B) takes fewer multiplications"
 
 
-def _select(x: mx.array, a: mx.array, b: mx.array, scale: float) -> tuple[Variant, str]:
+def _merges(x: mx.array, a: mx.array, b: mx.array) -> bool:
+    (width, rank), out = a.shape, b.shape[1]
+    if is_low(width, rank, out) or not width or x.dtype == mx.float16:
+        return False
+    return merging_is_cheaper(x.size // width, width, rank, out)
+
+
+def _select(x: mx.array, a: mx.array, b: mx.array, scale: float) -> tuple[Variant | None, str]:
     if x.dtype == mx.float16:
         return _LORA_F16, "plain products, a scale above 1 last"
+    if _merges(x, a, b):
+        return _LORA_MERGED, _FEWER
     return _LORA, "plain products, scale at rank"
 
 
-lora = Kernel("lora", _lora_reference, _select, arity=3)
-add_lora = Kernel("add_lora", _add_reference, lambda *arguments: (_ADD, "plain products, scale at rank"), arity=4)
+def _select_add(base: mx.array, x: mx.array, a: mx.array, b: mx.array, scale: float) -> tuple[Variant | None, str]:
+    if _merges(x, a, b):
+        return _ADD_MERGED, _FEWER
+    return _ADD, "plain products, scale at rank"
+
+
+_OWN = Own(
+    "fused_lora",
+    forward=lora_launch.lora_forward,
+    fits=lambda x, a, b, scale: lora_launch.plan(None, x, a, b).unfit,
+    wins=lambda x, a, b, scale: lora_launch.plan(None, x, a, b).wins,
+    trial=lambda x, a, b, scale: lora_launch.trial(None, x, a, b),
+    vjp=_any_vjp,
+)
+_OWN_ADD = Own(
+    "fused_lora",
+    forward=lora_launch.add_forward,
+    fits=lambda base, x, a, b, scale: lora_launch.plan(base, x, a, b).unfit,
+    wins=lambda base, x, a, b, scale: lora_launch.plan(base, x, a, b).wins,
+    trial=lambda base, x, a, b, scale: lora_launch.trial(base, x, a, b),
+    vjp=_add_vjp,
+)
+
+lora = Kernel("lora", _lora_reference, _select, arity=3, own=_OWN)
+add_lora = Kernel("add_lora", _add_reference, _select_add, arity=4, own=_OWN_ADD)
