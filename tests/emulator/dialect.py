@@ -45,7 +45,7 @@ def _rule(pattern: str, text: str) -> _Rule:
 
 _EVERYWHERE = (
     _rule(r"\b(?:device|constant)\b", "`device` and `constant` are not written: a pointer into an array is `auto`"),
-    _rule(r"\bthreadgroup\b[^;()]*[*&]", "threadgroup memory is an array; a pointer to it is `auto`"),
+    _rule(r"\bthreadgroup\b[^;()\[]*[*&]", "threadgroup memory is an array; a pointer to it is `auto`"),
     _rule(r"\b(?:thread|threadgroup|uint)\s*(?:=|;|\[|\.|[-+/%<])", "`thread`, `threadgroup` and `uint` are no names"),
     _rule(r"\(\s*(?:const\s+)?(?:\w+\s+)?\w+\s*(?:const\s*)?[*]\s*\)\s*[\w(&]", "no cast makes a pointer"),
     _rule(r"\breinterpret_cast\b|\bas_type\b", "no cast reads other bits: CUDA and Metal spell it differently"),
@@ -92,8 +92,8 @@ def lint_body(text: str, header: str, portable: Vocabulary) -> list[Finding]:
 
 
 def lint_header(text: str, portable: Vocabulary) -> list[Finding]:
-    """The breaches in what several bodies call."""
-    code = without_comments(text)
+    """The breaches in what several bodies call. What only CUDA's compiler reads may be anything."""
+    code = _without_cuda(without_comments(text))
     found = set(_everywhere(code, portable))
     for name in (*ATTRIBUTES, "threadgroup"):
         for match in re.finditer(rf"\b{name}\b", code):
@@ -118,6 +118,15 @@ def without_comments(text: str) -> str:
         return re.sub(r"[^\n]", " ", match[0])
 
     return re.sub(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"", blank, text, flags=re.DOTALL)
+
+
+def _without_cuda(code: str) -> str:
+    """The text with what stands between ``#ifdef __CUDACC__`` and its ``#else`` or ``#endif`` blank."""
+
+    def blank(match: re.Match[str]) -> str:
+        return re.sub(r"[^\n]", " ", match[0])
+
+    return re.sub(r"^#ifdef __CUDACC__$.*?^#(?:else|endif)$", blank, code, flags=re.MULTILINE | re.DOTALL)
 
 
 def vocabulary(header: str) -> Vocabulary:
@@ -176,7 +185,7 @@ def _threadgroup_memory(code: str) -> Iterator[Finding]:
         line = _line(code, match.start())
         if code.count("{", 0, match.start()) != code.count("}", 0, match.start()):
             yield Finding(line, "threadgroup memory is declared at the top of the body, in no block")
-        if not re.fullmatch(r"\s+\w+\s+\w+(?:\[[^\[\]=]+\])+", match[1]):
+        if not re.fullmatch(r"\s+\w+\s+\w+(?:\[[^\[\]]+\])+", match[1]):
             yield Finding(line, "threadgroup memory is declared as `threadgroup T name[CONSTANT];`, one a line")
 
 

@@ -73,13 +73,12 @@ class Emulator:
             for parameter in kernel.generated.parameters
             if parameter.kind != "attribute"
         ]
-        if prod(groups):
-            with _one_launch:
-                report = native.launch(
-                    kernel.loaded, buffers, groups, threads, ORDERS.index(self.order), self.checked, self.seed
-                )
-            if report.failed:
-                raise Fault(report.kind.decode(), f"{program.name}: {place(report, kernel.loaded.path)}")
+        with _one_launch:
+            report = native.launch(
+                kernel.loaded, buffers, groups, threads, ORDERS.index(self.order), self.checked, self.seed
+            )
+        if report.failed:
+            raise Fault(report.kind.decode(), f"{program.name}: {place(report, kernel.loaded.path)}")
         return [loaded(data, shape, dtype) for data, shape, dtype in zip(results, how.shapes, how.dtypes)]
 
 

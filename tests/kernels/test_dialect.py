@@ -129,7 +129,7 @@ def test_what_is_allowed() -> None:
     body = """
 // device, constant, 0.5, exp(1), "threadgroup float* p" and return in comments
 threadgroup float part[32];
-threadgroup T rows[4][N + 1];
+threadgroup T rows[4][N * (N <= 2 ? 1 : 3)];
 const uint3 at = thread_position_in_grid;
 const uint lane = thread_index_in_simdgroup;
 auto line = x + size_t(at.x) * x_shape[1];
@@ -148,3 +148,6 @@ if (sum > 0.0f) {
 """
     assert dialect.lint_body(body, HEADER, PORTABLE) == []
     assert dialect.lint_header(HEADER, PORTABLE) == []
+    cuda = "#ifdef __CUDACC__\nstruct Four {\n  double value[4];\n};\n#endif\n"
+    assert dialect.lint_header(cuda + HEADER, PORTABLE) == []
+    assert [line for line, _ in dialect.lint_header(f"{cuda}double x;", PORTABLE)] == [6]

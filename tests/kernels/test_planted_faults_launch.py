@@ -34,7 +34,14 @@ LAUNCHES = {
         how(((1024,), F32), grid=(32, 32, 1), threadgroup=(32, 32, 1)),
         r"1,?024",
     ),
-    "no threads": launched(how(((64,), F32), grid=0), how(((32,), F32)), r"\b0\b"),
+    "no threads": Planted(
+        "uncovered",
+        WRITE,
+        says=(r"index 0 of y",),
+        launch=how(((32,), F32), grid=0),
+        fixed=how(((32,), F32)),
+        orders=("forward",),
+    ),
     "33 KiB": Planted(
         "launch",
         """\

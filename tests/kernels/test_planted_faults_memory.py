@@ -85,20 +85,23 @@ BOUNDS = {
         (r"thread \d+ of threadgroup 1", r"index (3[3-9]|[45]\d|6[0-3]) of y"),
         launch=how(((33,), F32), grid=64),
     ),
-    "read past all threadgroup memory": in_threadgroup_memory(
-        "auto p = b;\ny[t] = p[t + 64];  // <-",
-        "auto p = b;\ny[t] = p[t];",
-        r"thread \d+ of threadgroup 0",
-        r"threadgroup",
+    "read past all threadgroup memory": Planted(
+        "bounds",
+        f"threadgroup float a[64];\n{START}a[t] = 1.0f;\n{BARRIER}\nauto p = a;\ny[t] = p[t + 64];  // <-\n",
+        ("t + 64", "t"),
+        (r"thread \d+ of threadgroup 0", r"threadgroup memory"),
     ),
-    "write before all threadgroup memory": in_threadgroup_memory(
-        "auto p = a;\np[int(t) - 64] = 1.0f;  // <-\ny[t] = 1.0f;",
-        "auto p = a;\np[t] = 1.0f;\ny[t] = 1.0f;",
-        r"thread \d+ of threadgroup 0",
+    "write before all threadgroup memory": Planted(
+        "bounds",
+        f"threadgroup float a[64];\n{START}auto p = a;\np[int(t) - 64] = 1.0f;  // <-\n{BARRIER}\ny[t] = a[t];\n",
+        ("int(t) - 64", "t"),
+        (r"thread \d+ of threadgroup 0", r"threadgroup memory"),
     ),
-    "read of the neighbouring array": in_threadgroup_memory("y[t] = a[t + 1];  // <-", "y[t] = a[t];", r"\b64\b"),
+    "read of the neighbouring array": in_threadgroup_memory(
+        "y[t] = a[t + 1];  // <-", "y[t] = a[t];", r"thread 63 of threadgroup 0"
+    ),
     "write to the neighbouring array": in_threadgroup_memory(
-        "b[int(t) - 1] = 2.0f;  // <-\ny[t] = 1.0f;", "b[t] = 2.0f;\ny[t] = 1.0f;", r"-1\b"
+        "b[int(t) - 1] = 2.0f;  // <-\ny[t] = 1.0f;", "b[t] = 2.0f;\ny[t] = 1.0f;", r"thread 0 of threadgroup 0"
     ),
     "read past a private array": simple(
         "bounds",
@@ -107,28 +110,28 @@ BOUNDS = {
         "float r[4] = {1.0f, 2.0f, 3.0f, float(x[t])};\nfloat sum = 0.0f;\nfor (uint k = 0; k < 4 + t / 64; k++) {\n"
         "  sum += r[k];\n}\ny[t] = sum;",
         r"thread \d+ of threadgroup 0",
-        r"\b4\b",
+        r"an array",
     ),
     "write past a private array": simple(
         "bounds",
         "float r[4];\nr[x[t] >= 0.0f ? 4 : 3] = 1.0f;  // <-\ny[t] = r[3];",
         "float r[4];\nr[x[t] < 0.0f ? 4 : 3] = 1.0f;\ny[t] = r[3];",
         r"thread \d+ of threadgroup 0",
-        r"\b4\b",
+        r"an array",
     ),
     "write before a private array": simple(
         "bounds",
         "float r[4] = {};\nr[int(x[t]) - 7] = 1.0f;  // <-\ny[t] = r[3];",
         "float r[4] = {};\nr[int(x[t]) / 2] = 1.0f;\ny[t] = r[3];",
-        r"-[1-7]\b",
+        r"thread \d+ of threadgroup 0",
     ),
 }
 
 UNWRITTEN = {
     "threadgroup memory that another thread should have written": Planted(
         "uninitialised",
-        f"threadgroup float part[64];\n{START}part[t] = float(x[t]);\nBETWEEN\ny[t] = part[63 - t];  // <-\n",
-        ("BETWEEN", BARRIER),
+        f"threadgroup float part[64];\n{START}part[t] = float(x[t]);\n// between\ny[t] = part[63 - t];  // <-\n",
+        ("// between", BARRIER),
         (r"thread \d+ of threadgroup 0", r"threadgroup memory|\bpart\b"),
     ),
     "slots of simdgroups that are not there": Planted(
@@ -210,13 +213,13 @@ ARITHMETIC = {
         "arithmetic",
         "y[t] = float(1u << (uint(x[t]) + 40));  // <-",
         "y[t] = float(1u << (uint(x[t]) + 4));",
-        r"\b4[0-6]\b",
+        r"shifts by more",
     ),
     "shift by less than nothing": simple(
         "arithmetic",
         "y[t] = float(64u >> (int(x[t]) - 7));  // <-",
         "y[t] = float(64u >> (7 - int(x[t])));",
-        r"-[1-7]\b",
+        r"shifts by more",
     ),
     "division by zero": simple(
         "arithmetic", "y[t] = float(100u / uint(x[t]));  // <-", "y[t] = float(100u / (uint(x[t]) + 1));", r"thread \d+"

@@ -127,7 +127,7 @@ const uint t = thread_position_in_threadgroup.x;
 y[0] = 1.0f;  // <-
 """,
         ("y[0]", "if (t == 0) y[0]"),
-        (ANY_THREAD, r"\by\[0\]"),
+        (ANY_THREAD, r"index 0 of y"),
         launch=how(((1,), F32), grid=64, threadgroup=64),
     ),
     "two threadgroups write one output": Planted(
@@ -136,7 +136,7 @@ y[0] = 1.0f;  // <-
 y[thread_position_in_threadgroup.x] = x[0];  // <-
 """,
         ("thread_position_in_threadgroup", "thread_position_in_grid"),
-        (r"threadgroup 0", r"threadgroup 1", r"\by\b"),
+        (r"thread \d+ of threadgroup [01]", r"of another threadgroup", r"index \d+ of y"),
         launch=how(((32,), F32), grid=64),
         fixed=how(((64,), F32), grid=64),
     ),
@@ -144,7 +144,7 @@ y[thread_position_in_threadgroup.x] = x[0];  // <-
         "race",
         ACROSS_GROUPS.replace("OTHER", "(threadgroup_position_in_grid.x == 1 ? 33 : 1)"),
         ("(threadgroup_position_in_grid.x == 1 ? 33 : 1)", "1"),
-        (r"threadgroup 0", r"threadgroup 1", r"\by\b"),
+        (r"thread \d+ of threadgroup [01]", r"of another threadgroup", r"index \d+ of y"),
         launch=how(((64,), F32), ((64,), F32), grid=64),
         orders=("forward",),  # in another the element is not written yet, which is a fault of another kind
     ),
