@@ -128,6 +128,13 @@ def _mode() -> tuple[str | None, bool, bool]:
 _MODE = settings.Derived(_mode, settings.KERNELS, settings.DISABLE, settings.DEBUG)
 
 
+def launching() -> tuple[str | None, bool]:
+    """The name of what launches our kernels in this context, ``None`` where nothing does; whether it always does."""
+    plain, always, _ = _MODE.get()
+    on = custom.backend() if plain is None else None
+    return (None if on is None else on.name), always
+
+
 def on_cpu() -> bool:
     """Whether MLX computes on the CPU in this context."""
     # mx.stream() changes the default device too, so this is the stream in use.

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from . import norm_launch
 from .accurate_sum import total
+from .custom import Program, launch, scalar
 from .kernel import Kernel, on_cpu
+from .own import Own, Trial
 from .rms_norm import row_sum
 from .slices import by_rows
 from .variant import Gradients, Outputs, Variant, differentiated_by_mlx, is_half, through_float32
@@ -126,6 +129,36 @@ _BLOCKS = Variant("sums by product, blocks of rows", _blocks_forward, _blocks_vj
 _BLOCKS_HALF = through_float32(_BLOCKS)
 _FAST = differentiated_by_mlx("mx.fast.layer_norm", _fast)
 
+_PROGRAM = Program("layer_norm", inputs=("x", "residual", "weight", "bias", "eps"), outputs=("normed", "total"))
+
+
+def launched(
+    x: mx.array, residual: mx.array | None, weight: mx.array | None, bias: mx.array | None, eps: float
+) -> list[mx.array]:
+    """The norm of x, or of x + residual, by our program, and that sum; without a residual the second is nothing."""
+    number = scalar(eps)
+    beside = [number if each is None else each for each in (residual, weight, bias)]
+    flags = (("BIAS", bias is not None),)
+    how = norm_launch.how(tuple(x.shape), x.dtype, residual is not None, weight is not None, flags)
+    return launch(_PROGRAM, [x, *beside, number], how)
+
+
+# MLX's reads a row three times on CUDA, on Metal above 6,656 elements; what that costs depends on the cache.
+_OWN = Own(
+    "one launch",
+    lambda x, weight, bias, eps: (launched(x, None, weight, bias, eps)[0],),
+    fits=lambda x, weight, bias, eps: norm_launch.unfit(x, None, weight=weight, bias=bias),
+    wins=lambda x, weight, bias, eps: (
+        False,
+        "unmeasured: mx.fast.layer_norm is one launch too; a row it reads again is in the cache",
+    ),
+    trial=lambda x, weight, bias, eps: Trial(
+        (x.dtype, weight is not None, bias is not None),
+        lambda: norm_launch.trial_arguments(x.dtype, False, weight is not None, bias is not None),
+    ),
+    vjp=_FAST.vjp,
+)
+
 
 def _select(x: mx.array, *rest: object) -> tuple[Variant | None, str]:
     if x.ndim == 0 or x.size == 0:
@@ -142,4 +175,4 @@ def _select(x: mx.array, *rest: object) -> tuple[Variant | None, str]:
     return (_HALF, "half precision on the CPU") if is_half(x) else (_CPU, "float32 on the CPU")
 
 
-layer_norm = Kernel("layer_norm", _reference, _select, arity=3)
+layer_norm = Kernel("layer_norm", _reference, _select, arity=3, own=_OWN)

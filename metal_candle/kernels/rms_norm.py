@@ -7,8 +7,11 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
+from . import norm_launch
 from .accurate_sum import total
+from .custom import Program, launch, scalar
 from .kernel import Kernel, on_cpu
+from .own import Own, Trial
 from .slices import in_blocks
 from .variant import Gradients, Outputs, Variant, differentiated_by_mlx, is_half, through_float32
 
@@ -89,6 +92,28 @@ _CPU = Variant("sums by product", _forward, _vjp)
 _HALF = through_float32(_CPU)
 _GPU = differentiated_by_mlx("mx.fast.rms_norm", _fast)
 
+_PROGRAM = Program("rms_norm", inputs=("x", "residual", "weight", "eps"), outputs=("normed", "total"))
+
+
+def launched(x: mx.array, residual: mx.array | None, weight: mx.array | None, eps: float) -> list[mx.array]:
+    """The norm of x, or of x + residual, by our program, and that sum; without a residual the second is nothing."""
+    number = scalar(eps)
+    inputs = [x, number if residual is None else residual, number if weight is None else weight, number]
+    how = norm_launch.how(tuple(x.shape), x.dtype, residual is not None, weight is not None)
+    return launch(_PROGRAM, inputs, how)
+
+
+_OWN = Own(
+    "one launch",
+    lambda x, weight, eps: (launched(x, None, weight, eps)[0],),
+    fits=lambda x, weight, eps: norm_launch.unfit(x, None, weight=weight),
+    wins=lambda x, weight, eps: (False, "mx.fast.rms_norm is one launch too, and reads and writes each element once"),
+    trial=lambda x, weight, eps: Trial(
+        (x.dtype, weight is not None), lambda: norm_launch.trial_arguments(x.dtype, False, weight is not None)
+    ),
+    vjp=_GPU.vjp,
+)
+
 
 def _select(x: mx.array, weight: mx.array | None, eps: float) -> tuple[Variant | None, str]:
     if x.ndim == 0 or x.size == 0:
@@ -100,4 +125,4 @@ def _select(x: mx.array, weight: mx.array | None, eps: float) -> tuple[Variant |
     return (_HALF, "half precision on the CPU") if is_half(x) else (_CPU, f"{x.dtype} on the CPU")
 
 
-rms_norm = Kernel("rms_norm", _reference, _select, arity=2)
+rms_norm = Kernel("rms_norm", _reference, _select, arity=2, own=_OWN)
