@@ -1,135 +1,244 @@
-"""Each kernel against its plain MLX definition, forward and backward, on the shapes of SmolLM2-135M.
+"""Each kernel against MLX's own compositions and `mx.fast`, plain and under `mx.compile`, over sizes.
 
-    python benchmarks/kernels.py [--quick] [--tokens 128] [--dtype float32]
+    python benchmarks/kernels.py --csv --plot [--quick] [--only lora softmax] [--dtype float16] [--minutes 9]
 
-Kernel and definition take turns, so that what else the machine does falls on both; medians are printed.
+On a GPU "ours" is our launch wherever it fits, as with METAL_CANDLE_KERNELS=custom, and "chosen" what the rule takes
+instead where that is another variant; on a CPU "ours" is the variant chosen there. First every side's results are
+compared with the definition in float32: one that differs is named and not timed. Then all take turns in random order.
+A run is a chain of calls, each on the result of the one before with weights of its own, as layers follow each other;
+sides are alike but for the call. Tables hold medians, with the 20th and 80th percentiles of the ratios round by round.
+
+Bytes are the fewest that a call must move; a copy of this run on this device is what their rate is compared with.
+Cases come coarse grid first, and those that the time does not suffice for are left out: nine minutes on a GPU,
+compilers included, four on a CPU, where sizes are smaller. Under `mx.compile` only on a GPU, as on a CPU MLX calls a
+C++ compiler for each shape; `--compile` does it there too.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import metal_candle  # noqa: F401  (before mlx.core: it loads the BLAS)
-from metal_candle.kernels.attention import attention
-from metal_candle.kernels.cross_entropy import cross_entropy, head_cross_entropy
-from metal_candle.kernels.elementary import exp, sigmoid, silu
-from metal_candle.kernels.fused_lora import add_lora, lora
-from metal_candle.kernels.kernel import Kernel
-from metal_candle.kernels.linear import linear
-from metal_candle.kernels.rms_norm import rms_norm
-from metal_candle.kernels.rope import rope
-from metal_candle.kernels.softmax import log_softmax, softmax
-from metal_candle.kernels.swiglu import swiglu
-from metal_candle.kernels.variant import differentiated_by_mlx
+from metal_candle.kernels import custom
 
+import measure
 import mlx.core as mx
-from measure import Side, alternate, commit, device, repeats_for, versions
+import numpy as np
+from kernel_case import (
+    CHOSEN,
+    COMPILED,
+    NAMES,
+    OURS,
+    Case,
+    Timed,
+    calls,
+    choice,
+    cotangents,
+    disagreement,
+    exact,
+    input_sets,
+    side,
+    timed,
+)
+from kernel_cases import SUBJECTS, ordered
+from kernel_grid import Grid
+from kernel_plot import plot
+from kernel_tables import line, summary, titles, verdict
+from kernel_verdict import Outcome
+from measure import Side, Times, alternate, append, commit, device, load, memory, on_cpu, repeats_for, rows_of
 
-HIDDEN, MLP, HEADS, KV, HEAD, VOCABULARY, RANK = 576, 1536, 9, 3, 64, 49152, 8
-
-
-@dataclass
-class Case:
-    """A kernel with inputs, which of them need a gradient, and parameters."""
-
-    label: str
-    kernel: Kernel
-    inputs: tuple[Any, ...]
-    needs: tuple[bool, ...]
-    params: tuple[Any, ...] = ()
-
-
-def cases(tokens: int, dtype: mx.Dtype) -> list[Case]:
-    """The kernels on what one layer, or the head, of the model gives them."""
-
-    def normal(*shape: int) -> mx.array:
-        return mx.random.normal(shape).astype(dtype)
-
-    x, wide = normal(tokens, HIDDEN), normal(tokens, MLP)
-    angle = mx.random.uniform(0, 6, (tokens, HEAD // 2))
-    cos, sin = mx.cos(angle).astype(dtype), mx.sin(angle).astype(dtype)
-    q, k, v = (normal(1, heads, tokens, HEAD) for heads in (HEADS, KV, KV))
-    a, b = normal(HIDDEN, RANK) * 0.04, normal(RANK, MLP) * 0.04
-    targets = mx.random.randint(0, VOCABULARY, (tokens,))
-    head = normal(VOCABULARY, HIDDEN) * 0.05
-    frozen = (True, False)
-    return [
-        Case(f"exp {tokens}x{MLP}", exp, (wide,), (True,)),
-        Case(f"sigmoid {tokens}x{MLP}", sigmoid, (wide,), (True,)),
-        Case(f"silu {tokens}x{MLP}", silu, (wide,), (True,)),
-        Case(f"swiglu {tokens}x{MLP}", swiglu, (wide, normal(tokens, MLP)), (True, True)),
-        Case(f"softmax {tokens}x{tokens * HEADS}", softmax, (normal(tokens, tokens * HEADS),), (True,)),
-        Case(f"log_softmax {tokens}x{tokens * HEADS}", log_softmax, (normal(tokens, tokens * HEADS),), (True,)),
-        Case(f"rms_norm {tokens}x{HIDDEN}", rms_norm, (x, normal(HIDDEN)), frozen, (1e-5,)),
-        Case(f"rope {HEADS}x{tokens}x{HEAD}", rope, (q, cos, sin), (True, False, False)),
-        Case(f"attention {tokens}, causal", attention, (q, k, v), (True,) * 3, (HEAD**-0.5, "causal")),
-        Case(f"attention 1 of {tokens}", attention, (q[:, :, :1], k, v), (True,) * 3, (HEAD**-0.5, None)),
-        Case(f"linear {HIDDEN} to {MLP}", linear, (x, normal(MLP, HIDDEN)), frozen),
-        Case(f"lora {HIDDEN} to {MLP}", lora, (x, a, b), (True,) * 3, (2.0,)),
-        Case(f"add_lora {HIDDEN} to {MLP}", add_lora, (wide, x, a, b), (True,) * 4, (2.0,)),
-        Case(
-            f"cross_entropy {tokens}x{VOCABULARY}",
-            cross_entropy,
-            (normal(tokens, VOCABULARY), targets),
-            frozen,
-        ),
-        Case(f"head_cross_entropy {tokens}", head_cross_entropy, (x, head, targets), (True, False, False)),
-    ]
+MINUTES, CPU_MINUTES, QUICK_MINUTES = 9.0, 4.0, 1.0
+ROUNDS = (5, 31)
+SAMPLE = 1e-3
+# Seconds a case's rounds take together.
+GPU_SECONDS, CPU_SECONDS = 0.1, 0.5
 
 
-def compare(case: Case, rounds: int) -> tuple[list[float], str]:
-    """Median milliseconds: kernel and definition forward, then forward and backward; and the variant's name."""
-    arguments = (*case.inputs, *case.params)
-    plain = differentiated_by_mlx("reference", case.kernel.reference)
-    chosen = case.kernel.choose(*arguments)
-    mx.eval([a for a in arguments if isinstance(a, mx.array)])
-    result = chosen.forward(*arguments)[0]
-    cotangent = mx.random.normal(result.shape).astype(result.dtype)
-    mx.eval(cotangent)
+def copies(calls: int = 8) -> tuple[dict[str, Side], int]:
+    """Large copies, to be timed, and the bytes one reads and writes: on a GPU by MLX's own kernels, on the CPU, where
+    these compute with one thread into new pages, by NumPy."""
+    bytes_ = min(2**26 if on_cpu() else 2**29, memory() // 16)
+    array = mx.random.normal((bytes_ // 4,))
+    mx.eval(array)
+    if on_cpu():
+        source, target = np.array(array), np.array(array)
+        return {"numpy.copyto": Side(lambda: np.copyto(target, source))}, 2 * array.nbytes
 
-    def both(variant: Any) -> Any:
-        outputs = variant.forward(*arguments)
-        gradients = variant.vjp(cotangent, case.inputs, outputs, case.needs, *case.params)
-        return outputs[0], [g for g in gradients if g is not None]
+    def chained(copy: Callable[[mx.array], mx.array]) -> Side:
+        def run() -> None:
+            copied = array
+            for _ in range(calls):
+                copied = copy(copied)
+            mx.eval(copied)
 
-    def side(run: Callable[[], Any]) -> Side:
-        def computed() -> None:
-            mx.eval(run())
+        return Side(run, calls=calls)
 
-        return Side(computed, repeats_for(computed, 0.01, 20))
-
-    sides = {
-        "kernel": side(lambda: chosen.forward(*arguments)[0]),
-        "plain": side(lambda: plain.forward(*arguments)[0]),
-        "kernel, both": side(lambda: both(chosen)),
-        "plain, both": side(lambda: both(plain)),
-    }
-    return [times.median() * 1e3 for times in alternate(sides, rounds).values()], chosen.name
+    return {"x + 0": chained(lambda x: x + 0), "abs": chained(mx.abs)}, 2 * array.nbytes
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="three rounds instead of fifteen")
-    parser.add_argument("--tokens", type=int, default=128, help="rows (default: 128)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
-    options = parser.parse_args()
+def large(case: Case, count: int) -> bool:
+    """Whether a chain may not fit into memory: its results, MLX's intermediate ones and the float32 definition's."""
+    return case.floor * (6 if not case.wrt and case.links else 6 + count) > memory() // 2
+
+
+def agreeing(case: Case, sides: Mapping[str, Timed], given: Sequence[mx.array]) -> tuple[dict[str, Timed], list[str]]:
+    """The sides that give what the definition gives, and what is wrong with the others."""
+    wanted = exact(case, tuple(given))
+    mx.eval(wanted)
+    wrong = {name: disagreement(case, one, tuple(given), wanted) for name, one in sides.items()}
+    told = [f"{case.group}, {case.label}: {name} {how}" for name, how in wrong.items() if how]
+    return {name: one for name, one in sides.items() if not wrong[name]}, told
+
+
+def turns(case: Case, sides: Mapping[str, Side], rounds: int | None, seconds: float) -> dict[str, Times]:
+    """The times of all sides, in ``rounds`` rounds or in as many as take about ``seconds``."""
+    if rounds is None:
+        start = time.perf_counter()
+        alternate(sides, 1)
+        fewest, most = ROUNDS
+        rounds = max(fewest, min(most, round(seconds / (time.perf_counter() - start))))
+    return alternate(sides, rounds)
+
+
+def quickest(times: Mapping[str, Times], ours: bool) -> str | None:
+    """The side with the lowest median, of ours or of MLX's."""
+    names = [name for name in times if (name.removesuffix(COMPILED) == OURS) == ours]
+    names = [name for name in names if name.removesuffix(COMPILED) != CHOSEN]
+    return min(names, key=lambda name: times[name].median(), default=None)
+
+
+def run(
+    case: Case, bandwidth: float, compiled: bool, rounds: int | None, seconds: float, rows: list[dict[str, object]]
+) -> tuple[Outcome | None, list[str]]:
+    """Measure a case: its outcome, unless ours or all others are wrong, and what is wrong. Adds rows."""
+    inputs = case.make()
+    mx.eval(inputs)
+    chosen = choice(case, inputs)
+    upstream = cotangents(case, inputs)
+    mx.eval(upstream)
+    given = (*inputs, *upstream)
+    right, wrong = agreeing(case, timed(case, chosen, compiled), given)
+    sets = input_sets(case, calls(case, bandwidth), upstream)
+    sides = {}
+    for name, one in right.items():
+        whole = side(case, one, sets)
+        with whole.within():
+            repeats = 1 if rounds == 1 else repeats_for(whole.run, SAMPLE, 20)
+        sides[name] = Side(whole.run, repeats, whole.within, whole.calls)
+    times = turns(case, sides, rounds, seconds)
+    ours, rival = quickest(times, ours=True), quickest(times, ours=False)
+    if ours is None or rival is None:
+        return None, wrong
+    share = {name: case.floor / each.median() / bandwidth for name, each in times.items()}
+    texts = {OURS: chosen.text(), CHOSEN: chosen.chosen}
+    more = {name: (str(case.floor), f"{share[name]:.4f}", texts.get(name.removesuffix(COMPILED), "")) for name in times}
+    rows += rows_of(f"kernels.{case.group}", case.label, times, sides, rival, more)
+    middle, low, high = times[rival].ratio(times[ours])
+    outcome = Outcome(
+        group=case.group,
+        axes=dict(case.axes),
+        dtype=NAMES[case.dtype],
+        gradient=bool(case.wrt),
+        floor=case.floor,
+        seconds=times[ours].median(),
+        speedup=middle,
+        low=low,
+        high=high,
+        share=share[ours],
+        launched=chosen.launched,
+        rule=chosen.rule,
+        variant=chosen.variant,
+        mlx=rival,
+        mlx_seconds=times[rival].median(),
+    )
+    return outcome, wrong
+
+
+def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    here = Path(__file__)
+    results, chart = here.with_name("results.csv"), here.with_suffix(".png")
+    parser.add_argument("--only", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="these subjects")
+    parser.add_argument("--dtype", nargs="+", choices=list(NAMES.values()), help="default: all; on a CPU float32")
+    parser.add_argument("--quick", action="store_true", help="a minute, the coarse grid, few rounds")
+    parser.add_argument("--minutes", type=float, help="time after which no case is begun (default: 9; on a CPU 4)")
+    parser.add_argument("--level", type=int, help="no case of a finer grid than this: 0 is the coarsest")
+    parser.add_argument("--rounds", type=int, help="turns each side takes (default: by the time a case may take)")
+    parser.add_argument("--tokens", type=int, default=128, help="of SmolLM2's shapes (default: 128)")
+    parser.add_argument("--compile", action="store_true", help="mx.compile on a CPU too")
+    parser.add_argument("--csv", type=Path, nargs="?", const=results, help=f"append rows (default: {results.name})")
+    parser.add_argument("--plot", type=Path, nargs="?", const=chart, help=f"a chart (default: {chart.name})")
+    parser.add_argument("--commit", help="of the rows, where there is no git")
+    options = parser.parse_args(arguments)
+    if options.rounds is not None and options.rounds < 1:
+        parser.error("--rounds takes 1 or more")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the tables, write rows and plot; 1 if a side gave wrong results."""
+    start = time.perf_counter()
+    options = options_of(arguments)
+    gpu = not on_cpu()
+    standard = (MINUTES if gpu else CPU_MINUTES) if not options.quick else QUICK_MINUTES
+    until = start + 60 * (standard if options.minutes is None else options.minutes)
+    names = options.dtype or (list(NAMES.values()) if gpu else ["float32"])
+    grid = Grid(gpu, [dtype for dtype, name in NAMES.items() if name in names], options.tokens)
+    level = options.level if options.level is not None else (1 if options.quick else None)
+    seconds = (GPU_SECONDS if gpu else CPU_SECONDS) / (3 if options.quick else 1)
     mx.random.seed(0)
-    print(f"{device()}, {options.dtype}\n{versions()}; commit {commit()}")
-    print("milliseconds, medians; the ratio is kernel to definition\n")
-    titles = ("kernel", "forward", "plain", "ratio", "and backward", "plain", "ratio", "variant")
-    print("{:<28}{:>9}{:>9}{:>7}{:>14}{:>9}{:>7}  {}".format(*titles))
-    for case in cases(options.tokens, getattr(mx, options.dtype)):
-        (ours, theirs, ours_both, theirs_both), name = compare(case, 3 if options.quick else 15)
-        print(
-            f"{case.label:<28}{ours:>9.3f}{theirs:>9.3f}{ours / theirs:>7.2f}"
-            f"{ours_both:>14.3f}{theirs_both:>9.3f}{ours_both / theirs_both:>7.2f}  {name}",
-            flush=True,
-        )
+    on = custom.backend()
+    print(f"{device()}; {'no launches' if on is None else f'launches by {on.name}'}")
+    print(f"{measure.versions()}; commit {options.commit or commit()}\n{load()}")
+    copied, bytes_ = copies()
+    of_copies = alternate(copied, 3 if options.quick else 15)
+    quicker = min(of_copies, key=lambda name: of_copies[name].median())
+    bandwidth = bytes_ / of_copies[quicker].median()
+    size = f"{bytes_ // 2**21} MiB"
+    print(f"a copy of {size}: {bandwidth / 1e9:.1f} GB/s, read and written, by {quicker}\n")
+    more = {name: (str(bytes_), f"{bytes_ / times.median() / bandwidth:.4f}", "") for name, times in of_copies.items()}
+    rows = rows_of("kernels.copy", size, of_copies, copied, quicker, more)
+    del copied
+    outcomes: list[Outcome] = []
+    wrong: list[str] = []
+    left: dict[str, int] = {}
+    print(titles())
+    for case in ordered(options.only, grid):
+        if level is not None and case.level > level:
+            continue
+        out_of_time = time.perf_counter() > until
+        if out_of_time or large(case, calls(case, bandwidth)):
+            reason = "for want of time" if out_of_time else "for want of memory"
+            left[reason] = left.get(reason, 0) + 1
+            continue
+        outcome, differing = run(case, bandwidth, gpu or options.compile, options.rounds, seconds, rows)
+        wrong += differing
+        for each in differing:
+            print(f"WRONG: {each}", flush=True)
+        if outcome is not None:
+            outcomes.append(outcome)
+            print(line(outcome), flush=True)
+        if options.csv:
+            append(options.csv, [{**each, **({"commit": options.commit} if options.commit else {})} for each in rows])
+        rows = []
+        if case.floor > 2**26:
+            mx.clear_cache()
+    print(f"\n{load()}; {time.perf_counter() - start:.0f} s; {len(outcomes)} cases")
+    print("".join(f"{count} cases are left out {reason}\n" for reason, count in left.items()))
+    if outcomes:
+        print(f"### Speed-ups over MLX's best, by kernel\n\n{summary(outcomes)}\n")
+        print(f"### Verdict{'' if gpu else ' (the aims are for a GPU)'}\n\n{verdict(outcomes)}")
+        if options.plot:
+            plot(options.plot, outcomes, f"{device()}, copy {bandwidth / 1e9:.0f} GB/s")
+    if wrong:
+        print(f"\n{len(wrong)} sides differ from the definition and were not timed, the first: {wrong[0]}")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from metal_candle import VERSION, blas  # before mlx.core: it loads the BLAS
@@ -22,6 +23,9 @@ import numpy as np
 COLUMNS = [
     *("date", "device", "versions", "commit", "benchmark", "case", "side"),
     *("median_us", "p20_us", "p80_us", "ratio", "ratio_p20", "ratio_p80", "rounds", "repeats"),
+    # Of kernels.py: the fewest bytes a call must move, these over the median as a part of the rate of a copy, and which
+    # variant was timed and why.
+    *("bytes", "copy_share", "choice"),
 ]
 
 
@@ -29,23 +33,24 @@ COLUMNS = [
 class Side:
     """What is timed: ``run`` ends with its results computed; a sample is ``repeats`` runs in a row, in ``within``.
 
-    Before several runs comes one that is not timed: so a side finds caches and threads as it left them itself,
-    whichever side was before it.
+    A run makes ``calls`` calls, one of which the times are of. Before several runs comes one that is not timed: so a
+    side finds caches and threads as it left them itself, whichever side was before it.
     """
 
     run: Callable[[], object]
     repeats: int = 1
     within: Callable[[], AbstractContextManager[object]] = nullcontext
+    calls: int = 1
 
     def sample(self) -> float:
-        """Seconds of one run, on average over one sample."""
+        """Seconds of one call, on average over one sample."""
         with self.within():
             if self.repeats > 1:
                 self.run()
             start = time.perf_counter()
             for _ in range(self.repeats):
                 self.run()
-            return (time.perf_counter() - start) / self.repeats
+            return (time.perf_counter() - start) / (self.repeats * self.calls)
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ def repeats_for(run: Callable[[], object], seconds: float, most: int) -> int:
     return max(1, min(most, round(seconds / max(quickest, 1e-7))))
 
 
+@cache
 def processor() -> str:
     """The processor's name, as far as the system tells it."""
     info = Path("/proc/cpuinfo")
@@ -98,11 +104,25 @@ def processor() -> str:
 
 
 def device() -> str:
-    """What computes: processor, architecture, cores, system, MLX's device."""
-    place = "CPU" if mx.default_device() == mx.Device(mx.cpu) else "GPU"
-    return f"{processor()} ({platform.machine()}), {os.cpu_count()} cores, {platform.system()}, on the {place}"
+    """What computes: processor, architecture, cores, system, MLX's device, a GPU by its name."""
+    place = "the CPU" if on_cpu() else f"the GPU {mx.device_info(mx.default_device()).get('device_name', '')}"
+    return f"{processor()} ({platform.machine()}), {os.cpu_count()} cores, {platform.system()}, on {place}"
 
 
+def on_cpu() -> bool:
+    """Whether MLX computes on the CPU."""
+    return mx.default_device() == mx.Device(mx.cpu)
+
+
+def memory() -> int:
+    """Bytes of memory of what computes."""
+    told = mx.device_info(mx.default_device())
+    # Metal's name for it, and CUDA's.
+    found = told.get("memory_size", told.get("total_memory"))
+    return int(found) if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@cache
 def versions() -> str:
     """Of this package, MLX, NumPy, Python; and what multiplies matrices."""
     python = platform.python_version()
@@ -115,6 +135,7 @@ def load() -> str:
     return f"load average of the last minute: {os.getloadavg()[0]:.1f}"
 
 
+@cache
 def commit() -> str:
     """The commit this file belongs to, with "+" if tracked files of the package differ from it; or "unknown"."""
     root = Path(__file__).parent.parent
@@ -133,9 +154,14 @@ def commit() -> str:
 
 
 def rows_of(
-    benchmark: str, case: str, times: Mapping[str, Times], sides: Mapping[str, Side], base: str
+    benchmark: str,
+    case: str,
+    times: Mapping[str, Times],
+    sides: Mapping[str, Side],
+    base: str,
+    more: Mapping[str, tuple[str, str, str]] | None = None,
 ) -> list[dict[str, object]]:
-    """A row for each side, with ``COLUMNS``; ratios are to the side ``base``."""
+    """A row for each side, with ``COLUMNS``; ratios are to the side ``base``. ``more`` has a side's last three."""
     where = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": device(),
@@ -148,7 +174,9 @@ def rows_of(
     for name, each in times.items():
         micro = [f"{value * 1e6:.2f}" for value in (each.median(), *each.range())]
         ratios = [f"{value:.4f}" for value in each.ratio(times[base])]
-        values = (*where.values(), name, *micro, *ratios, len(each.seconds), sides[name].repeats)
+        side = sides[name]
+        last = ("", "", "") if more is None else more[name]
+        values = (*where.values(), name, *micro, *ratios, len(each.seconds), side.repeats * side.calls, *last)
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     return rows
 
