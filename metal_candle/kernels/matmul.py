@@ -16,6 +16,7 @@ from math import prod
 import mlx.core as mx
 
 from .. import blas
+from .kernel import on_cpu
 
 HALVES = (mx.float16, mx.bfloat16)
 
@@ -60,5 +61,4 @@ def _through_float32(*operands: mx.array) -> bool:
     # float32 first, which is what is asked most: a search among the halves compares two dtypes more.
     if dtype == mx.float32 or dtype not in HALVES or any(operand.dtype != dtype for operand in operands):
         return False
-    # mx.stream() changes the default device too, so this is the stream in use.
-    return bool(mx.default_device().type == mx.cpu) and blas.status().path is not None
+    return on_cpu() and blas.status().path is not None

@@ -38,7 +38,8 @@ class Own:
     - ``wins(*arguments)``: whether it is used, and why: with the row of ``benchmarks/results.csv`` that shows it, or
       "unmeasured" and what it is derived from. ``METAL_CANDLE_KERNELS=custom`` does not ask.
     - ``trial(*arguments)``: the launch that is tried first on a device. One that fails there, or is wrong, is not used.
-    - ``vjp``: gradients; those of the reference if it is ``None``.
+    - ``vjp``: gradients; those of the reference if it is ``None``. They are tried on the same arguments, when one is
+      first asked for: a program that only infers does not wait for their compilation.
     """
 
     name: str
@@ -51,7 +52,22 @@ class Own:
 
     def variant(self, reference: Callable[..., Several]) -> Variant:
         """As a variant of the kernel that ``reference`` defines."""
-        return Variant(self.name, self.forward, self.vjp or vjp_by_mlx(reference))
+        of_reference = vjp_by_mlx(reference)
+        own = self.vjp
+        if own is None:
+            return Variant(self.name, self.forward, of_reference)
+
+        def vjp(
+            cotangent: Any, inputs: tuple[Any, ...], outputs: Outputs, needs: tuple[bool, ...], *params: Any
+        ) -> Gradients:
+            def difference(arguments: tuple[Any, ...]) -> str | None:
+                return _difference_of_gradients(self.forward, own, reference, len(inputs), arguments)
+
+            on = custom.backend()
+            failed = on is None or self._failed(on, "its gradient", difference, *inputs, *params) is not None
+            return (of_reference if failed else own)(cotangent, inputs, outputs, needs, *params)
+
+        return Variant(self.name, self.forward, vjp)
 
     def chosen(
         self, on: custom.Backend, reference: Callable[..., Several], always: bool, *arguments: Any
@@ -61,25 +77,53 @@ class Own:
         if unfit is not None:
             return False, unfit
         wins, reason = (True, "METAL_CANDLE_KERNELS=custom") if always else self.wins(*arguments)
-        failed = self._failed(on, reference, *arguments) if wins else None
-        return (wins, reason) if failed is None else (False, failed)
+        if not wins:
+            return False, reason
+        failed = self._failed(on, "", lambda given: _difference(self.forward, reference, given), *arguments)
+        return (True, reason) if failed is None else (False, failed)
 
-    def _failed(self, on: custom.Backend, reference: Callable[..., Several], *arguments: Any) -> str | None:
+    def _failed(
+        self, on: custom.Backend, what: str, difference: Callable[[tuple[Any, ...]], str | None], *arguments: Any
+    ) -> str | None:
         """Why the trial on this device failed, ``None`` if it did not. It runs once."""
         if on.trusted:
             return None
         trial = self.trial(*arguments)
-        key = (on.name, trial.key)
+        key = (on.name, what, trial.key)
         if key not in self._tried:
-            self._tried[key] = failed = _difference(self.forward, reference, trial.arguments())
+            self._tried[key] = failed = difference(trial.arguments())
             if failed is not None:
+                of = f" of {what}" if what else ""
                 warnings.warn(
-                    f"{self.name}: its trial on {on.name} {failed}; MLX's operations are used instead",
+                    f"{self.name}: its trial{of} on {on.name} {failed}; MLX's operations are used instead",
                     RuntimeWarning,
                     stacklevel=2,
                 )
         known = self._tried[key]
         return None if known is None else f"its trial on {on.name} {known}"
+
+
+def _difference_of_gradients(
+    forward: Callable[..., Outputs],
+    vjp: Callable[..., Gradients],
+    reference: Callable[..., Several],
+    arity: int,
+    arguments: tuple[Any, ...],
+) -> str | None:
+    inputs, params = arguments[:arity], arguments[arity:]
+    arrays = [*inputs, *[value for value in params if isinstance(value, mx.array)]]
+    needs = tuple(isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating) for value in arrays)
+    # As good a cotangent as any, and of the right shapes.
+    cotangent = reference(*arguments)
+
+    def launched(*_: Any) -> Outputs:
+        return tuple(g for g in vjp(cotangent, inputs, forward(*arguments), needs, *params) if g is not None)
+
+    def defined(*_: Any) -> Outputs:
+        found = vjp_by_mlx(reference)(cotangent, inputs, (), needs, *params)
+        return tuple(g for g in found if g is not None)
+
+    return _difference(launched, defined, ())
 
 
 def _difference(
