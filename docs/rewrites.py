@@ -12,15 +12,31 @@ import argparse
 import inspect
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from metal_candle import DType, LazyTensor
 from metal_candle.graph.rewrite import Example, Log, Pass
 from metal_candle.graph.rewrites import PASSES, common_subexpression
 from metal_candle.graph.structure import survey
 from metal_candle.graph.term import Term, TermGraph, below, called, terms_of, written
+from metal_candle.kernels import custom
 
 import numpy as np
+
+
+class Gpu:
+    """What a rule finds where kernels of ours are launched. It launches none."""
+
+    name = "gpu"
+    trusted = True
+
+    def launch(self, program: custom.Program, inputs: Sequence[Any], how: custom.Launch) -> list[Any]:
+        """Raises ``RuntimeError``: examples are rewritten here, not computed."""
+        raise RuntimeError(f"{program.name}: no GPU is here")
+
 
 WIDTH = 64
 """Longer expressions are taken apart."""
@@ -77,6 +93,8 @@ def _shown(each: Pass, example: Example) -> tuple[bool, str]:
         tensor.eval()
     names = list(inspect.signature(example.before).parameters)
     inputs = ", ".join(f"{name} {_described(tensor)}" for name, tensor in zip(names, tensors))
+    if example.launched:
+        inputs += ", on a GPU"
     y = example.before(*tensors)
     structure = survey([y._node])
     graph = terms_of(structure)
@@ -86,7 +104,8 @@ def _shown(each: Pass, example: Example) -> tuple[bool, str]:
         graph = common_subexpression.PASS.run(graph, Log())
     recorded, was = written(graph.roots[0], leaves), _size(graph)
     lines = [inputs, *(f"    {line}" for line in _lines(graph.roots[0], leaves))]
-    after = each.run(graph, Log())
+    with custom.using(Gpu()) if example.launched else nullcontext():
+        after = each.run(graph, Log())
     if written(after.roots[0], leaves) != example.after:
         raise SystemExit(f"{each.name}: {recorded} does not become {example.after}")
     changed = recorded != example.after or was != _size(after)

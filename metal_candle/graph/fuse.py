@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 from fractions import Fraction
 
-from .node import GraphNode, current_trace, layout_of, record
+from .node import GraphNode, NodeNumber, current_trace, layout_of, record
 from .operation import Meta
 from .operations.structure import Contiguous
 from .plans import planned
@@ -50,6 +50,7 @@ def nodes_of(
     """
     nodes: dict[Term, GraphNode] = {}
     changes: list[tuple[GraphNode, GraphNode]] = []
+    limits = _limits(structure, graph)
     for term in graph.order:
         node = None if term.place is None else structure.nodes[term.place]
         if term.operation is None:
@@ -62,7 +63,7 @@ def nodes_of(
             continue
         made = record(term.operation, inputs, term.device, term.meta)
         if node is None:
-            made.id = _between(inputs)
+            made.id = _between(inputs, limits.get(term))
         else:
             made.id, made.scope = node.id, node.scope
             if node in held:
@@ -76,7 +77,20 @@ def _same(some: tuple[GraphNode, ...], others: tuple[GraphNode, ...]) -> bool:
     return len(some) == len(others) and all(a is b for a, b in zip(some, others))
 
 
-def _between(inputs: Sequence[GraphNode]) -> Fraction:
-    """An id after those of the inputs and before that of any node recorded after them."""
+def _limits(structure: Structure, graph: TermGraph) -> dict[Term, NodeNumber]:
+    """For terms that are no node's: the least id of the nodes that use them, themselves or further on."""
+    limits: dict[Term, NodeNumber] = {}
+    for term in reversed(graph.order):
+        limit = limits.get(term) if term.place is None else structure.nodes[term.place].id
+        if limit is not None:
+            for source in term.inputs:
+                if source.place is None:
+                    limits[source] = min(limits.get(source, limit), limit)
+    return limits
+
+
+def _between(inputs: Sequence[GraphNode], limit: NodeNumber | None) -> Fraction:
+    """An id after those of the inputs, before ``limit`` and before that of any node recorded after the inputs."""
     last = max(node.id for node in inputs)
-    return Fraction(last + math.floor(last) + 1) / 2
+    following: NodeNumber = math.floor(last) + 1
+    return Fraction(last + (following if limit is None else min(following, limit))) / 2

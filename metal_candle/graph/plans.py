@@ -7,6 +7,7 @@ from collections.abc import Collection, Hashable, Sequence
 
 from .. import features, settings
 from ..device import Device
+from ..kernels.kernel import launching
 from .cost import Recorded
 from .node import GraphNode
 from .plan import Plan
@@ -49,7 +50,8 @@ def planned(
     """
     with lock:
         structure = survey(wanted, given, any_leaf)
-        key = (structure.key, _SWITCHES.get())
+        # A rule may ask whether kernels of ours are launched.
+        key = (structure.key, _SWITCHES.get(), launching())
         known = _plans.get(key)
         if known is not None:
             _plans.move_to_end(key)

@@ -13,7 +13,7 @@ from . import check
 from .node import NodeNumber
 from .operation import Operation
 from .pattern import NOTHING, Match, Pattern
-from .term import Term, TermGraph, rebuilt
+from .term import Term, TermGraph, rebuilt, substituted
 
 REPEATS = 32
 """How often rules may replace what they put in one place. More is an endless pair of rules."""
@@ -22,7 +22,8 @@ REPEATS = 32
 @dataclass(frozen=True)
 class Example:
     """Tensors of ``shapes`` (uniform in ±1; ``ids`` names those of integers below a number), what a user records of
-    them, and the expression it becomes; where a rule declines, part of its reason."""
+    them, and the expression it becomes, if ``launched`` where kernels of ours are; where a rule declines, part of its
+    reason."""
 
     shapes: tuple[tuple[int, ...], ...]
     before: Callable[..., Any]
@@ -30,6 +31,7 @@ class Example:
     because: str = ""
     ids: tuple[tuple[int, int], ...] = ()
     dtypes: tuple[str, ...] = ("f32", "bf16")
+    launched: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,17 @@ class Rule:
     """What fits ``pattern`` becomes what ``build`` makes of the names found in it.
 
     ``when`` gives the first condition that is not met, or ``None``. A value inside the pattern that is needed outside
-    of it too is not computed twice: the rule declines then, but for operations of ``shareable``, which cost nothing.
+    of it too is not computed twice: the rule declines then, but for operations of ``shareable``, which cost nothing,
+    and for the term named ``beside``: ``build`` then makes a pair, the second for whoever needs that. Nothing that the
+    pair is made of may depend on it.
     """
 
     name: str
     pattern: Pattern
-    build: Callable[..., Term]
+    build: Callable[..., Term | tuple[Term, Term]]
     when: Callable[..., str | None] | None = None
     shareable: Callable[[Operation], bool] = field(default=lambda operation: operation.is_view)
+    beside: str = ""
 
     def __post_init__(self) -> None:
         # What each function takes is read once, not at each match.
@@ -55,15 +60,15 @@ class Rule:
         """``build`` and ``when``."""
         return [self.build] if self.when is None else [self.build, self.when]
 
-    def apply(self, term: Term, log: Log) -> Term | None:
-        """What takes the term's place, or ``None``."""
+    def apply(self, term: Term, log: Log) -> dict[Term, Term] | None:
+        """What takes the place of the term, and of the one beside it; ``None`` if the rule does not apply."""
         reason = None
         for match in self.pattern.match(term, NOTHING):
             why = self._declines(term, match)
             if why is None:
                 made = self._made(term, match)
-                if isinstance(made, Term):
-                    log.note_fired(self.name, term, made)
+                if isinstance(made, dict):
+                    log.note_fired(self.name, term, made[term])
                     return made
                 why = made
             reason = reason or why
@@ -71,24 +76,27 @@ class Rule:
             log.note_missed(self.name, term, reason)
         return None
 
-    def _made(self, term: Term, match: Match) -> Term | str:
+    def _made(self, term: Term, match: Match) -> dict[Term, Term] | str:
         """What ``build`` makes of a match, or why that cannot stand for the term: a condition that ``when`` forgot."""
         try:
-            made: Term = _call(self.build, match.found, term)
+            built: Any = _call(self.build, match.found, term)
         except Error as error:
             if check.enabled():
                 raise
             return f"it does not fit: {error}"
-        if made.meta == term.meta and made.device == term.device:
-            return made
-        problem = f"{_short(term)} is {term.meta}, and would become {made.meta}"
-        if check.enabled():
-            raise Error(f"rewrite {self.name}: {problem}")
-        return problem
+        found = dict(zip((term, match.found[self.beside]), built)) if self.beside else {term: built}
+        for old, new in found.items():
+            if new.meta != old.meta or new.device != old.device:
+                problem = f"{_short(old)} is {old.meta}, and would become {new.meta}"
+                if check.enabled():
+                    raise Error(f"rewrite {self.name}: {problem}")
+                return problem
+        return found
 
     def _declines(self, term: Term, match: Match) -> str | None:
         parts = dict.fromkeys(match.inside)
-        waiting = [inner for inner in parts if inner is not term and _needed_outside(inner, parts)]
+        kept = (term, match.found.get(self.beside))
+        waiting = [inner for inner in parts if inner not in kept and _needed_outside(inner, parts)]
         while waiting:
             inner = waiting.pop()
             if not self.shareable(inner.operation):  # type: ignore[arg-type]
@@ -201,6 +209,7 @@ class Pass:
             if not rule.pattern.roots():
                 raise AssertionError(f"rule {rule.name}: no operation can stand at the top of its pattern")
             unknown = {name for function in rule.functions() for name in _parameters(function)} - known
+            unknown |= {rule.beside} - known - {""}
             if unknown:
                 raise AssertionError(f"rule {rule.name}: no pattern of {self.name} has {', '.join(sorted(unknown))}")
 
@@ -222,28 +231,43 @@ class Pass:
 
 def _apply(graph: TermGraph, table: dict[type[Operation], list[Rule]], log: Log) -> TermGraph:
     replaced: dict[Term, Term] = {}
-    changed = False
+    changed = late = False
     for term in graph.order:
         if term.operation is None:
             continue
         current = term
         if changed and any(source in replaced for source in term.inputs):
-            inputs = tuple([replaced.get(source, source) for source in term.inputs])
+            inputs = tuple([_latest(source, replaced) for source in term.inputs])
             current = Term(term.operation, inputs, term.meta, term.device, term.place, term.held, term.uses)
         for _ in range(REPEATS):
-            made = _first(table, current, log)
-            if made is None:
+            found = _first(table, current, log)
+            if found is None:
                 break
-            _count(current, made)
-            if made.place is None and made.operation is not None:
-                made.place = current.place
-            current = made
+            for old, made in found.items():
+                if old is not current:
+                    if not (old.held or old.uses):
+                        continue
+                    # What used it may have had its turn already.
+                    replaced[old] = made
+                    late = True
+                _count(old, made)
+                if made.place is None and made.operation is not None:
+                    made.place = old.place
+            current = found[current]
         else:
             raise Error(f"rewrite: rules replace each other without end at {_short(term)}")
         if current is not term:
             replaced[term] = current
             changed = True
+    if late:
+        replaced = substituted(graph.roots, replaced)
     return rebuilt(graph, replaced) if changed else graph
+
+
+def _latest(term: Term, replaced: dict[Term, Term]) -> Term:
+    while term in replaced:
+        term = replaced[term]
+    return term
 
 
 def _count(old: Term, new: Term) -> None:
@@ -265,13 +289,13 @@ def _count(old: Term, new: Term) -> None:
                 dropped.append(source)
 
 
-def _first(table: dict[type[Operation], list[Rule]], term: Term, log: Log) -> Term | None:
+def _first(table: dict[type[Operation], list[Rule]], term: Term, log: Log) -> dict[Term, Term] | None:
     if term.operation is None:
         return None
     for rule in table.get(type(term.operation), ()):
-        made = rule.apply(term, log)
-        if made is not None:
-            return made
+        found = rule.apply(term, log)
+        if found is not None:
+            return found
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..device import Device
@@ -108,6 +108,29 @@ def rebuilt(graph: TermGraph, replaced: dict[Term, Term]) -> TermGraph:
     for root in roots:
         root.held = True
     return TermGraph(order, roots, graph.leaves)
+
+
+def substituted(roots: Sequence[Term], instead: Mapping[Term, Term]) -> dict[Term, Term]:
+    """What every term that the roots need has become: what stands ``instead``, or the same of inputs that have."""
+    done: dict[Term, Term] = {}
+    stack = list(roots)
+    while stack:
+        term = stack[-1]
+        other = instead.get(term)
+        needs = term.inputs if other is None else (other,)
+        waiting = [source for source in needs if source not in done]
+        if waiting:
+            stack += waiting
+            continue
+        stack.pop()
+        if other is not None:
+            done[term] = done[other]
+        elif all(done[source] is source for source in needs):
+            done[term] = term
+        else:
+            inputs = tuple([done[source] for source in needs])
+            done[term] = Term(term.operation, inputs, term.meta, term.device, term.place)
+    return done
 
 
 def apply(operation: Operation, *inputs: Term) -> Term:

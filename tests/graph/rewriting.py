@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 from metal_candle import LazyTensor
 from metal_candle.graph.plans import apply_rules
-from metal_candle.graph.rewrite import Log
+from metal_candle.graph.rewrite import Example, Log
 from metal_candle.graph.structure import survey
 from metal_candle.graph.term import TermGraph, terms_of
+from metal_candle.kernels import custom
+
+import emulator
+import pytest
+
+
+class Gpu:
+    """What a rule finds where kernels of ours are launched. It launches none."""
+
+    name = "gpu"
+    trusted = True
+
+    def launch(self, program: custom.Program, inputs: Sequence[Any], how: custom.Launch) -> list[Any]:
+        raise AssertionError(f"{program.name} is launched")
+
+
+def where_planned(example: Example) -> AbstractContextManager[None]:
+    """Where an example is rewritten."""
+    return custom.using(Gpu()) if example.launched else nullcontext()
+
+
+def where_computed(example: Example) -> AbstractContextManager[None]:
+    """Where an example is computed. Skips the test if what it needs is not there."""
+    if not example.launched:
+        return nullcontext()
+    present, reason = emulator.available()
+    if not present:
+        pytest.skip(reason)
+    return custom.using(emulator.Emulator())
 
 
 def rewritten(*results: LazyTensor, log: Log | None = None) -> TermGraph:

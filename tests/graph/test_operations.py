@@ -40,6 +40,8 @@ WRITTEN = {
     "quantized_linear": "../quantized/test_qmatmul.py",
     "quantized_embedding": "../quantized/test_qtensor.py",
     "global_norm": "../nn/test_optim.py",
+    "add_rms_norm": "test_add_norm.py",
+    "add_layer_norm": "test_add_norm.py",
 }
 OWN = {key: kind for key, kind in REGISTRY.items() if kind.__module__.startswith(operations.__name__)}
 SAMPLED = {key: kind for key, kind in OWN.items() if kind.samples}

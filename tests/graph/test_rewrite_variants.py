@@ -19,6 +19,7 @@ from metal_candle.graph.term import terms_of
 
 import numpy as np
 import pytest
+from rewriting import where_computed, where_planned
 
 CASES = [
     pytest.param(each, example, id=f"{each.name}-{i}") for each in PASSES for i, example in enumerate(each.examples)
@@ -126,10 +127,11 @@ def _recorded(example: Example, variant: Variant, leaves: list[Any]) -> LazyTens
     return y
 
 
-def _own_rules(each: Pass, y: LazyTensor) -> bool:
+def _own_rules(each: Pass, example: Example, y: LazyTensor) -> bool:
     """Whether a rule of this pass is applied."""
     log = Log()
-    apply_rules(terms_of(survey([y._node])), log)
+    with where_planned(example):
+        apply_rules(terms_of(survey([y._node])), log)
     return not {each.name, *(rule.name for rule in each.rules)}.isdisjoint(entry.rule for entry in log.fired)
 
 
@@ -167,13 +169,14 @@ def test_inputs_of_other_shapes_and_orders(each: Pass, example: Example) -> None
     for variant in _variants_of(example):
         leaves = _leaves(example, variant, "f64")
         y = _recorded(example, variant, leaves)
-        if y is None or not _own_rules(each, y):
+        if y is None or not _own_rules(each, example, y):
             continue
         tolerance = _narrowest(y)
         expected = _plain(example, variant, leaves)
         if expected is None:
             continue
-        found = _results(example, variant, leaves)
+        with where_computed(example):
+            found = _results(example, variant, leaves)
         for i, (got, want) in enumerate(zip(found, expected)):
             assert (got is None) == (want is None), (variant.words, i)
             if got is not None and want is not None:
@@ -230,14 +233,16 @@ def test_nan_and_infinity_stay_where_they_are(each: Pass) -> None:
         variant = _as_written(example)
         leaves = _leaves(example, variant, "f32")
         y = _recorded(example, variant, leaves)
-        if y is None or not _own_rules(each, y):
+        if y is None or not _own_rules(each, example, y):
             continue
         floats = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Var) and leaf.shape]
         for i, name in itertools.product(floats, SPECIAL):
             given = [*leaves[:i], _with_special(leaves[i], name), *leaves[i + 1 :]]
             expected = _plain(example, variant, given)
             assert expected is not None
-            for place, (got, want) in enumerate(zip(_results(example, variant, given), expected)):
+            with where_computed(example):
+                found = _results(example, variant, given)
+            for place, (got, want) in enumerate(zip(found, expected)):
                 if got is None or want is None or np.array_equal(_places(got), _places(want)):
                     continue
                 where = f"example {number}, input {i} of {name}, result {place}"

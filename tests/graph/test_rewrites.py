@@ -15,6 +15,7 @@ from metal_candle.graph.term import terms_of, written
 
 import numpy as np
 import pytest
+from rewriting import where_computed, where_planned
 
 CASES = [
     pytest.param(each, example, id=f"{each.name}-{i}") for each in PASSES for i, example in enumerate(each.examples)
@@ -49,7 +50,8 @@ def test_the_graph_before_and_after(each: Pass, example: Example) -> None:
     leaves = {leaf: names.get(structure.nodes[leaf.place or 0], "constant") for leaf in graph.leaves}
     log = Log(telling=True)
     first = () if each is common_subexpression.PASS else (common_subexpression.PASS,)
-    after = rewrite(graph, (*first, each), log)
+    with where_planned(example):
+        after = rewrite(graph, (*first, each), log)
     assert written(after.roots[0], leaves) == example.after
     reasons = [missed.reason for missed in log.missed]
     assert not example.because or any(example.because in reason for reason in reasons), reasons
@@ -62,7 +64,8 @@ def test_values_and_gradients_are_kept(each: Pass, example: Example) -> None:
         wide = [tensor.to_dtype("f64") if tensor.dtype.is_float() else tensor for tensor in tensors]
         with features.disabled("rewrite"):
             expected = values_and_gradients(example, wide)
-        found = values_and_gradients(example, tensors)
+        with where_computed(example):
+            found = values_and_gradients(example, tensors)
         for got, want in zip(found, expected):
             scale = max(1.0, float(np.abs(want[np.isfinite(want)]).max(initial=0.0)))
             np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE[dtype] * scale, err_msg=dtype)
@@ -85,7 +88,8 @@ def test_every_rule_has_an_example_that_it_fires_in() -> None:
         for example in each.examples:
             log = Log()
             structure = survey([recorded(example, operands(example, example.dtypes[0]))._node])
-            apply_rules(terms_of(structure), log)
+            with where_planned(example):
+                apply_rules(terms_of(structure), log)
             fired |= {entry.rule for entry in log.fired}
         assert {rule.name for rule in each.rules} <= fired
         assert each.rules == () or any(example.because for example in each.examples), each.name

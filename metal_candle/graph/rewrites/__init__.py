@@ -5,12 +5,14 @@ from __future__ import annotations
 from ..rewrite import Pass
 from . import (
     add_matmul,
+    add_norm,
     attention,
     cast,
     common_subexpression,
     cross_entropy,
     gate,
     lora,
+    masked_softmax,
     movement,
     norm,
     product_order,
@@ -29,12 +31,14 @@ PASSES: tuple[Pass, ...] = (
     attention.PASS,
     vocabulary_head.PASS,
     cross_entropy.PASS,
+    masked_softmax.PASS,
     norm.PASS,
     rotary.PASS,
     gate.PASS,
     lora.PASS,
     product_order.PASS,
     add_matmul.PASS,
+    add_norm.PASS,
 )
 """Each is a pure function of the graph. What recognises large pieces comes before what would take them apart."""
 
