@@ -90,7 +90,7 @@ def _unfit(
 ) -> str | None:
     dtypes = {dtype, a_dtype, b_dtype, *(() if base is None else base[1:])}
     if dtypes != {dtype} or dtype not in DTYPES:
-        return f"{', '.join(sorted(str(each).removeprefix('mlx.core.') for each in dtypes))}"
+        return f"operands of {', '.join(sorted(str(each).removeprefix('mlx.core.') for each in dtypes))}"
     if len(a) != 2 or len(b) != 2 or not x or x[-1] != a[0] or a[1] != b[0]:
         return "the shapes do not fit"
     if base is not None and base[0] != (*x[:-1], b[1]):

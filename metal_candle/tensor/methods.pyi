@@ -112,6 +112,8 @@ class TensorMethods(PythonProtocols):
         """x · Φ(x), Φ the normal distribution, in the tanh form: 0.5x(1 + tanh(√(2/π)(x + 0.044715x³)))."""
     def gelu_erf(self) -> Self:
         """x · Φ(x), Φ the normal distribution: 0.5x(1 + erf(x/√2)). https://arxiv.org/abs/1606.08415."""
+    def grouped_lora(self, x: TensorBase, ids: TensorBase, a: TensorBase, b: TensorBase, ranks: Sequence[int], scales: Sequence[float]) -> Self:
+        """base + scale · (x · Aᵀ) · B for each row, with the factors and the scale of the adapter that its id names."""
     def gt(self, rhs: TensorBase | float) -> Self:
         """1 where the left element is larger."""
     def index_add(self, indexes: TensorBase, source: TensorBase, dim: DimLike) -> Self:

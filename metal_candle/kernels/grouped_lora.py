@@ -1,0 +1,228 @@
+"""Low-rank adaptation where the rows of a batch belong to different adapters, of different ranks.
+
+One launch computes it for few rows: the idea of Punica's SGMV, Chen et al. 2023, https://arxiv.org/abs/2310.18547, and
+of S-LoRA, Sheng et al. 2023, https://arxiv.org/abs/2311.03285, which keep the adapters' factors in one buffer and let
+each row find its own. Here both products, the scale and the sum are one launch.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import accumulate
+from math import prod
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from . import custom
+from .custom import Launch, Program
+from .kernel import Kernel
+from .lora_launch import DTYPES, MOST_LOADS, MOST_RANK, PER_THREAD
+from .matmul import as_rows, matmul
+from .own import UNMEASURED, Own, Trial
+from .variant import Gradients, Outputs
+
+PROGRAM = Program("grouped_lora", ("base", "x", "ids", "a", "b", "offsets", "scales"), ("y",), contiguous=False)
+
+THREADS = 512
+RANKS = 8
+# CUDA's largest grid along y.
+MOST_ROWS = 2**16 - 1
+# Rows up to which the rule takes the launch.
+FEW_ROWS = 64
+# Threadgroups in all that the columns are split for; each of a row reads all of its adapter's A.
+GROUPS = 64
+_IDS = (mx.int32, mx.uint32, mx.int16, mx.uint16, mx.int8, mx.uint8)
+
+
+class Adapters(NamedTuple):
+    """The ranks of adapters, and what the product of each is multiplied by."""
+
+    ranks: tuple[int, ...]
+    scales: tuple[float, ...]
+
+    def offsets(self) -> tuple[int, ...]:
+        """Where the rows of each begin in the packed factors, and where those of the last end."""
+        return (0, *accumulate(self.ranks))
+
+
+def _reference(base: mx.array, x: mx.array, ids: mx.array, a: mx.array, b: mx.array, adapters: Adapters) -> mx.array:
+    """``base + scale_g · (x · a_gᵀ) · b_g`` for each row, g its id: base ``(…, out)``, x ``(…, in)``.
+
+    ids are integers of x's leading shape, or of the first dims of it; a row whose id names no adapter keeps its base.
+    a ``(Σ ranks, in)`` and b ``(Σ ranks, out)`` hold the adapters' factors below each other. What an adapter holds
+    reaches no row but its own, be it NaN.
+    """
+    own = ids.reshape(ids.shape + (1,) * (x.ndim - ids.ndim))
+    offsets = adapters.offsets()
+    result = base
+    for i, scale in enumerate(adapters.scales):
+        rows = slice(offsets[i], offsets[i + 1])
+        result = mx.where(own == i, base + scale * (x @ a[rows].T) @ b[rows], result)
+    return result
+
+
+def _vjp(
+    cotangent: mx.array,
+    inputs: tuple[mx.array, ...],
+    outputs: Outputs,
+    needs: tuple[bool, ...],
+    adapters: Adapters,
+) -> Gradients:
+    """All adapters' products at once, and at rank zeros where a row is another's: four to five products for any number.
+
+    They take as many multiplications as the definition's two for each adapter and each gradient.
+    """
+    _, x, ids, a, b = inputs
+    rows, upstream = as_rows(x), as_rows(cotangent)
+    owner, scales = _columns(adapters)
+    mine = _of_rows(ids, x).reshape(-1, 1) == owner
+    scale, none = scales.astype(x.dtype), mx.array(0, x.dtype)
+    of_x = of_a = of_b = None
+    if needs[1] or needs[3]:
+        at_rank = mx.where(mine, matmul(upstream, b.T) * scale, none)
+        of_x = matmul(at_rank, a).reshape(x.shape) if needs[1] else None
+        of_a = matmul(at_rank.T, rows) if needs[3] else None
+    if needs[4]:
+        of_b = matmul(mx.where(mine, matmul(rows, a.T) * scale, none).T, upstream)
+    return cotangent if needs[0] else None, of_x, None, of_a, of_b
+
+
+@lru_cache(maxsize=256)
+def _columns(adapters: Adapters) -> tuple[mx.array, mx.array]:
+    """For each row of the packed factors its adapter and its scale."""
+    # From NumPy, so that they are there at once: a value that MLX has yet to compute belongs to a thread's stream.
+    owner = np.repeat(np.arange(len(adapters.ranks), dtype=np.int32), adapters.ranks)
+    return mx.array(owner), mx.array(np.repeat(np.array(adapters.scales, np.float32), adapters.ranks))
+
+
+@lru_cache(maxsize=256)
+def _tables(adapters: Adapters) -> tuple[mx.array, mx.array]:
+    """Offsets and scales as the body takes them."""
+    return mx.array(np.array(adapters.offsets(), np.int32)), mx.array(np.array(adapters.scales, np.float32))
+
+
+def _of_rows(ids: mx.array, x: mx.array) -> mx.array:
+    """An id for each row of x."""
+    leading = x.shape[:-1]
+    if ids.shape != leading:
+        ids = mx.broadcast_to(ids.reshape(ids.shape + (1,) * (len(leading) - ids.ndim)), leading)
+    return ids.reshape(prod(leading))
+
+
+class _Plan(NamedTuple):
+    unfit: str | None
+    wins: tuple[bool, str]
+    how: Launch | None
+
+
+def _plan(base: mx.array, x: mx.array, ids: mx.array, a: mx.array, b: mx.array, adapters: Adapters) -> _Plan:
+    shapes = (base.shape, x.shape, ids.shape, a.shape, b.shape)
+    return _planned(shapes, (base.dtype, x.dtype, a.dtype, b.dtype), ids.dtype, adapters)
+
+
+@lru_cache(maxsize=1024)
+def _planned(
+    shapes: tuple[tuple[int, ...], ...], dtypes: tuple[mx.Dtype, ...], of_ids: mx.Dtype, adapters: Adapters
+) -> _Plan:
+    unfit = _unfit(shapes, dtypes, of_ids, adapters)
+    if unfit is not None:
+        return _Plan(unfit, (False, unfit), None)
+    (*leading, width), out = shapes[1], shapes[4][1]
+    rows, rank = prod(leading), max(adapters.ranks)
+    threads = THREADS
+    while threads > custom.SIMD and threads * PER_THREAD > width * rank:
+        threads //= 2
+    groups = max(1, min(custom.ceil_div(out, threads), GROUPS // rows))
+    how = Launch(
+        shapes=((rows, out),),
+        dtypes=dtypes[:1],
+        grid=(groups * threads, rows, 1),
+        threadgroup=(threads, 1, 1),
+        template=(("T", dtypes[0]),),
+    )
+    return _Plan(None, _wins(rows, width, rank, len(adapters.ranks)), how)
+
+
+def _unfit(
+    shapes: tuple[tuple[int, ...], ...], dtypes: tuple[mx.Dtype, ...], of_ids: mx.Dtype, adapters: Adapters
+) -> str | None:
+    base, x, ids, a, b = shapes
+    if len({*dtypes}) > 1 or dtypes[0] not in DTYPES:
+        return "operands of " + ", ".join(str(dtype).removeprefix("mlx.core.") for dtype in dtypes)
+    if not mx.issubdtype(of_ids, mx.integer):
+        return f"ids of {of_ids}"
+    total = sum(adapters.ranks)
+    if not x or a != (total, x[-1]) or len(b) != 2 or b[0] != total or base != (*x[:-1], b[1]):
+        return "the shapes do not fit"
+    if ids != x[: len(ids)] or len(ids) >= len(x):
+        return "ids of another shape than the rows"
+    if 0 in (*base, *x, *adapters.ranks) or not adapters.ranks:
+        return "a size is 0"
+    if max(adapters.ranks) > MOST_RANK:
+        return f"a rank above {MOST_RANK}"
+    return f"more than {MOST_ROWS} rows" if prod(x[:-1]) > MOST_ROWS else None
+
+
+def _wins(rows: int, width: int, rank: int, adapters: int) -> tuple[bool, str]:
+    """One launch to at least three for each adapter, which go over all rows; bounded as ``lora_launch`` says."""
+    loads = width * rank * (RANKS + 1) // RANKS
+    if rows > FEW_ROWS:
+        return False, f"{UNMEASURED}: more than {FEW_ROWS} rows"
+    if loads > MOST_LOADS:
+        return False, f"{UNMEASURED}: {loads} loads for x · A in each threadgroup, more than {MOST_LOADS}"
+    return True, f"{UNMEASURED}: 1 launch to {4 * adapters}, {loads} loads for x · A in each threadgroup"
+
+
+def _forward(base: mx.array, x: mx.array, ids: mx.array, a: mx.array, b: mx.array, adapters: Adapters) -> Outputs:
+    how = _plan(base, x, ids, a, b, adapters).how
+    assert how is not None
+    inputs = (as_rows(base), as_rows(x), _as_int32(_of_rows(ids, x), len(adapters.ranks)), a, b, *_tables(adapters))
+    (y,) = custom.launch(PROGRAM, inputs, how)
+    return (y if x.ndim == 2 else y.reshape(base.shape),)
+
+
+def _as_int32(ids: mx.array, count: int) -> mx.array:
+    if ids.dtype == mx.int32:
+        return ids
+    if ids.dtype not in _IDS:
+        # Cut to 32 bits, an id far outside could become one of an adapter.
+        ids = mx.where((ids >= 0) & (ids < count), ids, mx.array(count, ids.dtype))
+    return ids.astype(mx.int32)
+
+
+def _trial(base: mx.array, x: mx.array, ids: mx.array, a: mx.array, b: mx.array, adapters: Adapters) -> Trial:
+    """The same adapters on at most 8 rows of at most 4,096 elements and 40 columns."""
+    how = _plan(base, x, ids, a, b, adapters).how
+    assert how is not None
+    rows, width, out = min(how.shapes[0][0], 8), min(x.shape[-1], 4096), min(base.shape[-1], 40)
+    total, count = sum(adapters.ranks), len(adapters.ranks)
+    shapes = [(rows, out), (rows, width), (total, width), (total, out)]
+
+    def arguments() -> tuple[Any, ...]:
+        keys = mx.random.split(mx.random.key(0), 4)
+        base, x, a, b = (mx.random.normal(shape, x_dtype, key=key) for shape, key in zip(shapes, keys))
+        return base, x, mx.array(np.arange(rows) % (count + 1), mx.int32), a, b, adapters
+
+    x_dtype = x.dtype
+    # MLX passes arrays of fewer than 8 elements by another address space.
+    small = [prod(shape) < 8 for shape in (*shapes, (rows,), (count + 1,), (count,))]
+    return Trial((how.template, how.threadgroup, *small), arguments)
+
+
+_OWN = Own(
+    "grouped_lora",
+    _forward,
+    fits=lambda *arguments: _plan(*arguments).unfit,
+    wins=lambda *arguments: _plan(*arguments).wins,
+    trial=_trial,
+    vjp=_vjp,
+)
+
+
+def _select(*arguments: Any) -> tuple[None, str]:
+    return None, "two products for each adapter"
+
+
+grouped_lora = Kernel("grouped_lora", _reference, _select, arity=5, own=_OWN)
