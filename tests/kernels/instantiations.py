@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import metal_candle.kernels
 from metal_candle import settings
 from metal_candle.kernels import custom
+from metal_candle.kernels.grouped_lora import Adapters
 from metal_candle.kernels.kernel import Kernel
 
 import mlx.core as mx
@@ -108,6 +109,12 @@ def _lora(base: bool) -> Iterator[tuple[Any, ...]]:
             yield *_zeros(dtype, *shapes[not base :]), 0.5
 
 
+def _grouped_lora() -> Iterator[tuple[Any, ...]]:
+    for dtype in FLOATS:
+        base, x, a, b = _zeros(dtype, (5, 300), (5, 576), (12, 576), (12, 300))
+        yield base, x, mx.zeros((5,), mx.int32), a, b, Adapters((8, 4), (0.5, 2.0))
+
+
 def _softmax() -> Iterator[tuple[Any, ...]]:
     for dtype in FLOATS:
         for width in SOFTMAX_WIDTHS:
@@ -168,6 +175,7 @@ SAMPLES: dict[str, Callable[[], Iterator[tuple[Any, ...]]]] = {
     "add_lora": lambda: _lora(True),
     "add_rms_norm": lambda: _norm(True, 1),
     "cross_entropy": _row_losses,
+    "grouped_lora": _grouped_lora,
     "layer_norm": lambda: _norm(False, 2),
     "log_softmax": _log_softmax,
     "lora": lambda: _lora(False),
