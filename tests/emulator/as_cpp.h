@@ -18,4 +18,4 @@ using namespace metal;
 #define constant
 #define thread
 #define kernel
-#define threadgroup static EM_SECTION
+#define threadgroup EM_GAP static EM_SECTION

@@ -36,8 +36,8 @@ _one_launch = threading.Lock()
 class Emulator:
     """Launches programs on the CPU: threads as fibres, barriers and simdgroup operations honoured.
 
-    ``order`` is that in which threads and threadgroups run; ``seed`` that of the shuffled one. ``checked`` reports every
-    wrong access; without it only the machine's own protection does, at a fraction of the time.
+    ``order`` is that in which threads and threadgroups run; ``seed`` that of the shuffled one. ``checked`` reports
+    every wrong access; without it only the machine's own protection does, at a fraction of the time.
     A ``Fault`` is raised where a kernel does what it must not, ``RuntimeError`` without a compiler.
     """
 
@@ -60,10 +60,10 @@ class Emulator:
         specs = tuple((tuple(array.shape), array.dtype) for array in inputs)
         threads, groups = _launchable(program, how)
         kernel = _kernel(program, program.body, program.header, specs, how, self.checked)
-        if kernel.threadgroup_bytes > MOST_THREADGROUP_BYTES:
+        if kernel.loaded.threadgroup_bytes > MOST_THREADGROUP_BYTES:
             raise Fault(
                 "launch",
-                f"{program.name}: got {kernel.threadgroup_bytes} bytes of threadgroup memory; "
+                f"{program.name}: got {kernel.loaded.threadgroup_bytes} bytes of threadgroup memory; "
                 f"takes up to {MOST_THREADGROUP_BYTES}",
             )
         kept = [stored(array, program.contiguous) for array in inputs]
@@ -85,10 +85,6 @@ class Emulator:
 class _Kernel(NamedTuple):
     generated: Generated
     loaded: native.Loaded
-
-    @property
-    def threadgroup_bytes(self) -> int:
-        return self.loaded.threadgroup_bytes
 
 
 @lru_cache(maxsize=512)

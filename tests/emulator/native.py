@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from .arrays import Bytes
 from .glue import ENTRY
+from .sections import Span, arrays
 
-FRAMES = 8
+PLACES, FRAMES = 4, 8
 U32, U64 = ctypes.c_uint32, ctypes.c_uint64
 
 
@@ -43,12 +44,18 @@ class _Buffer(ctypes.Structure):
     ]
 
 
+class _Span(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("offset", U32), ("bytes", U32)]
+
+
 class _Request(ctypes.Structure):
     _fields_ = [
         ("entry", ctypes.c_void_p),
         ("threadgroup_memory", ctypes.c_void_p),
         ("threadgroup_bytes", U64),
+        ("spans", ctypes.POINTER(_Span)),
         ("buffers", ctypes.POINTER(_Buffer)),
+        ("span_count", U32),
         ("buffer_count", U32),
         ("groups", U32 * 3),
         ("group_size", U32 * 3),
@@ -59,19 +66,17 @@ class _Request(ctypes.Structure):
 
 
 class Report(ctypes.Structure):
-    """What went wrong in a launch. ``text`` may hold {here} and {there}; see ``places``."""
+    """What went wrong in a launch. ``text`` has placeholders for ``places``; see ``places.py``."""
 
     failed: int
     kind: bytes
     text: bytes
-    here: Sequence[int]
-    there: Sequence[int]
+    places: Sequence[Sequence[int]]
     _fields_ = [
         ("failed", U32),
         ("kind", ctypes.c_char * 20),
         ("text", ctypes.c_char * 2024),
-        ("here", U64 * FRAMES),
-        ("there", U64 * FRAMES),
+        ("places", U64 * FRAMES * PLACES),
     ]
 
 
@@ -83,7 +88,13 @@ class Loaded(NamedTuple):
     object: ctypes.CDLL
     entry: int
     threadgroup_memory: int
-    threadgroup_bytes: int
+    section_bytes: int
+    arrays: tuple[Span, ...]
+
+    @property
+    def threadgroup_bytes(self) -> int:
+        """The size of all arrays of threadgroup memory."""
+        return sum(span.bytes for span in self.arrays)
 
 
 @cache
@@ -101,7 +112,11 @@ def load(runtime: Path, kernel: Path) -> Loaded:
     begin, end = (ctypes.c_void_p * 2).in_dll(found, "em_threadgroup_range")
     entry = ctypes.cast(getattr(found, ENTRY), ctypes.c_void_p).value
     assert entry is not None
-    return Loaded(kernel, library, found, entry, begin or 0, (end or 0) - (begin or 0))
+    size = (end or 0) - (begin or 0)
+    spans = arrays(kernel) if size else []
+    return Loaded(
+        kernel, library, found, entry, begin or 0, size, tuple(spans or [Span("the arrays", 0, size)] * bool(size))
+    )
 
 
 def launch(
@@ -113,7 +128,7 @@ def launch(
     checked: bool,
     seed: int,
 ) -> Report:
-    """Run ``groups`` threadgroups of ``threads`` threads over the arguments, in the order of the kernel's parameters."""
+    """Run ``groups`` threadgroups of ``threads`` threads over the arguments, which are in the kernel's order."""
     buffers = (_Buffer * max(1, len(arguments)))()
     for buffer, argument in zip(buffers, arguments):
         buffer.name = argument.name.encode()
@@ -121,11 +136,16 @@ def launch(
         buffer.bytes = argument.data.nbytes
         buffer.element = argument.element
         buffer.role = argument.role
+    spans = (_Span * max(1, len(kernel.arrays)))(
+        *[(span.name.encode(), span.offset, span.bytes) for span in kernel.arrays]
+    )
     request = _Request(
         kernel.entry,
         kernel.threadgroup_memory,
-        kernel.threadgroup_bytes,
+        kernel.section_bytes,
+        spans,
         buffers,
+        len(kernel.arrays),
         len(arguments),
         (U32 * 3)(*groups),
         (U32 * 3)(*threads),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -25,12 +26,12 @@ def _symbolizer() -> tuple[str, ...] | None:
 
 def place(report: Report, kernel: Path) -> str:
     """The report's text with lines for places, where a tool that finds them is installed."""
-    text = report.text.decode(errors="replace")
-    for name, addresses in (("{here}", report.here), ("{there}", report.there)):
-        if name in text:
-            lines = _lines(kernel, [address for address in addresses if address])
-            text = text.replace(f" {name}", f" at {', called at '.join(lines)}" if lines else "")
-    return text
+
+    def told(match: re.Match[str]) -> str:
+        found = _lines(kernel, [address for address in report.places[int(match[1])] if address])
+        return f" at {', called at '.join(found)}" if found else f" at {match[2]}" if match[2] else ""
+
+    return re.sub(r" \{(\d)(?:\|([^}]*))?\}", told, report.text.decode(errors="replace"))
 
 
 def _lines(kernel: Path, addresses: Sequence[int]) -> list[str]:

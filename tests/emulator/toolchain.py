@@ -24,6 +24,7 @@ KEPT_BYTES = 256 << 20
 """What the kept objects may take; the least recently used go first."""
 
 COMMON = ("-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-fno-omit-frame-pointer", "-fwrapv", "-nostdlib++")
+DYNAMIC = () if sys.platform == "darwin" else ("-ldl",)
 RUNTIME = ("-std=c++17", "-O2", *COMMON)
 KERNEL = (
     "-std=c++14",
@@ -43,7 +44,7 @@ KERNEL = (
 FAST = ("-O2", "-fno-vectorize", "-fno-slp-vectorize", "-DEM_FAST")
 CHECKED = (
     "-O1",
-    "-fsanitize=thread,array-bounds,shift,integer-divide-by-zero",
+    "-fsanitize=thread,array-bounds,shift-exponent,integer-divide-by-zero",
     "-mllvm",
     "-tsan-instrument-func-entry-exit=0",
     # A read that a write to the same place follows is as much a read.
@@ -71,19 +72,23 @@ def compiler() -> str | None:
 
 
 @cache
-def version() -> str:
-    """What the compiler says of itself. Raises ``RuntimeError`` without one."""
+def identity() -> str:
+    """Of the compiler: its file's place, size and date. To ask for its version would start it in every process.
+
+    Raises ``RuntimeError`` without one.
+    """
     path = compiler()
     if path is None:
         raise RuntimeError(f"emulator: {available()[1]}")
-    return subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    status = os.stat(path)
+    return f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}"
 
 
 @cache
 def fingerprint() -> str:
     """Of the compiler and of everything of the emulator's own that an object depends on."""
     files = [HERE / "as_cpp.h", *sorted((HERE / "shim").glob("*.h")), *sorted((HERE / "runtime").glob("*"))]
-    parts = [version(), *map(str, (RUNTIME, KERNEL, FAST, CHECKED))]
+    parts = [identity(), *map(str, (RUNTIME, KERNEL, FAST, CHECKED))]
     parts += [f"{path.relative_to(HERE)}\n{path.read_text(encoding='utf-8')}" for path in files]
     return _hash(*parts)
 
@@ -103,12 +108,12 @@ def kernel_path(text: str, checked: bool) -> Path:
 
 
 def build_kernel(text: str, checked: bool) -> Path:
-    """The object of this text, which includes ``as_cpp.h``. Raises ``Fault`` (kind "compile") if it does not compile."""
+    """The object of this text, which includes ``as_cpp.h``. Raises ``Fault`` of kind "compile" for an error in it."""
     path = kernel_path(text, checked)
     flags = [*KERNEL, *(CHECKED if checked else FAST), "-fno-sanitize-link-runtime", f"-I{HERE}"]
     # The runtime lies in the same folder, and the kernel looks for it there.
-    here = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
-    return _build(path, [*flags, str(runtime()), f"-Wl,-rpath,{here}"], {"kernel.cpp": text})
+    link = ["-Wl,-rpath,@loader_path"] if sys.platform == "darwin" else ["-Wl,-rpath,$ORIGIN", "-Wl,-z,defs"]
+    return _build(path, [*flags, *link, "kernel.cpp", str(runtime()), "-lm"], {"kernel.cpp": text})
 
 
 def runtime() -> Path:
@@ -116,7 +121,7 @@ def runtime() -> Path:
     path = folder() / f"runtime-{fingerprint()}{SUFFIX}"
     name = ["-install_name", f"@rpath/{path.name}"] if sys.platform == "darwin" else [f"-Wl,-soname,{path.name}"]
     sources = sorted(map(str, (HERE / "runtime").glob("*.cpp")))
-    return _build(path, [*RUNTIME, *name, *sources, "-lm", *([] if sys.platform == "darwin" else ["-ldl"])], {})
+    return _build(path, [*RUNTIME, *name, *sources, "-lm", *DYNAMIC], {})
 
 
 def _build(path: Path, arguments: list[str], texts: dict[str, str]) -> Path:
@@ -128,7 +133,7 @@ def _build(path: Path, arguments: list[str], texts: dict[str, str]) -> Path:
         for name, text in texts.items():
             (Path(scratch) / name).write_text(text, encoding="utf-8")
         assert compiler() is not None
-        command = [str(compiler()), *arguments, *texts, "-o", path.name]
+        command = [str(compiler()), *arguments, "-o", path.name]
         done = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
         if done.returncode != 0:
             raise Fault("compile", _errors(done.stderr))
@@ -139,7 +144,7 @@ def _build(path: Path, arguments: list[str], texts: dict[str, str]) -> Path:
 
 
 def _errors(output: str) -> str:
-    lines = [line for line in output.splitlines() if "error" in line]
+    lines = [line for line in output.splitlines() if "error" in line or "undefined reference" in line]
     return "\n".join(lines[:8] or output.splitlines()[:8])
 
 

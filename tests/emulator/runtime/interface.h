@@ -8,7 +8,7 @@ extern "C" {
 typedef unsigned int em_u32;
 typedef unsigned long long em_u64;
 
-enum { EM_SIMD = 32, EM_MAX_THREADS = 1024, EM_FRAMES = 8 };
+enum { EM_SIMD = 32, EM_MAX_THREADS = 1024, EM_PLACES = 4, EM_FRAMES = 8 };
 
 // Where a thread stands in the grid. The values of MSL's attributes are computed from it.
 typedef struct {
@@ -31,12 +31,21 @@ typedef struct {
   em_u32 role;
 } em_buffer;
 
+// An array of threadgroup memory. What lies between two is nobody's.
+typedef struct {
+  const char* name;
+  em_u32 offset;
+  em_u32 bytes;
+} em_span;
+
 enum { EM_FORWARD = 0, EM_BACKWARD = 1, EM_SHUFFLED = 2 };
 typedef struct {
   em_entry* entry;
   char* threadgroup_memory;
   em_u64 threadgroup_bytes;
+  const em_span* spans;
   const em_buffer* buffers;
+  em_u32 span_count;
   em_u32 buffer_count;
   em_u32 groups[3];
   em_u32 group_size[3];
@@ -45,14 +54,13 @@ typedef struct {
   em_u64 seed;
 } em_request;
 
-// What went wrong. `text` may hold {here} and {there}: the places whose return addresses, innermost first and as
-// offsets into the kernel's object, `here` and `there` hold.
+// What went wrong. `text` may hold {0}, {1} and so on, or {0|line 3 of the body}: the places whose return addresses,
+// innermost first and as offsets into the kernel's object, `places` holds, and what to say if no lines are found.
 typedef struct {
   em_u32 failed;
   char kind[20];
   char text[2024];
-  em_u64 here[EM_FRAMES];
-  em_u64 there[EM_FRAMES];
+  em_u64 places[EM_PLACES][EM_FRAMES];
 } em_report;
 
 void em_launch(const em_request* request, em_report* report);

@@ -22,7 +22,7 @@ static bool guarded = false;
 constexpr int NOT_A_NUMBER_PAIR = 0x7fff;  // NaN as half and bfloat, and twice as float
 
 static void tell(int signal, const char* address) {
-  const char* thread = thread_name((em_u32)(current - fibres));
+  const char* thread = this_thread();
   current = nullptr;  // its frames may be what is broken
   const Region* near = region_near(address);
   if (signal == SIGFPE)
@@ -93,14 +93,12 @@ static void run_groups() {
   }
   em_u32* order = (em_u32*)got;
   mix_order(order, (em_u32)count, launch.request->order, launch.request->seed);
+  launch.order = order;
   // Declared volatile: it lives through a jump from a signal.
   volatile em_u64 done = 0;
   if (!sigsetjmp(launcher, 1)) {
     for (; done < count && !launch.report->failed; done = done + 1) {
-      em_u32 index = order[done];
-      launch.group[0] = index % groups[0];
-      launch.group[1] = index / groups[0] % groups[1];
-      launch.group[2] = index / groups[0] / groups[1];
+      locate_group(order[done], launch.group);
       launch.serial++;
       poison_threadgroup_memory();
       run_group();

@@ -10,11 +10,10 @@
 namespace em {
 
 // The chain of frame pointers; kernels are compiled with them. Ends where it leaves the fibre's stack.
-static em_u32 trace(void* frame, em_u64* addresses, em_u32 most) {
+static em_u32 trace(const Fibre& fibre, void* frame, em_u64* addresses) {
   em_u32 count = 0;
-  char* low = current->stack;
-  for (void** at = (void**)frame; count < most;) {
-    if ((em_u64)((char*)at - low) > STACK - 16) break;
+  for (void** at = (void**)frame; count < EM_FRAMES;) {
+    if ((em_u64)((char*)at - fibre.stack) > STACK - 16) break;
     em_u64 address = (em_u64)at[1];
     void** next = (void**)at[0];
     if (!address) break;
@@ -27,11 +26,21 @@ static em_u32 trace(void* frame, em_u64* addresses, em_u32 most) {
 
 em_u64 place_of(void* frame) {
   em_u64 addresses[EM_FRAMES];
-  em_u32 count = trace(frame, addresses, EM_FRAMES);
+  em_u32 count = trace(*current, frame, addresses);
   em_u64 hash = 0;
   for (em_u32 i = 0; i < count; i++) hash = (hash ^ addresses[i]) * 0x9e3779b97f4a7c15ull;
   return hash;
 }
+
+static void trace_place(em_u32 which, const Fibre& fibre, void* frame) {
+  em_u64* addresses = launch.report->places[which];
+  em_u32 count = trace(fibre, frame, addresses);
+  for (em_u32 i = 0; i < count; i++) addresses[i] -= (em_u64)launch.object;
+}
+
+void set_place(em_u32 which, em_u64 return_offset) { launch.report->places[which][0] = return_offset; }
+
+void set_place(em_u32 which, const Fibre& waiting) { trace_place(which, waiting, waiting.frame); }
 
 void fail(const char* kind, void* frame, const char* text, ...) {
   em_report* report = launch.report;
@@ -42,15 +51,10 @@ void fail(const char* kind, void* frame, const char* text, ...) {
     va_start(values, text);
     vsnprintf(report->text, sizeof report->text, text, values);
     va_end(values);
-    if (current && frame) {
-      em_u32 count = trace(frame, report->here, EM_FRAMES);
-      for (em_u32 i = 0; i < count; i++) report->here[i] -= (em_u64)launch.object;
-    }
+    if (current && frame) trace_place(0, *current, frame);
   }
   if (current) leave_fibre();
 }
-
-void blame(em_u64 return_offset) { launch.report->there[0] = return_offset; }
 
 static char* next_buffer() {
   static char buffers[8][96];
@@ -58,9 +62,17 @@ static char* next_buffer() {
   return buffers[turn++ % 8];
 }
 
-const char* group_name() {
+void locate_group(em_u32 index, em_u32* at) {
   const em_u32* groups = launch.request->groups;
-  const em_u32* at = launch.group;
+  at[0] = index % groups[0];
+  at[1] = index / groups[0] % groups[1];
+  at[2] = index / groups[0] / groups[1];
+}
+
+const char* group_name(em_u32 serial) {
+  const em_u32* groups = launch.request->groups;
+  em_u32 at[3];
+  locate_group(launch.order[serial - launch.first_serial], at);
   char* text = next_buffer();
   if (groups[1] == 1 && groups[2] == 1)
     snprintf(text, 96, "threadgroup %u", at[0]);
@@ -69,15 +81,17 @@ const char* group_name() {
   return text;
 }
 
-const char* thread_name(em_u32 index) {
+const char* thread_name(em_u32 index, em_u32 serial) {
   const em_u32* size = launch.request->group_size;
   char* text = next_buffer();
   if (size[1] == 1 && size[2] == 1)
-    snprintf(text, 96, "thread %u of %s", index, group_name());
+    snprintf(text, 96, "thread %u of %s", index, group_name(serial));
   else
     snprintf(text, 96, "thread (%u, %u, %u) of %s", index % size[0], index / size[0] % size[1],
-             index / size[0] / size[1], group_name());
+             index / size[0] / size[1], group_name(serial));
   return text;
 }
+
+const char* this_thread() { return thread_name((em_u32)(current - fibres), launch.serial); }
 
 }  // namespace em

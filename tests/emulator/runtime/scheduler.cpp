@@ -65,46 +65,47 @@ void mix_order(em_u32* order, em_u32 count, em_u32 how, em_u64 seed) {
   }
 }
 
-// "31 at simd_max line 24; 1 finished": the threads first..last by where they wait.
-static const char* who_waits(em_u32 first, em_u32 last) {
-  static char text[1400];
-  bool told[EM_MAX_THREADS] = {};
-  int used = 0;
-  text[0] = 0;
-  for (em_u32 i = first; i < last; i++) {
-    if (told[i]) continue;
-    const Fibre& one = fibres[i];
-    em_u32 count = 0;
-    for (em_u32 j = i; j < last; j++) {
-      const Fibre& other = fibres[j];
-      bool same = other.wait == one.wait &&
-                  (one.wait == FINISHED || (other.line == one.line && other.file == one.file &&
-                                            other.place == one.place &&
-                                            (one.wait != AT_SIMD || (other.operation == one.operation &&
-                                                                     other.operations == one.operations))));
-      if (same && !told[j]) told[j] = true, count++;
-    }
-    if (used > (int)sizeof text - 200) break;
-    const char* separator = used ? "; " : "";
-    if (one.wait == FINISHED) {
-      used += snprintf(text + used, sizeof text - used, "%s%u finished (thread %u)", separator, count, i);
-    } else {
-      const char* what = one.wait == AT_BARRIER        ? "threadgroup_barrier"
-                         : one.wait == AT_SIMD_BARRIER ? "simdgroup_barrier"
-                                                       : operation_name(one.operation);
-      used += snprintf(text + used, sizeof text - used, "%s%u at %s, line %u of %s (thread %u", separator, count, what,
-                       one.line, one.file, i);
-      if (one.wait == AT_SIMD) used += snprintf(text + used, sizeof text - used, ", its operation %u", one.operations);
-      used += snprintf(text + used, sizeof text - used, ")");
-    }
-  }
-  return text;
-}
-
+// Whether two threads wait for the same.
 static bool alike(const Fibre& a, const Fibre& b) {
   return a.wait == b.wait && a.line == b.line && a.file == b.file && a.place == b.place && a.flags == b.flags &&
          (a.wait != AT_SIMD ||
           (a.operation == b.operation && a.type == b.type && a.operations == b.operations));
+}
+
+// "31 at simd_max at line 24 of the body; 1 finished": the threads first..last by what they wait for.
+static const char* who_waits(em_u32 first, em_u32 last) {
+  static char text[1400];
+  bool told[EM_MAX_THREADS] = {};
+  int used = 0;
+  em_u32 kinds = 0;
+  for (em_u32 i = first; i < last; i++) {
+    if (told[i]) continue;
+    if (kinds == EM_PLACES) {
+      snprintf(text + used, sizeof text - used, "; and so on");
+      break;
+    }
+    const Fibre& one = fibres[i];
+    em_u32 count = 0;
+    for (em_u32 j = i; j < last; j++)
+      if (!told[j] && (alike(one, fibres[j]) || (one.wait == FINISHED && fibres[j].wait == FINISHED)))
+        told[j] = true, count++;
+    used += snprintf(text + used, sizeof text - used, "%s%u ", kinds ? "; " : "", count);
+    if (one.wait == FINISHED) {
+      used += snprintf(text + used, sizeof text - used, "finished (thread %u%s)", i, count > 1 ? " and on" : "");
+    } else {
+      const char* what = one.wait == AT_BARRIER        ? "threadgroup_barrier"
+                         : one.wait == AT_SIMD_BARRIER ? "simdgroup_barrier"
+                                                       : operation_name(one.operation);
+      used += snprintf(text + used, sizeof text - used, "at %s {%u|line %u of the %s} (thread %u%s", what, kinds,
+                       one.line, one.file, i, count > 1 ? " and on" : "");
+      if (one.wait == AT_SIMD)
+        used += snprintf(text + used, sizeof text - used, ", simdgroup operation %u", one.operations);
+      used += snprintf(text + used, sizeof text - used, ")");
+      set_place(kinds, one);
+    }
+    kinds++;
+  }
+  return text;
 }
 
 static bool all_alike(em_u32 first, em_u32 last) {
@@ -128,12 +129,12 @@ static bool release_simdgroups() {
       waits |= fibres[i].wait == AT_SIMD || fibres[i].wait == AT_SIMD_BARRIER;
     if (!waits) continue;
     if (last - first < EM_SIMD && fibres[first].wait == AT_SIMD) {
-      fail("launch", nullptr, "%s: simdgroup %u has %u threads; %s takes %u", group_name(), first / EM_SIMD,
+      fail("launch", nullptr, "%s: simdgroup %u has %u threads; %s takes %u", group_name(launch.serial), first / EM_SIMD,
            last - first, operation_name(fibres[first].operation), (em_u32)EM_SIMD);
       return false;
     }
     if (!all_alike(first, last)) {
-      fail("divergence", nullptr, "simdgroup %u of %s does not go on together: %s", first / EM_SIMD, group_name(),
+      fail("divergence", nullptr, "simdgroup %u of %s does not go on together: %s", first / EM_SIMD, group_name(launch.serial),
            who_waits(first, last));
       return false;
     }
@@ -149,7 +150,7 @@ static bool release_simdgroups() {
 
 static bool release_barrier() {
   if (!all_alike(0, launch.threads)) {
-    fail("divergence", nullptr, "%s does not come to one barrier: %s", group_name(), who_waits(0, launch.threads));
+    fail("divergence", nullptr, "%s does not come to one barrier: %s", group_name(launch.serial), who_waits(0, launch.threads));
     return false;
   }
   for (em_u32 i = 0; i < launch.threads; i++) {
@@ -182,6 +183,7 @@ static void wait_at(Wait wait, em_u32 flags, em_u32 line, const char* file, void
   current->flags = flags;
   current->line = line;
   current->file = file;
+  current->frame = frame;
   current->place = place_of(frame);
   suspend();
 }

@@ -3,6 +3,7 @@
 // nothing between threadgroups. No schedule comes into it: what is unordered is reported even where it went well.
 #include "shadow.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -29,13 +30,28 @@ struct Cell {
 static Cell* cells = nullptr;
 static em_u64 room = 0;
 
-constexpr em_u64 MOST_THREADGROUP = 32 * 1024;
+constexpr em_u64 MOST_THREADGROUP = 64 * 1024;  // 32 KiB and what lies between arrays
 static Cell threadgroup_cells[MOST_THREADGROUP];
+static unsigned char array_at[MOST_THREADGROUP];  // of each byte: which array it is of, from 1; 0 is none
 // Bytes of threadgroup memory to a cell, as a power of two. Begins at 4 and shrinks when a smaller access comes.
 static em_u32 log_grain = 2;
 
-bool prepare_shadow() {
+static bool map_arrays() {
+  const em_request* request = launch.request;
+  if (request->threadgroup_bytes > MOST_THREADGROUP || request->span_count > 255) {
+    fail("launch", nullptr, "got %u arrays in %llu bytes of threadgroup memory; takes up to 255 in %llu",
+         request->span_count, request->threadgroup_bytes, MOST_THREADGROUP);
+    return false;
+  }
+  memset(array_at, 0, request->threadgroup_bytes);
+  for (em_u32 i = 0; i < request->span_count; i++)
+    memset(array_at + request->spans[i].offset, (int)i + 1, request->spans[i].bytes);
   log_grain = 2;
+  return true;
+}
+
+bool prepare_shadow() {
+  if (!map_arrays()) return false;
   em_u64 count = 0;
   for (em_u32 i = 0; i < region_count; i++) {
     if (regions[i].buffer->role == EM_INPUT) continue;
@@ -81,29 +97,23 @@ static void add_reader(Access* readers, const Access& now, em_u32 first_serial) 
 struct Where {
   const Region* region;  // null for threadgroup memory
   em_u64 offset;
+  em_u32 bytes;
 };
 
+// "index 5 of part", elements being as large as the access.
 static const char* name_of(const Where& where) {
-  static char text[64];
+  static char text[160];
   if (where.region) return describe(where.region, where.region->begin + where.offset);
-  __builtin_snprintf(text, sizeof text, "byte %llu of threadgroup memory", where.offset);
-  return text;
-}
-
-static const char* other_thread(const Access& other, const Access& now) {
-  static char text[96];
-  if (other.serial == now.serial)
-    __builtin_snprintf(text, sizeof text, "thread %u", other.thread);
-  else
-    __builtin_snprintf(text, sizeof text, "thread %u of another threadgroup", other.thread);
+  const em_span& span = launch.request->spans[array_at[where.offset] - 1];
+  snprintf(text, sizeof text, "index %llu of %s", (where.offset - span.offset) / where.bytes, span.name);
   return text;
 }
 
 static void race(const Where& where, const Access& before, const char* did, const Access& now, const char* does,
                  void* frame) {
-  blame(before.place);
-  fail("race", frame, "%s %s %s {here}, which %s %s {there}, and no barrier for that memory orders the two",
-       thread_name(now.thread), does, name_of(where), other_thread(before, now), did);
+  set_place(1, before.place);
+  fail("race", frame, "%s %s %s {0}, which %s %s {1}, and no barrier for that memory orders the two",
+       thread_name(now.thread, now.serial), does, name_of(where), thread_name(before.thread, before.serial), did);
 }
 
 // `first_serial`: of the threadgroups whose accesses count for this cell.
@@ -114,8 +124,8 @@ static inline void touch(Cell& cell, const Access& now, em_u32 first_serial, boo
     return race(where, cell.writer, "wrote", now, write ? "writes" : "reads", frame);
   if (!write) {
     if (!written)
-      return fail("uninitialised", frame, "%s reads %s {here}, which nobody wrote", thread_name(now.thread),
-                  name_of(where));
+      return fail("uninitialised", frame, "%s reads %s {0}, which nobody wrote",
+                  thread_name(now.thread, now.serial), name_of(where));
     return add_reader(cell.readers, now, first_serial);
   }
   for (const Access& reader : cell.readers)
@@ -131,7 +141,7 @@ static Access access_now(Memory memory, void* frame) {
 }
 
 static void refine(em_u32 wanted) {
-  em_u64 count = launch.request->threadgroup_bytes >> log_grain;
+  em_u64 count = (launch.request->threadgroup_bytes + (1u << log_grain) - 1) >> log_grain;
   while (log_grain > wanted) {
     // Backwards, in place: each cell becomes two alike.
     for (em_u64 i = count; i-- > 0;) threadgroup_cells[2 * i + 1] = threadgroup_cells[2 * i] = threadgroup_cells[i];
@@ -140,19 +150,40 @@ static void refine(em_u32 wanted) {
   }
 }
 
-void access_threadgroup(em_u64 offset, em_u32 bytes, bool write, void* frame) {
-  em_u64 both = offset | bytes;
+// Past an array: which is the nearest?
+static void stray(long long offset, em_u32 bytes, bool write, void* frame) {
+  const em_span* nearest = nullptr;
+  long long least = 0;
+  for (em_u32 i = 0; i < launch.request->span_count; i++) {
+    const em_span& span = launch.request->spans[i];
+    long long after = offset + bytes - (span.offset + span.bytes), before = span.offset - offset;
+    long long distance = after > before ? after : before;
+    if (!nearest || distance < least) nearest = &span, least = distance;
+  }
+  if (!nearest) return fail("bounds", frame, "%s leaves its memory {0}", this_thread());
+  long long from = offset - nearest->offset;
+  long long index = from >= 0 ? from / bytes : -((-from + bytes - 1) / bytes);
+  fail("bounds", frame, "%s %s index %lld of %s {0}, threadgroup memory of %u bytes", this_thread(),
+       write ? "writes" : "reads", index, nearest->name, nearest->bytes);
+}
+
+void access_threadgroup(long long offset, em_u32 bytes, bool write, void* frame) {
+  em_u64 size = launch.request->threadgroup_bytes;
+  if (offset < 0 || (em_u64)offset + bytes > size || !array_at[offset] ||
+      array_at[offset] != array_at[offset + bytes - 1])
+    return stray(offset, bytes, write, frame);
+  em_u64 at = (em_u64)offset, both = at | bytes;
   if (both & ((1u << log_grain) - 1)) refine(both & 1 ? 0 : 1);
   Access now = access_now(THREADGROUP, frame);
-  for (em_u64 i = offset >> log_grain; i < (offset + bytes) >> log_grain; i++)
-    touch(threadgroup_cells[i], now, launch.serial, write, {nullptr, i << log_grain}, frame);
+  for (em_u64 i = at >> log_grain; i < (at + bytes) >> log_grain; i++)
+    touch(threadgroup_cells[i], now, launch.serial, write, {nullptr, at, bytes}, frame);
 }
 
 void access_output(const Region* region, em_u64 offset, em_u32 bytes, bool write, void* frame) {
   Access now = access_now(DEVICE, frame);
   em_u32 log = region->log_element;
   for (em_u64 i = offset >> log; i <= (offset + bytes - 1) >> log; i++)
-    touch(cells[region->first_cell + i], now, launch.first_serial, write, {region, i << log}, frame);
+    touch(cells[region->first_cell + i], now, launch.first_serial, write, {region, i << log, bytes}, frame);
 }
 
 void check_covered() {

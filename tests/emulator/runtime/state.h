@@ -24,6 +24,7 @@ struct Fibre {
   // Where it waits, or waited last.
   em_u32 line;
   const char* file;
+  void* frame;   // of the runtime's function that the kernel called
   em_u64 place;  // a hash of the return addresses: tells two calls of one helper apart
   em_u32 flags;
   em_u32 operation, type, bits, operand, operations;
@@ -37,6 +38,7 @@ struct Launch {
   em_u32 threads;        // of a threadgroup
   em_u32 serial;         // of the threadgroup that runs: unique in the process
   em_u32 first_serial;   // of the launch's first
+  const em_u32* order;   // of the threadgroups
   em_u32 group[3];
 };
 
@@ -45,21 +47,27 @@ extern Fibre fibres[EM_MAX_THREADS];
 extern Fibre* current;  // null while no fibre runs
 
 // Records the fault, the first one only, and leaves the fibre for the launcher; in the launcher it returns.
-// `here` is the frame to trace: that of the runtime's function that the kernel called.
+// {0} in the text is where `frame`, that of the runtime's function, was called. Null where there is no such place.
 void fail(const char* kind, void* frame, const char* text, ...) __attribute__((format(printf, 3, 4)));
 
-// The place of an earlier access, a return address of a kernel's, for {there}.
-void blame(em_u64 return_offset);
+// Fills a place of the report: by a return address of the kernel's as an offset into its object, or by where a fibre
+// waits.
+void set_place(em_u32 which, em_u64 return_offset);
+void set_place(em_u32 which, const Fibre& waiting);
 
-// "thread 5 of threadgroup 2", and so on, in one of a few buffers that take turns.
-const char* thread_name(em_u32 index);
-const char* group_name();
+// "thread 5 of threadgroup 2", "threadgroup 2": in one of a few buffers that take turns.
+const char* thread_name(em_u32 index, em_u32 serial);
+const char* this_thread();
+const char* group_name(em_u32 serial);
 
 // Back to the launcher for good, from a fibre.
 void leave_fibre();
 
-// A hash of the return addresses from `frame` on, within the fibre's own stack.
+// A hash of the return addresses from `frame` on, within the running fibre's stack.
 em_u64 place_of(void* frame);
+
+// The coordinates of a threadgroup by its index.
+void locate_group(em_u32 index, em_u32* at);
 
 void run_group();
 void mix_order(em_u32* order, em_u32 count, em_u32 how, em_u64 seed);

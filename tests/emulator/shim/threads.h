@@ -13,6 +13,18 @@ extern "C" char em_threadgroup_stop __asm("section$end$__DATA$em_threadgroup");
 extern "C" __attribute__((weak, visibility("hidden"))) char em_threadgroup_start __asm("__start_em_threadgroup");
 extern "C" __attribute__((weak, visibility("hidden"))) char em_threadgroup_stop __asm("__stop_em_threadgroup");
 #endif
+
+// Unused bytes before each array, so that a step past one array's end is not a step into the next.
+#ifdef __APPLE__
+#define EM_GAP
+#else
+#define EM_JOINED(a, b) a##b
+#define EM_JOIN(a, b) EM_JOINED(a, b)
+#define EM_GAP \
+  static EM_SECTION __attribute__((used, aligned(16))) unsigned char EM_JOIN(em_gap_, __COUNTER__)[EM_GAP_BYTES];
+#define EM_GAP_BYTES 64
+#endif
+
 // Where the threadgroup memory of this kernel begins and ends; null without any.
 extern "C" __attribute__((visibility("default"))) char* const em_threadgroup_range[2] = {&em_threadgroup_start,
                                                                                   &em_threadgroup_stop};
