@@ -8,11 +8,13 @@ from typing import cast
 import mlx.core as mx
 import numpy as np
 
-from . import double
+from . import double, softmax_launch
 from .elementary import exp_up_to_zero
 from .kernel import Kernel, on_cpu
+from .own import Own
 from .rms_norm import row_sum
 from .slices import by_rows
+from .softmax_backward import softmax_backward
 from .variant import Gradients, Outputs, Variant, is_half, through_float32
 
 # Measured in chains of ten, times that of mx.softmax and its 15 ns an element: 2.9 for 2048 elements, 1.5 for 4096,
@@ -152,8 +154,43 @@ def _log_reference(x: mx.array) -> mx.array:
     A row without a finite maximum is NaN.
     """
     wide = x.astype(mx.float32) if is_half(x) else x
-    shifted = wide - mx.max(wide, axis=-1, keepdims=True)
+    # The shift has no gradient, since it cancels; the difference of its two parts would be rounding alone.
+    shifted = wide - mx.stop_gradient(mx.max(wide, axis=-1, keepdims=True))
     return (shifted - mx.log(mx.sum(double.exp(shifted), axis=-1, keepdims=True))).astype(x.dtype)
+
+
+def gradients(
+    y: mx.array, cotangent: mx.array, needs: tuple[bool, ...], scale: float = 1.0, mask: mx.array | str | None = None
+) -> Gradients:
+    """The gradients of ``softmax(x, scale, mask)``, whose result is y: of x, and of a mask that is added."""
+    hides = isinstance(mask, mx.array) and mask.dtype == mx.bool_
+    added = len(needs) > 1 and needs[1] and isinstance(mask, mx.array) and not hides
+    if not added:
+        of_x = softmax_backward(y, cotangent, scale, False) if needs[0] else None
+        # A row that sees nothing is NaN; what it does not see is not to blame.
+        if of_x is not None and hides:
+            of_x = mx.where(mask, of_x, mx.array(0, of_x.dtype))
+        return (of_x, *(None,) * (len(needs) - 1))
+    of_scores = softmax_backward(y, cotangent, 1.0, False)
+    of_x = (of_scores if scale == 1 else of_scores * scale) if needs[0] else None
+    # A sum over rows, and heads: of halves in float32.
+    wide = of_scores.astype(mx.float32) if is_half(of_scores) else of_scores
+    return (of_x, *_of_mask(wide, mask, needs[1:]))
+
+
+def _launched_vjp(
+    cotangent: mx.array,
+    inputs: Outputs,
+    outputs: Outputs,
+    needs: tuple[bool, ...],
+    scale: float = 1.0,
+    mask: mx.array | str | None = None,
+) -> Gradients:
+    return gradients(outputs[0], cotangent, needs, scale, mask)
+
+
+def _launched_log_vjp(cotangent: mx.array, inputs: Outputs, outputs: Outputs, needs: tuple[bool, ...]) -> Gradients:
+    return (softmax_backward(outputs[0], cotangent, 1.0, True),)
 
 
 def _select(x: mx.array, cpu: Variant, half: Variant) -> tuple[Variant | None, str]:
@@ -167,5 +204,21 @@ def _select(x: mx.array, cpu: Variant, half: Variant) -> tuple[Variant | None, s
     return (half, "half precision on the CPU") if is_half(x) else (None, f"{x.dtype} on the CPU")
 
 
-softmax = Kernel("softmax", _reference, lambda x, *params: _select(x, _CPU, _HALF))
-log_softmax = Kernel("log_softmax", _log_reference, lambda x: _select(x, _LOG_CPU, _LOG_HALF))
+_OWN = Own(
+    "one launch",
+    softmax_launch.softmax,
+    softmax_launch.unfit,
+    softmax_launch.wins,
+    softmax_launch.trial,
+    _launched_vjp,
+)
+_LOG_OWN = Own(
+    "one launch",
+    softmax_launch.log_softmax,
+    softmax_launch.log_unfit,
+    softmax_launch.log_wins,
+    softmax_launch.log_trial,
+    _launched_log_vjp,
+)
+softmax = Kernel("softmax", _reference, lambda x, *params: _select(x, _CPU, _HALF), own=_OWN)
+log_softmax = Kernel("log_softmax", _log_reference, lambda x: _select(x, _LOG_CPU, _LOG_HALF), own=_LOG_OWN)

@@ -48,7 +48,7 @@ class FilledSdpa(Sdpa):
         self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array, fill: mx.array
     ) -> tuple[mx.array, ...]:
         seen = self._seen(mask)
-        if _takes_away(fill):
+        if takes_away(fill):
             return attention.forward(q, k, v, self.scale, seen)
         weights = self._weights(q, k, seen, fill)
         return _by_groups(weights, v).astype(q.dtype), weights
@@ -73,9 +73,9 @@ class FilledSdpa(Sdpa):
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
         q, k, v, mask, fill = inputs
         seen = self._seen(mask)
-        if _takes_away(fill) and not needs[4]:
+        if takes_away(fill) and not needs[4]:
             return (*attention.vjp(cotangent, (q, k, v), output, tuple(needs[:3]), self.scale, seen)[:3], None, None)
-        saved = output if isinstance(output, tuple) and not _takes_away(fill) else (output,)
+        saved = output if isinstance(output, tuple) and not takes_away(fill) else (output,)
         weights = saved[1] if len(saved) > 1 else self._weights(q, k, seen, fill)
         kv = k.shape[1]
         upstream = _wide(cotangent)
@@ -93,7 +93,7 @@ class FilledSdpa(Sdpa):
         return tuple(None if part is None else part.astype(x.dtype) for part, x in zip(found, inputs))
 
 
-def _takes_away(fill: mx.array) -> bool:
+def takes_away(fill: mx.array) -> bool:
     """Whether it is -inf. While MLX traces there is no number to look at."""
     try:
         return bool(np.array(_wide(fill)).item() == -np.inf)
