@@ -136,7 +136,7 @@ y[0] = 1.0f;  // <-
 y[thread_position_in_threadgroup.x] = x[0];  // <-
 """,
         ("thread_position_in_threadgroup", "thread_position_in_grid"),
-        (r"thread \d+ of threadgroup [01]", r"of another threadgroup", r"index \d+ of y"),
+        (r"thread \d+ of threadgroup [01]", r"which thread \d+ of threadgroup [01] ", r"index \d+ of y"),
         launch=how(((32,), F32), grid=64),
         fixed=how(((64,), F32), grid=64),
     ),
@@ -144,7 +144,7 @@ y[thread_position_in_threadgroup.x] = x[0];  // <-
         "race",
         ACROSS_GROUPS.replace("OTHER", "(threadgroup_position_in_grid.x == 1 ? 33 : 1)"),
         ("(threadgroup_position_in_grid.x == 1 ? 33 : 1)", "1"),
-        (r"thread \d+ of threadgroup [01]", r"of another threadgroup", r"index \d+ of y"),
+        (r"thread \d+ of threadgroup [01]", r"which thread \d+ of threadgroup [01] ", r"index \d+ of y"),
         launch=how(((64,), F32), ((64,), F32), grid=64),
         orders=("forward",),  # in another the element is not written yet, which is a fault of another kind
     ),
