@@ -24,8 +24,9 @@ from .variant import Gradients, Outputs, Variant, is_half
 # Rows and words of a block of logits: 2 MiB of float32 on the CPU, which stays in the last cache.
 ROWS = 128
 WORDS = 4096
-# Of a chunk's logits on a GPU; their gradient takes as much where it is not written in their place. Of 49,152 words in
-# bfloat16 that is 1,344 rows, of 151,936 words 384: enough for products that are bound by arithmetic.
+# Of a chunk's logits on a GPU; their gradient takes as much where it is not written in their place, and MLX has some
+# chunks under way at once. Of 49,152 words in bfloat16 that is 1,344 rows, of 151,936 words 384: enough for products
+# that are bound by arithmetic, and fewer would not be.
 CHUNK_BYTES = 128 * 2**20
 # Rows of a chunk are a multiple of this, a tile of matrix products.
 TILE = 64
