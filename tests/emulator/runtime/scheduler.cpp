@@ -180,6 +180,7 @@ void run_group() {
 
 static void wait_at(Wait wait, em_u32 flags, em_u32 line, const char* file, void* frame) {
   current->wait = wait;
+  current->accesses = 0;
   current->flags = flags;
   current->line = line;
   current->file = file;

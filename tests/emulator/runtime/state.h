@@ -27,6 +27,7 @@ struct Fibre {
   void* frame;   // of the runtime's function that the kernel called
   em_u64 place;  // a hash of the return addresses: tells two calls of one helper apart
   em_u32 flags;
+  em_u32 accesses;  // since it went on last
   em_u32 operation, type, bits, operand, operations;
 };
 

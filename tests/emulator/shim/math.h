@@ -7,59 +7,59 @@ namespace metal {
 
 #define EM_FUNCTION(name, builtin) \
   EM_INLINE float name(float x) { return builtin(x); }
-#define EM_UNARY                           \
-  EM_FUNCTION(acos, __builtin_acosf)       \
-  EM_FUNCTION(acosh, __builtin_acoshf)     \
-  EM_FUNCTION(asin, __builtin_asinf)       \
-  EM_FUNCTION(asinh, __builtin_asinhf)     \
-  EM_FUNCTION(atan, __builtin_atanf)       \
-  EM_FUNCTION(atanh, __builtin_atanhf)     \
-  EM_FUNCTION(ceil, __builtin_ceilf)       \
-  EM_FUNCTION(cos, __builtin_cosf)         \
-  EM_FUNCTION(cosh, __builtin_coshf)       \
-  EM_FUNCTION(exp, __builtin_expf)         \
-  EM_FUNCTION(exp2, __builtin_exp2f)       \
-  EM_FUNCTION(fabs, __builtin_fabsf)       \
-  EM_FUNCTION(floor, __builtin_floorf)     \
-  EM_FUNCTION(log, __builtin_logf)         \
-  EM_FUNCTION(log10, __builtin_log10f)     \
-  EM_FUNCTION(log2, __builtin_log2f)       \
-  EM_FUNCTION(rint, __builtin_rintf)       \
-  EM_FUNCTION(round, __builtin_roundf)     \
-  EM_FUNCTION(sin, __builtin_sinf)         \
-  EM_FUNCTION(sinh, __builtin_sinhf)       \
-  EM_FUNCTION(sqrt, __builtin_sqrtf)       \
-  EM_FUNCTION(tan, __builtin_tanf)         \
-  EM_FUNCTION(tanh, __builtin_tanhf)       \
-  EM_FUNCTION(trunc, __builtin_truncf)     \
-  EM_INLINE float exp10(float x) { return __builtin_powf(10.0f, x); }             \
-  EM_INLINE float rsqrt(float x) { return 1.0f / __builtin_sqrtf(x); }            \
-  EM_INLINE float fract(float x) { return x - __builtin_floorf(x); }              \
-  EM_INLINE float atan2(float y, float x) { return __builtin_atan2f(y, x); }      \
-  EM_INLINE float fmod(float x, float y) { return __builtin_fmodf(x, y); }        \
-  EM_INLINE float pow(float x, float y) { return __builtin_powf(x, y); }          \
-  EM_INLINE float powr(float x, float y) { return __builtin_powf(x, y); }         \
+#define EM_MATH                                                                    \
+  EM_FUNCTION(abs, __builtin_fabsf)                                                \
+  EM_FUNCTION(acos, __builtin_acosf)                                               \
+  EM_FUNCTION(acosh, __builtin_acoshf)                                             \
+  EM_FUNCTION(asin, __builtin_asinf)                                               \
+  EM_FUNCTION(asinh, __builtin_asinhf)                                             \
+  EM_FUNCTION(atan, __builtin_atanf)                                               \
+  EM_FUNCTION(atanh, __builtin_atanhf)                                             \
+  EM_FUNCTION(ceil, __builtin_ceilf)                                               \
+  EM_FUNCTION(cos, __builtin_cosf)                                                 \
+  EM_FUNCTION(cosh, __builtin_coshf)                                               \
+  EM_FUNCTION(exp, __builtin_expf)                                                 \
+  EM_FUNCTION(exp2, __builtin_exp2f)                                               \
+  EM_FUNCTION(fabs, __builtin_fabsf)                                               \
+  EM_FUNCTION(floor, __builtin_floorf)                                             \
+  EM_FUNCTION(log, __builtin_logf)                                                 \
+  EM_FUNCTION(log10, __builtin_log10f)                                             \
+  EM_FUNCTION(log2, __builtin_log2f)                                               \
+  EM_FUNCTION(rint, __builtin_rintf)                                               \
+  EM_FUNCTION(round, __builtin_roundf)                                             \
+  EM_FUNCTION(sin, __builtin_sinf)                                                 \
+  EM_FUNCTION(sinh, __builtin_sinhf)                                               \
+  EM_FUNCTION(sqrt, __builtin_sqrtf)                                               \
+  EM_FUNCTION(tan, __builtin_tanf)                                                 \
+  EM_FUNCTION(tanh, __builtin_tanhf)                                               \
+  EM_FUNCTION(trunc, __builtin_truncf)                                             \
+  EM_INLINE float exp10(float x) { return __builtin_powf(10.0f, x); }              \
+  EM_INLINE float rsqrt(float x) { return 1.0f / __builtin_sqrtf(x); }             \
+  EM_INLINE float fract(float x) { return x - __builtin_floorf(x); }               \
+  EM_INLINE float atan2(float y, float x) { return __builtin_atan2f(y, x); }       \
+  EM_INLINE float fmod(float x, float y) { return __builtin_fmodf(x, y); }         \
+  EM_INLINE float pow(float x, float y) { return __builtin_powf(x, y); }           \
+  EM_INLINE float powr(float x, float y) { return __builtin_powf(x, y); }          \
+  EM_INLINE float copysign(float x, float y) { return __builtin_copysignf(x, y); } \
+  EM_INLINE float fmin(float x, float y) { return __builtin_fminf(x, y); }         \
+  EM_INLINE float fmax(float x, float y) { return __builtin_fmaxf(x, y); }         \
+  EM_INLINE float min(float x, float y) { return __builtin_fminf(x, y); }          \
+  EM_INLINE float max(float x, float y) { return __builtin_fmaxf(x, y); }          \
   EM_INLINE float divide(float x, float y) { return x / y; }
 
-EM_UNARY
+EM_MATH
 namespace precise {
-EM_UNARY
+EM_MATH
 }
 namespace fast {
-EM_UNARY
+EM_MATH
 }
-#undef EM_UNARY
+#undef EM_MATH
 #undef EM_FUNCTION
 
 EM_INLINE float fma(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
-EM_INLINE float copysign(float x, float y) { return __builtin_copysignf(x, y); }
 EM_INLINE float fdim(float x, float y) { return __builtin_fdimf(x, y); }
 EM_INLINE float ldexp(float x, int y) { return __builtin_ldexpf(x, y); }
-EM_INLINE float fmin(float x, float y) { return __builtin_fminf(x, y); }
-EM_INLINE float fmax(float x, float y) { return __builtin_fmaxf(x, y); }
-EM_INLINE float min(float x, float y) { return __builtin_fminf(x, y); }
-EM_INLINE float max(float x, float y) { return __builtin_fmaxf(x, y); }
-EM_INLINE float abs(float x) { return __builtin_fabsf(x); }
 EM_INLINE int abs(int x) { return x < 0 ? -x : x; }
 
 #define EM_ORDER(type)                                             \
@@ -71,13 +71,17 @@ EM_ORDER(int64_t)
 EM_ORDER(uint64_t)
 #undef EM_ORDER
 
-#define EM_SHAPE(type)                                                                        \
-  EM_INLINE type clamp(type x, type low, type high) { return min(max(x, low), high); }        \
-  EM_INLINE type select(type no, type yes, bool which) { return which ? yes : no; }
-EM_SHAPE(float)
-EM_SHAPE(int)
-EM_SHAPE(uint)
-#undef EM_SHAPE
+#define EM_CLAMP(type) \
+  EM_INLINE type clamp(type x, type low, type high) { return min(max(x, low), high); }
+EM_CLAMP(float)
+EM_CLAMP(int)
+EM_CLAMP(uint)
+#undef EM_CLAMP
+
+template <typename T>
+EM_INLINE T select(T no, T yes, bool which) {
+  return which ? yes : no;
+}
 
 EM_INLINE float saturate(float x) { return clamp(x, 0.0f, 1.0f); }
 EM_INLINE float mix(float x, float y, float a) { return x + (y - x) * a; }

@@ -4,12 +4,13 @@
 
 #include "vectors.h"
 
+// "used" keeps the compiler from reasoning that nobody but this thread can write it.
 #ifdef __APPLE__
-#define EM_SECTION __attribute__((section("__DATA,em_threadgroup")))
+#define EM_SECTION __attribute__((used, section("__DATA,em_threadgroup")))
 extern "C" char em_threadgroup_start __asm("section$start$__DATA$em_threadgroup");
 extern "C" char em_threadgroup_stop __asm("section$end$__DATA$em_threadgroup");
 #else
-#define EM_SECTION __attribute__((section("em_threadgroup")))
+#define EM_SECTION __attribute__((used, section("em_threadgroup")))
 extern "C" __attribute__((weak, visibility("hidden"))) char em_threadgroup_start __asm("__start_em_threadgroup");
 extern "C" __attribute__((weak, visibility("hidden"))) char em_threadgroup_stop __asm("__stop_em_threadgroup");
 #endif
@@ -21,7 +22,7 @@ extern "C" __attribute__((weak, visibility("hidden"))) char em_threadgroup_stop 
 #define EM_JOINED(a, b) a##b
 #define EM_JOIN(a, b) EM_JOINED(a, b)
 #define EM_GAP \
-  static EM_SECTION __attribute__((used, aligned(16))) unsigned char EM_JOIN(em_gap_, __COUNTER__)[EM_GAP_BYTES];
+  static EM_SECTION __attribute__((aligned(16))) unsigned char EM_JOIN(em_gap_, __COUNTER__)[EM_GAP_BYTES];
 #define EM_GAP_BYTES 64
 #endif
 
