@@ -5,8 +5,8 @@
 // is read part by part, with the maximum and the sum corrected on the way, then back from the last part, which is still
 // held, to the first.
 //
-// MASK: 0 none, 1 added, 2 true where x is seen, 3 causal. The mask, of type M, has its own shape and strides; x is in
-// order.
+// MASK: 0 none, 1 added, 2 true where x is seen, 3 causal. The mask, of type M, has its own shape and strides, x then
+// too; otherwise x is in order.
 threadgroup float tops[32];
 threadgroup float sums[32];
 
@@ -33,23 +33,31 @@ if (MASK == 3) {
   visible = seen < 0 ? 0 : metal::min(uint(seen), width);
 }
 
-// Where the row begins, and in the mask, along whose dims of 1 one element serves all.
+// Where the row begins, and how far apart its elements are. Along the mask's dims of 1 one element serves all.
 const size_t begin = row < rows ? size_t(row) * whole : 0;
-auto row_x = x + begin;
-auto row_out = out + begin;
+int64_t x_begin = begin;
+int64_t x_step = 1;
 int64_t mask_begin = 0;
 int64_t mask_step = 0;
 if (MASK == 1 || MASK == 2) {
-  const int last = mask_ndim - 1;
-  mask_step = mask_shape[last] == 1 ? 0 : int64_t(mask_strides[last]);
-  uint rest = row;
-  for (int d = last - 1; d >= 0; --d) {
-    const uint size = x_shape[d + dims - mask_ndim];
-    mask_begin += mask_shape[d] == 1 ? 0 : int64_t(rest % size) * int64_t(mask_strides[d]);
+  const int missing = dims - mask_ndim;
+  x_begin = 0;
+  x_step = x_strides[dims - 1];
+  mask_step = mask_shape[mask_ndim - 1] == 1 ? 0 : int64_t(mask_strides[mask_ndim - 1]);
+  uint rest = row < rows ? row : 0;
+  for (int d = dims - 2; d >= 0; --d) {
+    const uint size = x_shape[d];
+    const int64_t at = rest % size;
     rest /= size;
+    x_begin += at * int64_t(x_strides[d]);
+    if (d >= missing && mask_shape[d - missing] != 1) {
+      mask_begin += at * int64_t(mask_strides[d - missing]);
+    }
   }
 }
+auto row_x = x + x_begin;
 auto row_mask = mask + mask_begin;
+auto row_out = out + begin;
 
 // A number, not -inf, so that of an element of -inf the difference is -inf, which counts for nothing, and not NaN. A
 // row without any other element has a sum of 0, hence is NaN; so is one with inf or NaN.
@@ -65,7 +73,15 @@ bool reading = true;
 while (true) {
   const uint first = start + 4 * mine;
   float values[4 * CHUNKS];
-  mc_load_rows<T, CHUNKS, false, false>(row_x, row_x, row_x, first, step, read, values, values, values);
+  if (x_step == 1) {
+    mc_load_rows<T, CHUNKS, false, false>(row_x, row_x, row_x, first, step, read, values, values, values);
+  } else {
+    _Pragma("unroll")
+    for (int i = 0; i < 4 * CHUNKS; ++i) {
+      const uint column = first + i / 4 * step + i % 4;
+      values[i] = column < read ? float(row_x[int64_t(column) * x_step]) : 0.0f;
+    }
+  }
   if (MASK == 1 || MASK == 2) {
     float masks[4 * CHUNKS];
     if (mask_step == 1) {
