@@ -13,7 +13,7 @@ KINDS = {
     "divergence": "A barrier or a simdgroup operation that not all of its threads reach alike.",
     "uncovered": "An output element that nobody wrote.",
     "arithmetic": "A shift by too much, or an integer divided by zero.",
-    "endless": "A thread that reads and writes on and on without coming to a barrier or its end.",
+    "endless": "A thread that goes on and on without coming to a barrier or its end.",
     "memory": "An access to memory that is not there, caught by the machine and not by a check.",
 }
 

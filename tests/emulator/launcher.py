@@ -37,14 +37,15 @@ class Emulator:
     """Launches programs on the CPU: threads as fibres, barriers and simdgroup operations honoured.
 
     ``order`` is that in which threads and threadgroups run; ``seed`` that of the shuffled one. ``checked`` reports
-    every wrong access; without it only the machine's own protection does, at a fraction of the time.
+    every wrong access; without it only the machine's own protection does, at a fraction of the time. ``patience`` is
+    how many seconds of processor time a thread may go on without coming to a barrier or its end.
     A ``Fault`` is raised where a kernel does what it must not, ``RuntimeError`` without a compiler.
     """
 
     name = "emulator"
     trusted = True
 
-    def __init__(self, order: Order = "forward", seed: int = 0, checked: bool = True) -> None:
+    def __init__(self, order: Order = "forward", seed: int = 0, checked: bool = True, patience: float = 10.0) -> None:
         if order not in ORDERS:
             raise ValueError(f"Emulator: got order {order!r}; takes one of {', '.join(ORDERS)}")
         present, reason = toolchain.available()
@@ -53,6 +54,7 @@ class Emulator:
         self.order = order
         self.seed = seed
         self.checked = checked
+        self.patience = patience
 
     def launch(self, program: custom.Program, inputs: Sequence[mx.array], how: custom.Launch) -> list[mx.array]:
         """The program's outputs. Raises ``Fault``."""
@@ -75,7 +77,14 @@ class Emulator:
         ]
         with _one_launch:
             report = native.launch(
-                kernel.loaded, buffers, groups, threads, ORDERS.index(self.order), self.checked, self.seed
+                kernel.loaded,
+                buffers,
+                groups,
+                threads,
+                ORDERS.index(self.order),
+                self.checked,
+                self.seed,
+                self.patience,
             )
         if report.failed:
             raise Fault(report.kind.decode(), f"{program.name}: {place(report, kernel.loaded.path)}")

@@ -62,6 +62,7 @@ class _Request(ctypes.Structure):
         ("order", U32),
         ("checked", U32),
         ("seed", U64),
+        ("patience", ctypes.c_double),
     ]
 
 
@@ -127,6 +128,7 @@ def launch(
     order: int,
     checked: bool,
     seed: int,
+    patience: float,
 ) -> Report:
     """Run ``groups`` threadgroups of ``threads`` threads over the arguments, which are in the kernel's order."""
     buffers = (_Buffer * max(1, len(arguments)))()
@@ -152,6 +154,7 @@ def launch(
         order,
         checked,
         seed & (2**64 - 1),
+        patience,
     )
     report = Report()
     kernel.runtime.em_launch(ctypes.byref(request), ctypes.byref(report))

@@ -34,6 +34,8 @@ KERNEL = (
     "-fvisibility=hidden",
     "-ffp-contract=off",
     "-fno-math-errno",
+    # A loop without end is to be seen, not taken for something that cannot be.
+    "-fno-finite-loops",
     "-fno-builtin-memcpy",
     "-gline-tables-only",
     "-Wno-unknown-attributes",

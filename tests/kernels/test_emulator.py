@@ -245,6 +245,14 @@ def test_without_checks_the_machine_reports_what_it_can() -> None:
         assert raised.value.kind == kind, str(raised.value)
 
 
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_loop_without_end_ends(checked: bool) -> None:
+    body = "uint i = thread_position_in_grid.x;\nwhile (i < 100) {\n  i ^= 1;\n}\ny0[i] = 1.0f;\n"
+    with pytest.raises(Fault, match="thread 0 of threadgroup 0 goes on") as raised:
+        run(body, [], how(((32,), mx.float32)), emulator=Emulator(checked=checked, patience=0.1))
+    assert raised.value.kind == "endless"
+
+
 def test_signal_handlers_are_put_back() -> None:
     enabled = faulthandler.is_enabled()
     marker = signal.signal(signal.SIGFPE, signal.SIG_IGN)

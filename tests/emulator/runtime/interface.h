@@ -52,6 +52,7 @@ typedef struct {
   em_u32 order;
   em_u32 checked;
   em_u64 seed;
+  double patience;  // seconds of processor time for a thread between two waits
 } em_request;
 
 // What went wrong. `text` may hold {0}, {1} and so on, or {0|line 3 of the body}: the places whose return addresses,

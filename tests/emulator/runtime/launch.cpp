@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/time.h>
 
 #include "fibre.h"
 #include "memory.h"
@@ -13,7 +14,7 @@
 
 namespace em {
 
-static const int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+static const int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGVTALRM};
 constexpr int SIGNAL_COUNT = sizeof SIGNALS / sizeof *SIGNALS;
 static struct sigaction previous[SIGNAL_COUNT];
 static sigjmp_buf launcher;
@@ -21,11 +22,25 @@ static pthread_t launching;
 static bool guarded = false;
 constexpr int NOT_A_NUMBER_PAIR = 0x7fff;  // NaN as half and bfloat, and twice as float
 
+// SIGVTALRM comes at intervals of half the patience. At the second in one go of a fibre it is at its end.
+static em_u64 seen_switches;
+
+static void set_timer(double seconds, itimerval* before) {
+  itimerval timer = {};
+  timer.it_value.tv_sec = (time_t)seconds;
+  timer.it_value.tv_usec = (suseconds_t)((seconds - (double)timer.it_value.tv_sec) * 1e6);
+  timer.it_interval = timer.it_value;
+  setitimer(ITIMER_VIRTUAL, &timer, before);
+}
+
 static void tell(int signal, const char* address) {
   const char* thread = this_thread();
   current = nullptr;  // its frames may be what is broken
   const Region* near = region_near(address);
-  if (signal == SIGFPE)
+  if (signal == SIGVTALRM)
+    fail("endless", nullptr, "%s goes on for %g s without coming to a barrier or its end", thread,
+         launch.request->patience);
+  else if (signal == SIGFPE)
     fail("arithmetic", nullptr, "%s divides an integer by zero", thread);
   else if (signal == SIGILL || signal == SIGTRAP)
     fail("memory", nullptr, "%s runs into undefined behaviour that the compiler made a trap of", thread);
@@ -40,6 +55,17 @@ static void tell(int signal, const char* address) {
 }
 
 static void on_signal(int signal, siginfo_t* about, void*) {
+  if (signal == SIGVTALRM) {
+    if (!guarded) return;
+    // Sent to the process, and so to any of its threads.
+    if (!pthread_equal(pthread_self(), launching)) {
+      pthread_kill(launching, signal);
+      return;
+    }
+    bool same = current && seen_switches == switches;
+    seen_switches = switches;
+    if (!same) return;
+  }
   if (guarded && current && pthread_equal(pthread_self(), launching)) {
     tell(signal, (const char*)about->si_addr);
     siglongjmp(launcher, 1);
@@ -52,6 +78,7 @@ static void on_signal(int signal, siginfo_t* about, void*) {
 static void guard(bool begin) {
   static char* alternate = nullptr;
   static stack_t before;
+  static itimerval timer_before;
   constexpr size_t SIZE = 64 * 1024;
   if (begin) {
     if (!alternate)
@@ -65,15 +92,20 @@ static void guard(bool begin) {
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     launching = pthread_self();
     for (int i = 0; i < SIGNAL_COUNT; i++) sigaction(SIGNALS[i], &action, &previous[i]);
+    guarded = true;
+    set_timer(launch.request->patience / 2, &timer_before);
   } else {
-    for (int i = 0; i < SIGNAL_COUNT; i++) sigaction(SIGNALS[i], &previous[i], nullptr);
+    setitimer(ITIMER_VIRTUAL, &timer_before, nullptr);
+    guarded = false;
+    for (int i = 0; i < SIGNAL_COUNT; i++)
+      // A late tick may still come, and by default it would end the process.
+      if (SIGNALS[i] != SIGVTALRM || previous[i].sa_handler != SIG_DFL) sigaction(SIGNALS[i], &previous[i], nullptr);
     if (before.ss_flags & SS_DISABLE || !before.ss_sp) {
       before.ss_flags = SS_DISABLE;
       before.ss_size = SIZE;
     }
     sigaltstack(&before, nullptr);
   }
-  guarded = begin;
 }
 
 static void poison_threadgroup_memory() {

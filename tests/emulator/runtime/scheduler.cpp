@@ -10,6 +10,7 @@ namespace em {
 Launch launch;
 Fibre fibres[EM_MAX_THREADS];
 Fibre* current = nullptr;
+volatile em_u64 switches = 0;
 static void* launcher_stack_pointer = nullptr;
 
 static void suspend() { switch_stack(&current->stack_pointer, launcher_stack_pointer); }
@@ -24,6 +25,7 @@ static void fibre_body() {
 
 static void resume(Fibre* fibre) {
   current = fibre;
+  switches = switches + 1;
   switch_stack(&launcher_stack_pointer, fibre->stack_pointer);
   current = nullptr;
 }
@@ -180,7 +182,6 @@ void run_group() {
 
 static void wait_at(Wait wait, em_u32 flags, em_u32 line, const char* file, void* frame) {
   current->wait = wait;
-  current->accesses = 0;
   current->flags = flags;
   current->line = line;
   current->file = file;

@@ -27,7 +27,6 @@ struct Fibre {
   void* frame;   // of the runtime's function that the kernel called
   em_u64 place;  // a hash of the return addresses: tells two calls of one helper apart
   em_u32 flags;
-  em_u32 accesses;  // since it went on last
   em_u32 operation, type, bits, operand, operations;
 };
 
@@ -46,6 +45,7 @@ struct Launch {
 extern Launch launch;
 extern Fibre fibres[EM_MAX_THREADS];
 extern Fibre* current;  // null while no fibre runs
+extern volatile em_u64 switches;  // how often a fibre went on
 
 // Records the fault, the first one only, and leaves the fibre for the launcher; in the launcher it returns.
 // {0} in the text is where `frame`, that of the runtime's function, was called. Null where there is no such place.
