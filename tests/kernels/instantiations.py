@@ -1,8 +1,8 @@
 """Every instantiation of every program of ours: what the compilers' and the generators' tests go through.
 
-They are recorded, not written down: each kernel is called, in both directions, with a stand-in for a GPU that keeps what
-it is asked to launch. ``SAMPLES`` has the arguments that reach each combination of a kernel's template arguments, with the most threads that
-the combination is launched with. Nothing is computed, so sizes are free.
+They are recorded, not written down: each kernel is called, in both directions, with a stand-in for a GPU that keeps
+what it is asked to launch. ``SAMPLES`` has the arguments that reach each combination of a kernel's template arguments,
+with the most threads that the combination is launched with. Nothing is computed, so sizes are free.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
 
 class Instantiation(NamedTuple):
-    """A launch of ``kernel`` without its arrays."""
+    """A launch without its arrays, and the name of a kernel that does it."""
 
     kernel: str
     program: custom.Program
