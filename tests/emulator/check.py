@@ -9,27 +9,31 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 
-from metal_candle.cache import cache_folder
-
+from . import toolchain
 from .fault import Fault
 from .generate import Generated
 
 _HEADER = Path(__file__).with_name("as_checked_cpp.h")
-# Metal 3 is C++14 and has no arrays of variable length; its other limits of the language are dialect.py's.
+# Metal 3 is C++14 and has no arrays of variable length; its other limits of the language are dialect.py's. A private
+# variable that nobody wrote is in no memory that the run could watch, but the compiler sees it.
 _FLAGS = (
     "-std=c++14",
     "-Wno-everything",
     "-Werror=c++17-extensions",
     "-Werror=vla-extension",
+    "-Werror=uninitialized",
+    "-Werror=sometimes-uninitialized",
+    "-Werror=return-type",
     "-fsyntax-only",
     "-fno-caret-diagnostics",
 )
 _ERROR = re.compile(r"^(header|signature|body|instantiation):(\d+):\d+: (?:fatal )?error: (.*)$", re.MULTILINE)
+_UNINITIALISED = "uninitialized"
 _SPACES = {"1": "device", "2": "constant", "3": "threadgroup"}
 
 
@@ -48,37 +52,33 @@ def checked_source(generated: Generated) -> str:
 
 
 def type_check(generated: Generated) -> None:
-    """Raise ``Fault`` of kind "type" with the line of the body (or header) and clang's words if the text has an error.
+    """Raise ``Fault`` with the line of the body (or header) and clang's words if the text has an error.
 
-    A text is read once: the verdict is kept in the cache folder. Raises ``FileNotFoundError`` without ``clang++``.
+    Its kind is "type", or "uninitialised" for a variable that is read before it is written. A text is read once: the
+    verdict is kept in the cache folder. Raises ``RuntimeError`` without a compiler.
     """
     verdict = _verdict(checked_source(generated))
     if verdict:
-        raise Fault("type", f"{generated.kernel_name}: {verdict}")
-
-
-@cache
-def _clang() -> tuple[str, str]:
-    path = shutil.which("clang++")
-    if path is None:
-        raise FileNotFoundError("type_check: got no clang++ on the PATH; takes clang 14 or later")
-    return path, subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+        raise Fault("uninitialised" if _UNINITIALISED in verdict else "type", f"{generated.kernel_name}: {verdict}")
 
 
 @cache
 def _verdict(text: str) -> str:
-    clang, version = _clang()
-    key = hashlib.sha256("\0".join([version, *_FLAGS, text]).encode()).hexdigest()
-    kept = cache_folder("emulator") / f"{key}.checked"
-    if kept.exists():
+    """clang's first complaint, "" for none."""
+    key = hashlib.sha256("\0".join([toolchain.identity(), *_FLAGS, text]).encode()).hexdigest()[:32]
+    kept = toolchain.folder() / f"check-{key}.txt"
+    try:
         return kept.read_text(encoding="utf-8")
-    done = subprocess.run([clang, *_FLAGS, "-x", "c++", "-"], input=text, capture_output=True, text=True)
+    except FileNotFoundError:
+        pass
+    command = [str(toolchain.compiler()), *_FLAGS, "-x", "c++", "-"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
     verdict = "" if done.returncode == 0 else _first_error(done.stderr)
     kept.parent.mkdir(parents=True, exist_ok=True)
     # Renamed into place: tests run in several processes at once.
-    unfinished = kept.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(verdict, encoding="utf-8")
-    unfinished.replace(kept)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=kept.parent, delete=False) as unfinished:
+        unfinished.write(verdict)
+    os.replace(unfinished.name, kept)
     return verdict
 
 
@@ -88,4 +88,4 @@ def _first_error(said: str) -> str:
         return said.strip()
     part, line, message = found.groups()
     words = re.sub(r"__attribute__\(\(address_space\((\d)\)\)\)", lambda space: _SPACES[space[1]], message)
-    return f"{part} line {line}: {words}"
+    return f"{words.partition(' [-Werror')[0]}, at line {line} of the {part}"

@@ -76,7 +76,12 @@ BOUNDS = {
         "bounds", "y[t + 1] = 1.0f;  // <-", "y[t] = 1.0f;", r"thread 63 of threadgroup 0", r"index 64 of y"
     ),
     "write before an output": simple(
-        "bounds", "y[int(t) - 1] = 1.0f;  // <-", "y[t] = 1.0f;", r"thread 0 of threadgroup 0", r"index -1 of y"
+        "bounds",
+        "y[int(t) - 1] = 1.0f;  // <-",
+        "y[t] = 1.0f;",
+        r"thread 0 of threadgroup 0",
+        r"index -1 of",
+        r"index -1 of y",
     ),
     "write past the end of a row that the threadgroup does not divide": Planted(
         "bounds",
@@ -89,19 +94,22 @@ BOUNDS = {
         "bounds",
         f"threadgroup float a[64];\n{START}a[t] = 1.0f;\n{BARRIER}\nauto p = a;\ny[t] = p[t + 64];  // <-\n",
         ("t + 64", "t"),
-        (r"thread \d+ of threadgroup 0", r"threadgroup memory"),
+        (r"thread \d+ of threadgroup 0", r"index (6[4-9]|[7-9]\d|1[0-2]\d) of a\b", r"threadgroup memory"),
     ),
     "write before all threadgroup memory": Planted(
         "bounds",
         f"threadgroup float a[64];\n{START}auto p = a;\np[int(t) - 64] = 1.0f;  // <-\n{BARRIER}\ny[t] = a[t];\n",
         ("int(t) - 64", "t"),
-        (r"thread \d+ of threadgroup 0", r"threadgroup memory"),
+        (r"thread \d+ of threadgroup 0", r"index -\d+ of a\b", r"threadgroup memory"),
     ),
     "read of the neighbouring array": in_threadgroup_memory(
-        "y[t] = a[t + 1];  // <-", "y[t] = a[t];", r"thread 63 of threadgroup 0"
+        "y[t] = a[t + 1];  // <-", "y[t] = a[t];", r"thread 63 of threadgroup 0", r"index 64 of"
     ),
     "write to the neighbouring array": in_threadgroup_memory(
-        "b[int(t) - 1] = 2.0f;  // <-\ny[t] = 1.0f;", "b[t] = 2.0f;\ny[t] = 1.0f;", r"thread 0 of threadgroup 0"
+        "b[int(t) - 1] = 2.0f;  // <-\ny[t] = 1.0f;",
+        "b[t] = 2.0f;\ny[t] = 1.0f;",
+        r"thread 0 of threadgroup 0",
+        r"index -1 of",
     ),
     "read past a private array": simple(
         "bounds",
@@ -110,20 +118,21 @@ BOUNDS = {
         "float r[4] = {1.0f, 2.0f, 3.0f, float(x[t])};\nfloat sum = 0.0f;\nfor (uint k = 0; k < 4 + t / 64; k++) {\n"
         "  sum += r[k];\n}\ny[t] = sum;",
         r"thread \d+ of threadgroup 0",
-        r"an array",
+        r"index 4 of 'float\[4\]'",
     ),
     "write past a private array": simple(
         "bounds",
         "float r[4];\nr[x[t] >= 0.0f ? 4 : 3] = 1.0f;  // <-\ny[t] = r[3];",
         "float r[4];\nr[x[t] < 0.0f ? 4 : 3] = 1.0f;\ny[t] = r[3];",
         r"thread \d+ of threadgroup 0",
-        r"an array",
+        r"index 4 of 'float\[4\]'",
     ),
     "write before a private array": simple(
         "bounds",
         "float r[4] = {};\nr[int(x[t]) - 7] = 1.0f;  // <-\ny[t] = r[3];",
         "float r[4] = {};\nr[int(x[t]) / 2] = 1.0f;\ny[t] = r[3];",
         r"thread \d+ of threadgroup 0",
+        r"index -[1-7] of 'float\[4\]'",
     ),
 }
 
@@ -132,7 +141,7 @@ UNWRITTEN = {
         "uninitialised",
         f"threadgroup float part[64];\n{START}part[t] = float(x[t]);\n// between\ny[t] = part[63 - t];  // <-\n",
         ("// between", BARRIER),
-        (r"thread \d+ of threadgroup 0", r"threadgroup memory|\bpart\b"),
+        (r"thread \d+ of threadgroup 0", r"index \d+ of part"),
     ),
     "slots of simdgroups that are not there": Planted(
         "uninitialised",
@@ -158,6 +167,20 @@ UNWRITTEN = {
         r"index \d+ of y",
     ),
 }
+UNWRITTEN["a private variable"] = simple(
+    "uninitialised",
+    "float v;\ny[t] = v + x[t];  // <-",
+    "float v = 0.0f;\ny[t] = v + x[t];",
+    r"variable 'v'",
+    orders=("forward",),
+)
+UNWRITTEN["a private variable in one of two branches"] = simple(
+    "uninitialised",
+    "float v;\nif (x[t] > 1.0f) {  // <-\n  v = 1.0f;\n}\ny[t] = v;",
+    "float v = 0.0f;\nif (x[t] > 1.0f) {\n  v = 1.0f;\n}\ny[t] = v;",
+    r"variable 'v'",
+    orders=("forward",),
+)
 UNWRITTEN["threadgroup memory of half its threads"] = Planted(
     "uninitialised",
     f"threadgroup T part[64];\n{START}if (t % 2 == 0) {{\n  part[t] = T(1.0f);\n}}\n{BARRIER}\n"
@@ -213,13 +236,13 @@ ARITHMETIC = {
         "arithmetic",
         "y[t] = float(1u << (uint(x[t]) + 40));  // <-",
         "y[t] = float(1u << (uint(x[t]) + 4));",
-        r"shifts by more",
+        r"by 4[0-6]\b",
     ),
     "shift by less than nothing": simple(
         "arithmetic",
         "y[t] = float(64u >> (int(x[t]) - 7));  // <-",
         "y[t] = float(64u >> (7 - int(x[t])));",
-        r"shifts by more",
+        r"by -[1-7]\b",
     ),
     "division by zero": simple(
         "arithmetic", "y[t] = float(100u / uint(x[t]));  // <-", "y[t] = float(100u / (uint(x[t]) + 1));", r"thread \d+"

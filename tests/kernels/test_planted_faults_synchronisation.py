@@ -48,8 +48,7 @@ w[i] = y[i ^ OTHER];  // <-
 
 def between(body: str, wrong: str, right: str) -> Planted:
     """A race on threadgroup memory or, with an output, on device memory."""
-    name = r"\bpart\b|threadgroup memory" if "part" in body else r"\by\b"
-    says = (ANY_THREAD, name)
+    says = (f"{ANY_THREAD} .* {ANY_THREAD}", rf"index \d+ of {'part' if 'part' in body else 'y'}\b")
     marked = f"{wrong}  // between"
     return Planted("race", body.replace("BETWEEN", marked), (marked, right), says)
 
