@@ -127,6 +127,24 @@ def norms(x: Any, y: Any, number: float, k: int, to: To) -> Any:
     return made + bias if k % 7 > 4 else made
 
 
+def blocks(x: Any, y: Any, number: float, k: int, to: To) -> Any:
+    """A sum, its norm, and who else uses the sum."""
+    if not len(x.shape):
+        return x
+    weight, bias = matrix(x, x.shape[-1]), matrix(x, x.shape[-1]) + number
+    total = x + _beside(x)
+    before = total.tanh()
+    normed = [
+        lambda: total.rms_norm(1e-2),
+        lambda: total.rms_norm(0.5) * weight,
+        lambda: total.layer_norm(1e-2),
+        lambda: total.layer_norm(0.5) * weight + bias,
+    ][k % 4]()
+    return [lambda: normed, lambda: normed + total, lambda: normed * before, lambda: total - normed * before][
+        k // 4 % 4
+    ]()
+
+
 def gates(x: Any, y: Any, number: float, k: int, to: To) -> Any:
     up = _beside(x)
     return [
@@ -231,6 +249,7 @@ SPELLED: dict[str, Make] = {
     "casts": casts,
     "softmaxes": softmaxes,
     "norms": norms,
+    "blocks": blocks,
     "gates": gates,
     "low_rank": low_rank,
     "products": products,

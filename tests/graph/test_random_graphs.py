@@ -6,6 +6,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import metal_candle as mc
@@ -16,12 +17,14 @@ from metal_candle.graph.rewrite import Log
 from metal_candle.graph.rewrites import PASSES
 from metal_candle.graph.structure import survey
 from metal_candle.graph.term import terms_of
+from metal_candle.kernels import custom
 from metal_candle.settings import CHECK
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_graph import FLOATS, SHAPES, Rounding, build, draw_program, steps
+from rewriting import Gpu
 
 EPSILON = {DType.F32: 2.0**-23, DType.F16: 2.0**-10, DType.BF16: 2.0**-7}
 # The distance of two numbers next to 0.
@@ -205,9 +208,11 @@ def test_every_rule_fires_in_random_graphs() -> None:
         outputs = [last, rng.randrange(len(SHAPES) + 1, last)]
         graph = {"program": program, "dtypes": [FLOATS[i % 3]] * len(SHAPES), "seed": i, "odd": False}
         values = recorded(graph, leaves_of(graph))
-        log = Log()
-        apply_rules(terms_of(survey([values[output]._node for output in outputs])), log)
-        fired.update(log.counted())
+        for where in (nullcontext(), custom.using(Gpu())):
+            log = Log()
+            with where:
+                apply_rules(terms_of(survey([values[output]._node for output in outputs])), log)
+            fired.update(log.counted())
     rules = {rule.name for each in PASSES for rule in each.rules} | {"common_subexpression", "product_order"}
     # It wants more logits than these graphs have elements.
     assert rules - set(fired) == {"picked_head_log_softmax"}

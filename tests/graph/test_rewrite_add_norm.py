@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import metal_candle as mc
 from metal_candle import LazyTensor, Tensor, Var, features, settings
+from metal_candle.graph.differentiate import gradients
+from metal_candle.graph.node import topological_order
+from metal_candle.graph.operations.add_norm import AddLayerNorm, AddRMSNorm
 from metal_candle.graph.plans import planned
 from metal_candle.inference.step import CachedStep
 from metal_candle.kernels import custom
@@ -18,6 +22,7 @@ from metal_candle.training import LoRAAdapter, LoRAAdapterConfig, TargetModule
 import emulator
 import numpy as np
 import pytest
+from random_graph import SHAPES, build, draw_program
 from rewriting import Gpu, applied, lowered
 
 ModelDir = Callable[..., Path]
@@ -155,6 +160,24 @@ def test_gradients(launched: None, dtype: str, held: bool) -> None:
         scale = max(1.0, float(np.abs(other).max()))
         # Float32's roundings, and of bfloat16 some eight of 2^-8 behind each other.
         np.testing.assert_allclose(one, other, rtol=0, atol=(2e-5 if dtype == "f32" else 6e-2) * scale)
+
+
+def test_inputs_come_before_what_uses_them(on_gpu: None) -> None:
+    """Nodes that somebody holds keep their ids when a gradient is taken, although a new one makes their value."""
+    rng, fired = random.Random(0), 0
+    for _ in range(100):
+        program = draw_program(rng)
+        leaves = [Var.from_tensor(tensor(*shape, seed=i)) for i, shape in enumerate(SHAPES)]
+        values = build(program, [LazyTensor.from_tensor(leaf) for leaf in leaves], False, None)
+        held = [values[rng.randrange(len(SHAPES), len(values))] for _ in range(3)]
+        loss = values[-1].cos().sum_all().to_dtype("f32") + held[0].sin().sum_all().to_dtype("f32")
+        del values
+        for _ in range(2):
+            order = topological_order([loss._node, *[each._node for each in held], *gradients(loss._node).values()])
+            fired += sum(isinstance(node.operation, (AddRMSNorm, AddLayerNorm)) for node in order)
+            assert all(source.id < node.id for node in order for source in node.inputs)
+            loss = loss + held[1].tanh().sum_all().to_dtype("f32")
+    assert fired > 30
 
 
 def test_a_weight_that_depends_on_the_sum(launched: None) -> None:
