@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,11 +29,10 @@ def headers() -> Path | None:
 
 
 def _of_nvidia(pattern: str) -> Path | None:
-    try:
-        import nvidia
-    except ImportError:
-        return None
-    return next((file for folder in nvidia.__path__ for file in sorted(Path(folder).glob(f"cu*/{pattern}"))), None)
+    # A namespace: several packages put their parts there.
+    spec = find_spec("nvidia")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    return next((file for folder in folders for file in sorted(Path(folder).glob(f"cu*/{pattern}"))), None)
 
 
 @cache
