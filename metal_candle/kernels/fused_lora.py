@@ -50,11 +50,12 @@ def _lora_vjp(
     scale: float,
 ) -> Gradients:
     x, a, b = inputs
-    order = THROUGH_RANK
-    # Not of float16, where a product that is not spelled out may leave the range.
-    if not is_low(*a.shape, b.shape[1]) and x.dtype != mx.float16:
-        order = order_of_gradients(x.size // max(a.shape[0], 1), *a.shape, b.shape[1], tuple(needs))
     rows, upstream = as_rows(x), as_rows(cotangent)
+    (width, rank), out = a.shape, b.shape[1]
+    order = THROUGH_RANK
+    # Not of float16, where a product that nobody spelled out may leave the range.
+    if not is_low(width, rank, out) and x.dtype != mx.float16:
+        order = order_of_gradients(rows.shape[0], width, rank, out, tuple(needs))
     gradients: list[mx.array | None] = [None, None, None]
     if (needs[0] and order.x) or (needs[1] and order.a):
         at_rank = matmul(upstream, b.T) * scale
@@ -147,6 +148,8 @@ def _select(x: mx.array, a: mx.array, b: mx.array, scale: float) -> tuple[Varian
 
 
 def _select_add(base: mx.array, x: mx.array, a: mx.array, b: mx.array, scale: float) -> tuple[Variant | None, str]:
+    if base.shape[-1:] != b.shape[1:] or base.shape[:-1] != x.shape[:-1]:
+        return None, "a base that is broadcast"
     if _merges(x, a, b):
         return _ADD_MERGED, _FEWER
     return _ADD, "plain products, scale at rank"

@@ -310,6 +310,17 @@ def test_what_it_does_not_take(device: str) -> None:
             np.testing.assert_allclose(np.array(add_lora(*inputs, 0.5)), np.array(want), rtol=2e-5, atol=2e-5)
 
 
+def test_a_base_that_is_broadcast_is_left_to_mlx(device: str) -> None:
+    _, x, a, b = operands((2, 3), 12, 3, 5)
+    for shape in ((5,), (3, 5), (1, 1, 5), (4, 2, 3, 5), ()):
+        base = normal(*shape)
+        assert add_lora.choose(base, x, a, b, 0.5).name == "reference"
+        want = base + 0.5 * (x @ a) @ b
+        np.testing.assert_allclose(np.array(add_lora(base, x, a, b, 0.5)), np.array(want), rtol=1e-5, atol=1e-5)
+        of_base = mx.grad(lambda base: add_lora(base, x, a, b, 0.5).sum())(base)
+        np.testing.assert_array_equal(np.array(of_base), np.full(shape, want.size / base.size, np.float32))
+
+
 def test_the_rule(device: str) -> None:
     with settings.KERNELS.override("auto"):
         for width, rank, rows, wins in (
