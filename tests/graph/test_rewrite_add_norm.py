@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from metal_candle import LazyTensor, Tensor, Var, features, settings
 from metal_candle.graph.differentiate import gradients
 from metal_candle.graph.node import topological_order
 from metal_candle.graph.operations.add_norm import AddLayerNorm, AddRMSNorm
+from metal_candle.graph.operations.structure import Pick
 from metal_candle.graph.plans import planned
 from metal_candle.inference.step import CachedStep
 from metal_candle.kernels import custom
@@ -178,6 +180,17 @@ def test_inputs_come_before_what_uses_them(on_gpu: None) -> None:
             assert all(source.id < node.id for node in order for source in node.inputs)
             loss = loss + held[1].tanh().sum_all().to_dtype("f32")
     assert fired > 30
+
+
+def test_a_sum_that_an_earlier_rewrite_put_there(on_gpu: None) -> None:
+    """Its id is a fraction, right behind its inputs: what makes it comes before it all the same."""
+    x, r = (LazyTensor.from_tensor(Var.from_tensor(tensor(5, 13, seed=i))) for i in range(2))
+    total = x + r
+    total._node.id = Fraction(2 * r._node.id + 1, 2)
+    normed = total.rms_norm(EPS)
+    order = topological_order([normed._node, *gradients(normed._node).values()])
+    assert isinstance(total._node.operation, Pick)
+    assert all(source.id < node.id for node in order for source in node.inputs)
 
 
 def test_a_weight_that_depends_on_the_sum(launched: None) -> None:
