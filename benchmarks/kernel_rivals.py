@@ -8,6 +8,7 @@ products through rank r, ``mx.addmm``, softmax in float32, reused masks. ``kerne
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import mlx.core as mx
 
@@ -34,6 +35,36 @@ def add_lora_plain(base: mx.array, x: mx.array, a: mx.array, b: mx.array) -> mx.
 def add_lora_addmm(base: mx.array, x: mx.array, a: mx.array, b: mx.array) -> mx.array:
     """Two launches, the best that MLX has."""
     return mx.addmm(base, x @ a, b, alpha=SCALE)
+
+
+def grouped_lora(ranks: Sequence[int], owners: Sequence[int]) -> dict[str, Callable[..., mx.array]]:
+    """Rows of several adapters, row i of adapter ``owners[i]``, sorted so that each way is at its best.
+
+    They take base, x, ids, the factors below each other, and the same ones stacked and filled up to the largest rank.
+    """
+    starts = [0, *accumulate(ranks)]
+    owner_of_column = mx.array([i for i, rank in enumerate(ranks) for _ in range(rank)])
+
+    def gathered(
+        base: mx.array, x: mx.array, ids: mx.array, a: mx.array, b: mx.array, wide_a: mx.array, wide_b: mx.array
+    ) -> mx.array:
+        at_rank = mx.gather_mm(x[:, None], wide_a, rhs_indices=ids, sorted_indices=True)
+        return base + mx.gather_mm(at_rank * SCALE, wide_b, rhs_indices=ids, sorted_indices=True)[:, 0]
+
+    def masked(base: mx.array, x: mx.array, ids: mx.array, a: mx.array, b: mx.array, *wide: mx.array) -> mx.array:
+        at_rank = mx.where(ids[:, None] == owner_of_column, x @ a.T, mx.array(0, x.dtype))
+        return mx.addmm(base, at_rank, b, alpha=SCALE)
+
+    def one_by_one(base: mx.array, x: mx.array, ids: mx.array, a: mx.array, b: mx.array, *wide: mx.array) -> mx.array:
+        parts = []
+        for i in dict.fromkeys(owners):
+            first = owners.index(i)
+            rows = slice(first, first + owners.count(i))
+            factors = slice(starts[i], starts[i + 1])
+            parts.append(mx.addmm(base[rows], x[rows] @ a[factors].T, b[factors], alpha=SCALE))
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+    return {"gather_mm": gathered, "all, masked": masked, "one by one": one_by_one}
 
 
 def softmax(x: mx.array) -> mx.array:

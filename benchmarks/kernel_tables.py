@@ -66,13 +66,13 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
         lines += ["", f"{title}: {len(wrong) or 'nowhere'}"]
         for o in sorted(wrong, key=lambda o: abs(math.log(o.speedup)), reverse=True)[:SHOWN]:
             lines.append(f"- {o.group}, {o.label}: {o.speedup:.2f} ({o.low:.2f}–{o.high:.2f})")
-    found = advice(outcomes)
-    if found:
+    better = advice(outcomes)
+    if better:
         lines += [
             "",
             head(("kernel", "cases", "today's rule loses", "suggested rule", "it loses"), ("suggested rule",)),
         ]
-    for each in sorted(found, key=lambda each: (each.group, each.gradient, each.dtype)):
+    for each in sorted(better, key=lambda each: (each.group, each.gradient, each.dtype)):
         name = f"{each.group}, {each.dtype}" + (", with gradient" if each.gradient else "")
         now, then = (f"{(loss - 1) * 100:.1f} %" for loss in (each.now, each.better.loss))
         lines.append(row([name, str(each.cases), now, each.better.text, then]))
