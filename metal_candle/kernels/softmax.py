@@ -30,7 +30,8 @@ def _reference(x: mx.array, scale: float = 1.0, mask: mx.array | str | None = No
 
     ``mask`` is added, or a boolean one keeps where it is true; ``"causal"`` keeps what is not to the right of the
     diagonal that ends bottom-right. Both broadcast to x. A row without a finite maximum is NaN, as in
-    ``mx.softmax(precise=True)``.
+    ``mx.softmax(precise=True)``; so is one with NaN or inf where -inf is added to it, but our launch does not look at
+    what a causal mask hides.
     """
     return double.softmax(masked(x if scale == 1 else x * scale, mask))
 
@@ -163,12 +164,11 @@ def gradients(
     y: mx.array, cotangent: mx.array, needs: tuple[bool, ...], scale: float = 1.0, mask: mx.array | str | None = None
 ) -> Gradients:
     """The gradients of ``softmax(x, scale, mask)``, whose result is y: of x, and of a mask that is added."""
-    hides = isinstance(mask, mx.array) and mask.dtype == mx.bool_
-    added = len(needs) > 1 and needs[1] and isinstance(mask, mx.array) and not hides
-    if not added:
+    is_added = isinstance(mask, mx.array) and mask.dtype != mx.bool_
+    if not is_added or len(needs) < 2 or not needs[1]:
         of_x = softmax_backward(y, cotangent, scale, False) if needs[0] else None
         # A row that sees nothing is NaN; what it does not see is not to blame.
-        if of_x is not None and hides:
+        if of_x is not None and isinstance(mask, mx.array) and not is_added:
             of_x = mx.where(mask, of_x, mx.array(0, of_x.dtype))
         return (of_x, *(None,) * (len(needs) - 1))
     of_scores = softmax_backward(y, cotangent, 1.0, False)
