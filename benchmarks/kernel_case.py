@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from metal_candle import settings
 from metal_candle.kernels import custom
@@ -213,8 +213,8 @@ def disagreement(case: Case, side: Timed, given: Sequence[mx.array], wanted: Seq
     for i, (got, want) in enumerate(zip(found, wanted)):
         if got.shape != want.shape:
             return f"gives {got.shape} where the definition gives {want.shape}"
-        scale = float(mx.max(mx.abs(want)).item())
-        off = float(mx.max(mx.abs(got.astype(mx.float32) - want)).item())
+        scale = cast("float", mx.max(mx.abs(want)).item())
+        off = cast("float", mx.max(mx.abs(got.astype(mx.float32) - want)).item())
         # Not "more than the tolerance", which NaN would pass.
         if not off <= case.tolerance() * scale:
             return f"is off by {off:.3g} of {scale:.3g} in array {i}"

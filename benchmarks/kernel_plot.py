@@ -24,7 +24,7 @@ MARKERS = "osD^v"
 def plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
     """A pair of panels for each kernel: above the speed-up, below the share of a copy's bandwidth.
 
-    LoRA has its tokens across and a colour for each width, others the bytes that must move and a colour for each
+    LoRA has its tokens or rows across and a colour for each width, others the bytes that must move and a colour for each
     dtype. Lines are geometric means of what is near each other across; hollow and dashed is with gradient.
     """
     import matplotlib
@@ -64,10 +64,12 @@ def plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
 def _panel(above: Any, below: Any, outcomes: Sequence[Outcome]) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    by_tokens = {"tokens", "width"} <= set(outcomes[0].axes)
+    # LoRA, for one adapter or for rows of several: few bytes, and what counts is the first size.
+    by_tokens = "rank" in outcomes[0].axes
+    first = next(iter(outcomes[0].axes))
 
     def across(outcome: Outcome) -> int:
-        return outcome.axes["tokens"] if by_tokens else outcome.floor
+        return outcome.axes[first] if by_tokens else outcome.floor
 
     def series(outcome: Outcome) -> str:
         return f"width {outcome.axes['width']}" if by_tokens else outcome.dtype
@@ -99,7 +101,7 @@ def _panel(above: Any, below: Any, outcomes: Sequence[Outcome]) -> None:
     above.yaxis.set_major_locator(FixedLocator(TICKS))
     above.yaxis.set_major_formatter("{x:g}")
     above.yaxis.set_minor_locator(NullLocator())
-    below.set_xlabel("tokens" if by_tokens else "bytes that must move")
+    below.set_xlabel(first if by_tokens else "bytes that must move")
     below.set_ylim(bottom=0)
     above.legend(fontsize="x-small")
 
