@@ -24,8 +24,8 @@ MARKERS = "osD^v"
 def plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
     """A pair of panels for each kernel: above the speed-up, below the share of a copy's bandwidth.
 
-    LoRA has its tokens or rows across and a colour for each width, others the bytes that must move and a colour for each
-    dtype. Lines are geometric means of what is near each other across; hollow and dashed is with gradient.
+    LoRA has its tokens or rows across and a colour for each width, others the bytes that must move and a colour for
+    each dtype. Lines are geometric means of what is near each other across; hollow and dashed is with gradient.
     """
     import matplotlib
 
