@@ -25,9 +25,9 @@ MOST_RANK = 256
 # Rows of x by block: as many as the rule ever uses, and the number that the benchmark goes up to.
 TOKENS = (1, 2, 4, 8)
 MOST_ROWS = 64
-# Threads by rows of a block. As many loads in flight as registers allow; the body's `part` depends on them.
+# By rows of a block: threads, as many as registers allow, and ranks of a thread at a time, as the body has them.
 THREADS = {1: 512, 2: 512, 4: 256, 8: 256}
-RANKS = {1: 8, 2: 8, 4: 4, 8: 4}
+RANKS = {1: 2, 2: 2, 4: 4, 8: 4}
 # Threadgroups along the columns of y. Each reads all of A, from a cache that all of them share.
 MOST_GROUPS = 16
 # A thread of its own for so many elements of A; fewer threads have too little to do.

@@ -5,13 +5,15 @@
 // Every threadgroup computes all of h = x * a, which costs it K * R reads of a, and then some columns of y: threadgroups
 // cannot wait for each other, and a second launch takes longer. Both h and the sums are float: halves are rounded once.
 
-constexpr int RANKS = TOKENS <= 2 ? 8 : 4;  // of a thread at a time: more reuse of x, more loads in flight
+// Ranks of a thread at a time: with more of them x is read less often, and a row of `a` with larger gaps.
+constexpr int RANKS = TOKENS <= 2 ? 2 : 4;
 constexpr int SUMS = RANKS * TOKENS;
-constexpr int DEEP = TOKENS <= 2 ? 4 : 2;  // so many steps along K have their loads in flight together
-constexpr int MOST = 256;  // rank
-// Partial sums of h by (split, rank, token). Splits times ranks are at most what 16 simdgroups of 8 x 8 ranks cover,
-// or 8 of 8 x 4; see `fused_lora.py` for the number of threads.
-threadgroup float part[TOKENS * (TOKENS <= 2 ? 1024 : MOST)];
+constexpr int SPREAD = 64;                    // ranks of a simdgroup at a time, at most
+constexpr int DEEP = TOKENS <= 2 ? 8 : 2;     // so many steps along K have their loads in flight together
+constexpr int GROUPS = TOKENS <= 2 ? 16 : 8;  // simdgroups, at most
+// Partial sums of h by (split, rank, token). Splits times ranks are at most what the simdgroups cover at a time, or the
+// largest rank, 256.
+threadgroup float part[TOKENS * GROUPS * SPREAD];
 
 const int rows = x_shape[0];
 const int K = x_shape[1];
@@ -26,7 +28,7 @@ const int row = int(threadgroup_position_in_grid.y) * TOKENS;
 // the rank goes. Simdgroups share out the ranks; what is left of them splits K.
 int rank_lanes = 1;
 if (a_strides[1] < a_strides[0]) {
-  while (rank_lanes < 8 && rank_lanes * RANKS < R) {
+  while (rank_lanes * RANKS < SPREAD && rank_lanes * RANKS < R) {
     rank_lanes *= 2;
   }
 }
