@@ -102,6 +102,20 @@ def softmaxes(x: Any, y: Any, number: float, k: int, to: To) -> Any:
     ][k // 3 % 5]()
 
 
+def masks(x: Any, y: Any, number: float, k: int, to: To) -> Any:
+    if not len(x.shape):
+        return x
+    n = x.shape[-1]
+    scores = x.tanh() * (number or 2.0) if k % 2 else x.tanh()
+    hidden = type(x).new((np.arange(n) % 3 == 1).astype(np.uint8)).broadcast_as(tuple(x.shape))
+    below = type(x).new(-math.inf if k % 5 else -64.0).to_dtype(x.dtype).broadcast_as(tuple(x.shape))
+    return [
+        lambda: scores.broadcast_add(_weight(x, y, n)).softmax(-1),
+        lambda: (x.tanh() * 0.5).softmax(-1),
+        lambda: hidden.where_cond(below, scores).softmax(-1),
+    ][k // 2 % 3]()
+
+
 def norms(x: Any, y: Any, number: float, k: int, to: To) -> Any:
     if not len(x.shape):
         return x
@@ -248,6 +262,7 @@ SPELLED: dict[str, Make] = {
     "moves": moves,
     "casts": casts,
     "softmaxes": softmaxes,
+    "masks": masks,
     "norms": norms,
     "blocks": blocks,
     "gates": gates,
