@@ -10,7 +10,8 @@ from metal_candle.kernels import custom
 
 import mlx.core as mx
 import pytest
-from emulator import Emulator, Fault
+from emulator import Emulator, Fault, available
+from emulator.ahead import build_ahead
 from given import Given, how
 
 ORDERS = ("forward", "backward", "shuffled")
@@ -47,6 +48,17 @@ class Planted:
         """The lines the report has to name."""
         return [number for number, line in enumerate(self.wrong.splitlines(), 1) if line.endswith(MARK)]
 
+    @property
+    def right(self) -> str:
+        """The corrected body."""
+        return self.wrong.replace(*self.fix) if self.fix[0] else self.wrong
+
+    def launches(self) -> list[tuple[custom.Program, Arrays, custom.Launch]]:
+        """The wrong and the corrected launch."""
+        wrong = (program(self.wrong, self.inputs, self.launch), self.inputs, self.launch)
+        given, fixed = self.given or self.inputs, self.fixed or self.launch
+        return [wrong, (program(self.right, given, fixed), given, fixed)]
+
     def assert_reported(self, order: str) -> None:
         """Run the wrong body; the report has to say what and where."""
         with pytest.raises(Fault) as raised:
@@ -61,8 +73,7 @@ class Planted:
         """Run the corrected body."""
         assert self.wrong.count(self.fix[0]) == 1 or self.fix == ("", ""), self.fix
         assert self.fix != ("", "") or self.fixed or self.given, "nothing is corrected"
-        right = self.wrong.replace(*self.fix) if self.fix[0] else self.wrong
-        run(right, self.given or self.inputs, self.fixed or self.launch, order)
+        run(self.right, self.given or self.inputs, self.fixed or self.launch, order)
 
 
 def in_every_order(cases: dict[str, Planted]) -> pytest.MarkDecorator:
@@ -72,11 +83,26 @@ def in_every_order(cases: dict[str, Planted]) -> pytest.MarkDecorator:
     )
 
 
+def build(request: pytest.FixtureRequest, *tables: dict[str, Planted]) -> None:
+    """Compile in parallel what the chosen tests of a module will run; skip them where nothing compiles."""
+    present, reason = available()
+    if not present:
+        pytest.skip(reason)
+    items = [item for item in request.session.items if item.path == request.path]
+    chosen = {item.callspec.params.get("name") for item in items if isinstance(item, pytest.Function) and item.callspec}
+    cases = [case for table in tables for name, case in table.items() if name in chosen]
+    build_ahead([launch for case in cases for launch in case.launches()])
+
+
 def run(body: str, arrays: Arrays, launch: custom.Launch, order: str) -> list[mx.array]:
     """Run a body over inputs x, z, … and outputs y, w, … with values 0 to 6."""
-    program = Given("planted", tuple("xzv"[: len(arrays)]), tuple("ywu"[: len(launch.shapes)]), body=body)
     inputs = [values(shape, dtype) for shape, dtype in arrays]
-    return Emulator(order=order, seed=1).launch(program, inputs, launch)
+    return Emulator(order=order, seed=1).launch(program(body, arrays, launch), inputs, launch)
+
+
+def program(body: str, arrays: Arrays, launch: custom.Launch) -> custom.Program:
+    """The body over x, z, … and y, w, …, as many as there are arrays."""
+    return Given("planted", tuple("xzv"[: len(arrays)]), tuple("ywu"[: len(launch.shapes)]), body=body)
 
 
 def values(shape: Sequence[int], dtype: mx.Dtype) -> mx.array:

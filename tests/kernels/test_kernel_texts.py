@@ -12,6 +12,7 @@ import emulator
 import mlx.core as mx
 import pytest
 from emulator import check, generate
+from emulator.ahead import build_ahead
 from instantiations import Instantiation, instantiations
 from printed import printed
 
@@ -27,6 +28,15 @@ def generated(case: Instantiation) -> generate.Generated:
     return generate.metal_source(case.program, case.given, case.how)
 
 
+@pytest.fixture(scope="module")
+def checked() -> None:
+    """The type checks of all, many at a time."""
+    present, reason = emulator.available()
+    if not present:
+        pytest.skip(reason)
+    build_ahead([case[1:] for case in instantiations()], run=False)
+
+
 @every
 def test_its_text_is_what_mlx_generates(case: Instantiation) -> None:
     inputs = [mx.zeros(shape, dtype) for shape, dtype in case.given]
@@ -34,10 +44,7 @@ def test_its_text_is_what_mlx_generates(case: Instantiation) -> None:
 
 
 @every
-def test_it_passes_the_type_check(case: Instantiation) -> None:
-    present, reason = emulator.available()
-    if not present:
-        pytest.skip(reason)
+def test_it_passes_the_type_check(checked: None, case: Instantiation) -> None:
     check.type_check(generated(case))
 
 

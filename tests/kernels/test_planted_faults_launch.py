@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 from given import how
-from planted import F32, Planted, in_every_order
+from planted import F32, Planted, build, in_every_order
 
 WRITE = "y[thread_index_in_threadgroup] = 1.0f;\n"
 
@@ -75,6 +76,12 @@ y[t] = one[t] + two[t];
         body="y[thread_index_in_threadgroup] = simd_sum(1.0f);\n",
     ),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built(request: pytest.FixtureRequest) -> None:
+    """Everything is compiled first."""
+    build(request, LAUNCHES)
 
 
 @in_every_order(LAUNCHES)

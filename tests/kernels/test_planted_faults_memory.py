@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 from given import how
-from planted import F16, F32, Planted, in_every_order
+from planted import F16, F32, Planted, build, in_every_order
 
 START = "const uint t = thread_position_in_threadgroup.x;\n"
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
@@ -258,6 +259,12 @@ ARITHMETIC = {
         inputs=(((4, 0), F32),),
     ),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built(request: pytest.FixtureRequest) -> None:
+    """Everything is compiled first."""
+    build(request, BOUNDS, UNWRITTEN, UNCOVERED, READ_ONLY, ARITHMETIC)
 
 
 @in_every_order(BOUNDS)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 from given import how
-from planted import F32, Planted, in_every_order
+from planted import F32, Planted, build, in_every_order
 
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 ANY_THREAD = r"thread \d+ of threadgroup 0"
@@ -238,6 +239,12 @@ DIVERGENCES = {
         r"16 at threadgroup_barrier",
     ),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built(request: pytest.FixtureRequest) -> None:
+    """Everything is compiled first."""
+    build(request, RACES, DIVERGENCES)
 
 
 @in_every_order(RACES)

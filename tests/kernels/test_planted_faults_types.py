@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+import pytest
 from given import how
-from planted import BF16, F16, F32, Arrays, Planted, in_every_order
+from planted import BF16, F16, F32, Arrays, Planted, build, in_every_order
 
 START = "const uint t = thread_position_in_threadgroup.x;\n"
 SMALL: Arrays = (((3,), F32),)
@@ -130,6 +131,12 @@ TYPES = {
         orders=("forward",),
     ),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built(request: pytest.FixtureRequest) -> None:
+    """Everything is compiled first."""
+    build(request, TYPES)
 
 
 @in_every_order(TYPES)
