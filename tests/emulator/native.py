@@ -139,7 +139,7 @@ def launch(
         buffer.element = argument.element
         buffer.role = argument.role
     spans = (_Span * max(1, len(kernel.arrays)))(
-        *[(span.name.encode(), span.offset, span.bytes) for span in kernel.arrays]
+        *[_Span(span.name.encode(), span.offset, span.bytes) for span in kernel.arrays]
     )
     request = _Request(
         kernel.entry,

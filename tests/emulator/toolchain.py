@@ -24,10 +24,11 @@ KEPT_BYTES = 256 << 20
 """What the kept objects may take; the least recently used go first."""
 
 COMMON = ("-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-fno-omit-frame-pointer", "-fwrapv", "-nostdlib++")
+MATHS = ("-lSystem",) if sys.platform == "darwin" else ("-lm",)
 DYNAMIC = () if sys.platform == "darwin" else ("-ldl",)
 # A fault leaves the fibre's stack by a jump that the fortified C library takes for an error.
 RUNTIME = ("-std=c++17", "-O2", "-U_FORTIFY_SOURCE", *COMMON)
-KERNEL = (
+KERNEL: tuple[str, ...] = (
     "-std=c++14",
     *COMMON,
     "-nostdlib",
@@ -43,6 +44,9 @@ KERNEL = (
     # Keeps the optimiser from copying a call of a helper into branches: the barrier in it has one place.
     "-Xclang",
     "-fconvergent-functions",
+    # And from making one of two calls in two branches, which have two.
+    *("-mllvm", "-simplifycfg-hoist-common=false", "-mllvm", "-simplifycfg-sink-common=false"),
+    *("-mllvm", "-enable-tail-merge=false"),
 )
 FAST = ("-O2", "-fno-vectorize", "-fno-slp-vectorize", "-DEM_FAST")
 CHECKED = (
@@ -116,7 +120,7 @@ def build_kernel(text: str, checked: bool) -> Path:
     flags = [*KERNEL, *(CHECKED if checked else FAST), "-fno-sanitize-link-runtime", f"-I{HERE}"]
     # The runtime lies in the same folder, and the kernel looks for it there.
     link = ["-Wl,-rpath,@loader_path"] if sys.platform == "darwin" else ["-Wl,-rpath,$ORIGIN", "-Wl,-z,defs"]
-    return _build(path, [*flags, *link, "kernel.cpp", str(runtime()), "-lm"], {"kernel.cpp": text})
+    return _build(path, [*flags, *link, "kernel.cpp", str(runtime()), *MATHS], {"kernel.cpp": text})
 
 
 def runtime() -> Path:

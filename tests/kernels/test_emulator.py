@@ -253,6 +253,24 @@ def test_a_loop_without_end_ends(checked: bool) -> None:
     assert raised.value.kind == "endless"
 
 
+def test_two_calls_of_one_helper_are_two_places() -> None:
+    header = "template <typename P> inline float both(P part) {\n  threadgroup_barrier(mem_flags::mem_threadgroup);\n"
+    header += "  return part[0];\n}\n"
+    body = """\
+threadgroup float part[32];
+part[thread_index_in_simdgroup] = 1.0f;
+const uint t = thread_position_in_threadgroup.x;
+if (t < 16) {
+  y[t] = both(part);
+} else {
+  y[t] = both(part) + 1.0f;
+}
+"""
+    program = Given("twice", (), ("y",), header=header, body=body)
+    with pytest.raises(Fault, match=r"16 at .*line 2 of the header.*line 5 .*16 at .*line 2 of the header.*line 7 "):
+        Emulator().launch(program, [], how(((32,), mx.float32)))
+
+
 def test_signal_handlers_are_put_back() -> None:
     enabled = faulthandler.is_enabled()
     marker = signal.signal(signal.SIGFPE, signal.SIG_IGN)
