@@ -188,7 +188,7 @@ def test_a_sum_that_an_earlier_rewrite_put_there(on_gpu: None) -> None:
     total = x + r
     total._node.id = Fraction(2 * r._node.id + 1, 2)
     normed = total.rms_norm(EPS)
-    order = topological_order([normed._node, *gradients(normed._node).values()])
+    order = topological_order([total._node, normed._node, *gradients(normed._node).values()])
     assert isinstance(total._node.operation, Pick)
     assert all(source.id < node.id for node in order for source in node.inputs)
 
