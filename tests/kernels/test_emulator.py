@@ -184,6 +184,19 @@ y0[t] = odd[63 - t] ? wide[63 - t] : 0.0f;
     np.testing.assert_array_equal(np.array(y), [float(63 - t) if (63 - t) % 2 else 0.0 for t in range(64)])
 
 
+def test_a_table_of_constants_beside_threadgroup_memory() -> None:
+    header = "template <typename P> inline float at(P table, uint i) { return table[i]; }\n"
+    body = """\
+threadgroup float part[32];
+const float table[5] = {1.5f, 2.5f, 3.5f, 4.5f, 5.5f};
+const uint t = thread_position_in_threadgroup.x;
+part[t] = at(table, t % 5);
+y[t] = part[t] + table[(t + 1) % 5];
+"""
+    (y,) = Emulator().launch(Given("table", (), ("y",), header=header, body=body), [], how(((32,), mx.float32)))
+    np.testing.assert_array_equal(np.array(y), [3.0 + t % 5 + (t + 1) % 5 for t in range(32)])
+
+
 def test_a_simdgroup_barrier_orders_its_simdgroup() -> None:
     body = """\
 threadgroup float part[64];

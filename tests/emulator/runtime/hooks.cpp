@@ -19,7 +19,8 @@ static void access_elsewhere(const char* address, em_u32 bytes, bool write, void
       return fail("bounds", frame, "%s %s the private memory of thread %u {0}", thread, verb, i);
   const em_request* request = launch.request;
   long long offset = address - request->threadgroup_memory;
-  if (request->threadgroup_bytes && offset > -(1 << 20) && offset < (1 << 20))
+  // Constants lie in the same object, further away: in pages that cannot be written.
+  if (request->threadgroup_bytes && offset > -4096 && offset < (long long)request->threadgroup_bytes + 4096)
     return access_threadgroup(offset, bytes, write, frame);
   Dl_info object;
   if (dladdr(address, &object) && object.dli_fbase == launch.object) {
@@ -32,12 +33,11 @@ static void access_elsewhere(const char* address, em_u32 bytes, bool write, void
 static void access_buffer(const Region* region, const char* address, em_u32 bytes, bool write, void* frame) {
   em_u64 offset = (em_u64)(address - region->begin);
   if (offset + bytes > region->bytes)
-    return fail("bounds", frame, "%s %s %s {0}", this_thread(),
-                write ? "writes" : "reads", describe(region, region->begin + region->bytes));
+    return fail("bounds", frame, "%s %s %s {0}", this_thread(), write ? "writes" : "reads",
+                describe(region, region->begin + region->bytes));
   if (region->buffer->role != EM_INPUT) return access_output(region, offset, bytes, write, frame);
   if (write)
-    fail("read-only", frame, "%s writes to %s, an input {0}", this_thread(),
-         describe(region, address));
+    fail("read-only", frame, "%s writes to %s, an input {0}", this_thread(), describe(region, address));
 }
 
 // `aligned`: the compiler takes the address for a multiple of the size, and so does a GPU.

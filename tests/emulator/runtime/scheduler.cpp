@@ -131,13 +131,13 @@ static bool release_simdgroups() {
       waits |= fibres[i].wait == AT_SIMD || fibres[i].wait == AT_SIMD_BARRIER;
     if (!waits) continue;
     if (last - first < EM_SIMD && fibres[first].wait == AT_SIMD) {
-      fail("launch", nullptr, "%s: simdgroup %u has %u threads; %s takes %u", group_name(launch.serial), first / EM_SIMD,
-           last - first, operation_name(fibres[first].operation), (em_u32)EM_SIMD);
+      fail("launch", nullptr, "%s: simdgroup %u has %u threads; %s takes %u", group_name(launch.serial),
+           first / EM_SIMD, last - first, operation_name(fibres[first].operation), (em_u32)EM_SIMD);
       return false;
     }
     if (!all_alike(first, last)) {
-      fail("divergence", nullptr, "simdgroup %u of %s does not go on together: %s", first / EM_SIMD, group_name(launch.serial),
-           who_waits(first, last));
+      fail("divergence", nullptr, "simdgroup %u of %s does not go on together: %s", first / EM_SIMD,
+           group_name(launch.serial), who_waits(first, last));
       return false;
     }
     if (fibres[first].wait == AT_SIMD) compute_simd(fibres + first);
@@ -152,7 +152,8 @@ static bool release_simdgroups() {
 
 static bool release_barrier() {
   if (!all_alike(0, launch.threads)) {
-    fail("divergence", nullptr, "%s does not come to one barrier: %s", group_name(launch.serial), who_waits(0, launch.threads));
+    fail("divergence", nullptr, "%s does not come to one barrier: %s", group_name(launch.serial),
+         who_waits(0, launch.threads));
     return false;
   }
   for (em_u32 i = 0; i < launch.threads; i++) {
