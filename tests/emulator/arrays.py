@@ -28,23 +28,31 @@ NUMPY = {
 
 
 class Stored(NamedTuple):
-    """An array as it lies in memory: its bytes, and the distance between neighbours along each axis in elements."""
+    """An array as it lies in memory: its bytes, and the distance between neighbours along each axis in elements.
+
+    ``first`` is the byte at which element 0 begins, of which MLX passes the address: not the lowest one where a stride
+    is negative, as those of ``x[::-1]``.
+    """
 
     data: Bytes
     strides: tuple[int, ...]
+    first: int = 0
 
 
 def stored(array: mx.array, contiguous: bool) -> Stored:
     """The bytes of an evaluated array: in row-major order, or as they lie if they need not be contiguous."""
     plain = np.array(array.view(AS_INTEGERS[array.dtype][0]) if array.dtype in AS_INTEGERS else array, copy=False)
+    size = plain.itemsize
     if contiguous or plain.size == 0:
         plain = np.ascontiguousarray(plain)
-        data = plain.reshape(-1).view(np.uint8)
+        data, below = plain.reshape(-1).view(np.uint8), 0
     else:
-        # From the first element to the last; MLX's strides are never negative.
-        span = 1 + sum((n - 1) * stride // plain.itemsize for n, stride in zip(plain.shape, plain.strides))
-        data = np.lib.stride_tricks.as_strided(plain, (span,), (plain.itemsize,)).view(np.uint8)
-    return Stored(data, tuple(stride // plain.itemsize for stride in plain.strides))
+        # From the lowest element that the view reaches to the highest.
+        reach = [(n - 1) * stride // size for n, stride in zip(plain.shape, plain.strides)]
+        below, above = -sum(min(0, r) for r in reach), sum(max(0, r) for r in reach)
+        lowest = plain[tuple(slice(-1, None) if stride < 0 else slice(1) for stride in plain.strides)]
+        data = np.lib.stride_tricks.as_strided(lowest, (below + 1 + above,), (size,)).view(np.uint8)
+    return Stored(data, tuple(stride // size for stride in plain.strides), below * size)
 
 
 def loaded(data: Bytes, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:

@@ -148,7 +148,8 @@ def _buffer(
     index = program.inputs.index(parameter.array)
     array = inputs[index]
     if parameter.kind == "buffer":
-        return native.Argument(parameter.name, kept[index].data, array.dtype.size, Role.INPUT)
+        lies = kept[index]
+        return native.Argument(parameter.name, lies.data, array.dtype.size, Role.INPUT, lies.first)
     if parameter.kind == "strides":
         numbers = np.array(kept[index].strides, np.int64)
     else:

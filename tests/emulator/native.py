@@ -26,12 +26,16 @@ class Role(IntEnum):
 
 
 class Argument(NamedTuple):
-    """A buffer of a launch: ``element`` is the size of one element in bytes."""
+    """A buffer of a launch: ``element`` is the size of one element in bytes.
+
+    The kernel gets the address of the byte ``first``: below it lies what strides lead back to.
+    """
 
     name: str
     data: Bytes
     element: int
     role: Role
+    first: int = 0
 
 
 class _Buffer(ctypes.Structure):
@@ -39,6 +43,7 @@ class _Buffer(ctypes.Structure):
         ("name", ctypes.c_char_p),
         ("data", ctypes.c_void_p),
         ("bytes", U64),
+        ("first", U64),
         ("element", U32),
         ("role", U32),
     ]
@@ -136,6 +141,7 @@ def launch(
         buffer.name = argument.name.encode()
         buffer.data = argument.data.ctypes.data
         buffer.bytes = argument.data.nbytes
+        buffer.first = argument.first
         buffer.element = argument.element
         buffer.role = argument.role
     spans = (_Span * max(1, len(kernel.arrays)))(

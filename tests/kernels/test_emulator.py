@@ -139,12 +139,32 @@ def test_inputs_that_are_not_contiguous(checked: bool) -> None:
         "every third row": base.reshape(12, 8)[::3],
         "one row for all": mx.broadcast_to(base[:8], (4, 8)),
         "one number for all": mx.broadcast_to(base[5], (4, 8)),
+        "rows from last to first": base[:32].reshape(4, 8)[::-1],
+        "columns from last to first": base[:32].reshape(4, 8)[:, ::-1],
+        "every third from last to first": base.reshape(12, 8)[::-3, ::-1],
+        "columns from last to first, of one row": mx.broadcast_to(base[7::-1], (4, 8)),
     }
     for name, view in views.items():
         for contiguous in (True, False):
             program = Given("strided", ("x0",), ("y0",), contiguous=contiguous, body=body)
             (y,) = Emulator(checked=checked).launch(program, [view], launch)
             assert mx.array_equal(y, view), (name, contiguous)
+
+
+def test_the_ends_of_a_view_from_last_to_first() -> None:
+    """MLX passes the address of its first element; the lowest in memory is its last."""
+    view, launch = mx.arange(96.0).reshape(12, 8)[9:2:-3, ::-1], how(((1,), mx.float32))
+
+    def program(index: str) -> Given:
+        body = f"if (thread_index_in_threadgroup == 0) {{\n  y0[0] = x0[{index}];\n}}\n// x0_strides"
+        return Given("ends", ("x0",), ("y0",), contiguous=False, body=body)
+
+    for index, want in ((-2 * 24 - 7, 24.0), (0, 79.0)):
+        (y,) = Emulator().launch(program(f"{index}"), [view], launch)
+        assert y.item() == want
+    for index in (-2 * 24 - 8, 1):
+        with pytest.raises(Fault, match=rf"thread 0 .* reads index {index} of x0, which has indices -55 to 0"):
+            Emulator().launch(program(f"{index}"), [view], launch)
 
 
 def test_every_dtype_comes_back_as_it_was() -> None:

@@ -97,6 +97,8 @@ def test_views_and_broadcasts(device: str) -> None:
         check(add_lora, [base, x, some_a, b], 0.5)
     for some_b in (normal(10, 34)[1::2, 1::2], mx.broadcast_to(b[:1], (5, 17))):
         check(add_lora, [base, x, a, some_b], 0.5)
+    for reverse in (np.s_[::-1], np.s_[:, ::-1], np.s_[::-1, ::-1]):
+        check(add_lora, [array[reverse] for array in (base, x, a, b)], 0.5)
     x3 = mx.swapaxes(normal(3, 2, 33), 0, 1)
     check(add_lora, [mx.swapaxes(normal(3, 2, 17), 0, 1), x3, a, b], 0.5)
 

@@ -117,6 +117,8 @@ def test_views_are_read_where_they_are(device: str) -> None:
         check(grouped_lora, [base, some_x, ids, a, b], FOUR)
     check(grouped_lora, [base, x, mx.repeat(ids, 2)[::2], normal(33, 30).T, normal(17, 30).T], FOUR)
     check(grouped_lora, [base, x, mx.broadcast_to(mx.array(1, mx.int32), (4,)), normal(60, 33)[::2], b], FOUR)
+    for reverse in (np.s_[::-1], np.s_[:, ::-1], np.s_[::-1, ::-1]):
+        check(grouped_lora, [base[reverse], x[reverse], ids[::-1], a[reverse], b[reverse]], FOUR)
     assert not PROGRAM.contiguous
 
 

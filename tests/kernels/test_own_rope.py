@@ -50,14 +50,16 @@ def test_values_and_gradients(device: str, shape: tuple[int, ...], interleaved: 
         lambda x: mx.swapaxes(x, -1, -2),
         lambda x: mx.swapaxes(x, 1, 2)[:, ::2, 1:, 2:],
         lambda x: mx.broadcast_to(x[:, :1], (2, 5, 7, 12)),
+        lambda x: mx.swapaxes(x, 1, 2)[::-1, ::-2, ::-1, ::-1],
     ],
-    ids=["heads", "transposed", "part", "broadcast"],
+    ids=["heads", "transposed", "part", "broadcast", "reversed"],
 )
 def test_views_are_read_where_they_are(device: str, view: Callable[[mx.array], mx.array], interleaved: bool) -> None:
     x = view(normal(2, 6, 7, 12) if view(mx.zeros((2, 6, 7, 12))).shape[-1] % 2 == 0 else normal(2, 6, 8, 12))
     wide_tables = tables((2 * x.shape[2], 2 * x.shape[3]))
     cos, sin = (table[1::2, : x.shape[3] // 2] for table in wide_tables)
     check(rope, [x, cos, sin], interleaved)
+    check(rope, [x, cos[::-1, ::-1], sin[::-1, ::-1]], interleaved)
     check_gradients(rope, [x, cos, sin], interleaved)
 
 

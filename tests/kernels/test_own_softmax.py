@@ -112,8 +112,11 @@ def test_masks_are_read_where_they_lie(device: str) -> None:
         mx.broadcast_to(normal(5, 1, key=8), (2, 3, 5, 36)),
         normal(400, key=8)[7:187].reshape(5, 36),
         normal(3, 2, 5, 36, key=8).swapaxes(0, 1),
+        normal(5, 36, key=8)[::-1],
+        normal(2, 3, 5, 36, key=8)[::-1, :, ::-1, ::-1],
     ):
         check(softmax, [x], 0.5, mask)
+        check(softmax, [x[:, ::-1, ::-1, ::-1]], 0.5, mask)
         check(softmax, [x], 0.5, mask > -0.5)
 
 

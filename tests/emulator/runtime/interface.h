@@ -27,6 +27,7 @@ typedef struct {
   const char* name;
   void* data;       // copied in before the launch, and back after it where it is an output
   em_u64 bytes;
+  em_u64 first;     // bytes before the element that the kernel's argument points at: those of negative strides
   em_u32 element;   // bytes of one element
   em_u32 role;
 } em_buffer;

@@ -158,7 +158,7 @@ void em_launch(const em_request* request, em_report* report) {
   if (dladdr((void*)request->entry, &object)) launch.object = (char*)object.dli_fbase;
   if (!map_regions()) return;
   static void* arguments[MAX_BUFFERS];
-  for (em_u32 i = 0; i < region_count; i++) arguments[i] = regions[i].begin;
+  for (em_u32 i = 0; i < region_count; i++) arguments[i] = regions[i].begin + regions[i].buffer->first;
   launch.arguments = arguments;
   current = nullptr;
   if (!request->checked || prepare_shadow()) {

@@ -108,14 +108,16 @@ Region* region_near(const void* address) {
 const char* describe(const Region* region, const void* address) {
   static char text[160];
   long long element = region->buffer->element;
-  long long offset = (const char*)address - region->begin;
+  long long below = (long long)region->buffer->first / element;
+  long long offset = (const char*)address - region->begin - (long long)region->buffer->first;
   long long index = offset >= 0 ? offset / element : -((-offset + element - 1) / element);
-  long long count = (long long)region->bytes / element;
+  long long count = (long long)region->bytes / element - below;
   const char* plural = count == 1 ? "" : "s";
-  bool inside = index >= 0 && index < count;
+  bool inside = index >= -below && index < count;
   snprintf(text, sizeof text, "index %lld of %s%s", index, region->buffer->name, inside ? "" : ", which has ");
   size_t used = strlen(text);
-  if (!inside) snprintf(text + used, sizeof text - used, "%lld element%s", count, plural);
+  if (!inside && below) snprintf(text + used, sizeof text - used, "indices %lld to %lld", -below, count - 1);
+  if (!inside && !below) snprintf(text + used, sizeof text - used, "%lld element%s", count, plural);
   return text;
 }
 

@@ -9,7 +9,7 @@ constexpr em_u32 MAX_BUFFERS = 128;
 
 struct Region {
   const em_buffer* buffer;
-  char* begin;     // the first element
+  char* begin;     // the lowest element
   em_u64 bytes;
   char* mapped;    // what is mapped around it
   em_u64 mapped_bytes;
