@@ -23,14 +23,15 @@ auto total_row = total + (RESIDUAL ? offset : 0);
 auto normed_row = normed + offset;
 
 float held[4 * CHUNKS];
-float other[4 * CHUNKS];
-float scale[4 * CHUNKS];
-mc_load_rows<T, CHUNKS, RESIDUAL, WEIGHT>(x_row, residual_row, weight, first, step, end, held, other, scale);
+float beside[4 * CHUNKS];  // the residual, then the weight: both at once would halve the threadgroups a core runs
 if (RESIDUAL) {
+  mc_load_rows<T, CHUNKS, true, false>(x_row, residual_row, x_row, first, step, end, held, beside, beside);
   _Pragma("unroll")
   for (uint i = 0; i < 4 * CHUNKS; ++i) {
-    held[i] = float(T(held[i] + other[i]));
+    held[i] = float(T(held[i] + beside[i]));
   }
+} else {
+  mc_load_rows<T, CHUNKS, WEIGHT, false>(x_row, weight, x_row, first, step, end, held, beside, beside);
 }
 float squares = 0.0f;
 _Pragma("unroll")
@@ -61,12 +62,15 @@ for (uint at = first + CHUNKS * step; at < end; at += step) {
 
 squares = mc_sum(squares, part, thread_index_in_simdgroup, first / 128, step / 128);
 const float inverse = metal::precise::rsqrt(squares / float(width) + eps[0]);
+if (RESIDUAL && WEIGHT) {
+  mc_load_rows<T, CHUNKS, false, false>(weight, weight, weight, first, step, end, beside, beside, beside);
+}
 
 // Rounded before the weight, as MLX and candle do.
 _Pragma("unroll")
 for (uint i = 0; i < 4 * CHUNKS; ++i) {
   const float value = float(T(held[i] * inverse));
-  held[i] = WEIGHT ? value * scale[i] : value;
+  held[i] = WEIGHT ? value * beside[i] : value;
 }
 _Pragma("unroll")
 for (uint chunk = 0; chunk < CHUNKS; ++chunk) {
