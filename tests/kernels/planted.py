@@ -12,15 +12,17 @@ import mlx.core as mx
 import pytest
 from emulator import Emulator, Fault, available
 from emulator.ahead import build_ahead
+from emulator.launcher import ORDERS, Order
 from given import Given, how
 
-ORDERS = ("forward", "backward", "shuffled")
 MARK = "// <-"
 
 Arrays = tuple[tuple[tuple[int, ...], mx.Dtype], ...]
 
 F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
 SIXTY_FOUR: Arrays = (((64,), F32),)
+START = "const uint t = thread_position_in_threadgroup.x;\n"
+BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 ONE_GROUP = how(*SIXTY_FOUR, grid=64, threadgroup=64)
 
 
@@ -41,7 +43,7 @@ class Planted:
     launch: custom.Launch = ONE_GROUP
     fixed: custom.Launch | None = None
     given: Arrays | None = None
-    orders: tuple[str, ...] = ORDERS
+    orders: tuple[Order, ...] = ORDERS
 
     @property
     def lines(self) -> list[int]:
@@ -59,7 +61,7 @@ class Planted:
         given, fixed = self.given or self.inputs, self.fixed or self.launch
         return [wrong, (program(self.right, given, fixed), given, fixed)]
 
-    def assert_reported(self, order: str) -> None:
+    def assert_reported(self, order: Order) -> None:
         """Run the wrong body; the report has to say what and where."""
         with pytest.raises(Fault) as raised:
             run(self.wrong, self.inputs, self.launch, order)
@@ -69,11 +71,16 @@ class Planted:
         for pattern in (*self.says, *(rf"\bline {line}\b" for line in self.lines)):
             assert re.search(pattern, said), f"{pattern!r} not in: {said}"
 
-    def assert_twin_passes(self, order: str) -> None:
+    def assert_twin_passes(self, order: Order) -> None:
         """Run the corrected body."""
         assert self.wrong.count(self.fix[0]) == 1 or self.fix == ("", ""), self.fix
         assert self.fix != ("", "") or self.fixed or self.given, "nothing is corrected"
         run(self.right, self.given or self.inputs, self.fixed or self.launch, order)
+
+
+def simple(kind: str, wrong: str, right: str, *says: str, **how_it_runs: object) -> Planted:
+    """A body of one line or several after ``t``, replaced as a whole by the correction."""
+    return Planted(kind, f"{START}{wrong}\n", (wrong, right), says, **how_it_runs)  # type: ignore[arg-type]
 
 
 def in_every_order(cases: dict[str, Planted]) -> pytest.MarkDecorator:
@@ -94,7 +101,7 @@ def build(request: pytest.FixtureRequest, *tables: dict[str, Planted]) -> None:
     build_ahead([launch for case in cases for launch in case.launches()])
 
 
-def run(body: str, arrays: Arrays, launch: custom.Launch, order: str) -> list[mx.array]:
+def run(body: str, arrays: Arrays, launch: custom.Launch, order: Order) -> list[mx.array]:
     """Run a body over inputs x, z, … and outputs y, w, … with values 0 to 6."""
     inputs = [values(shape, dtype) for shape, dtype in arrays]
     return Emulator(order=order, seed=1).launch(program(body, arrays, launch), inputs, launch)

@@ -152,11 +152,9 @@ def built(request: pytest.FixtureRequest) -> None:
         pytest.skip(reason)
     items = [item for item in request.session.items if item.path == request.path and isinstance(item, pytest.Function)]
     names = {item.originalname for item in items}
-    texts = [
-        (launches()[item.callspec.params["case"].program], *item.callspec.params["case"].texts())
-        for item in items
-        if item.originalname == "test_what_is_broken_is_reported"
-    ]
+    params = [item.callspec.params for item in items if "case" in item.fixturenames]
+    cases = [each["case"] for each in params if isinstance(each["case"], Broken)]
+    texts = [(launches()[case.program], *case.texts()) for case in cases]
     if "test_every_barrier_of_a_body_is_needed" in names:
         for launched in launches().values():
             broken = broken_barriers(launched.program.body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from emulator.launcher import Order
 from given import how
 from planted import F32, Planted, build, in_every_order
 
@@ -85,10 +86,10 @@ def built(request: pytest.FixtureRequest) -> None:
 
 
 @in_every_order(LAUNCHES)
-def test_launches(name: str, order: str) -> None:
+def test_launches(name: str, order: Order) -> None:
     LAUNCHES[name].assert_reported(order)
 
 
 @in_every_order(LAUNCHES)
-def test_corrected_launches(name: str, order: str) -> None:
+def test_corrected_launches(name: str, order: Order) -> None:
     LAUNCHES[name].assert_twin_passes(order)

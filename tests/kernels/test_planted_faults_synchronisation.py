@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from emulator.launcher import Order
 from given import how
-from planted import F32, Planted, build, in_every_order
+from planted import BARRIER, F32, START, Planted, build, in_every_order
 
-BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 ANY_THREAD = r"thread \d+ of threadgroup 0"
 
 # Threads exchange values within a threadgroup. The barrier in question is the second.
@@ -56,9 +56,8 @@ def between(body: str, wrong: str, right: str) -> Planted:
 
 def diverging(wrong: str, right: str, *says: str) -> Planted:
     """A body of one threadgroup whose threads part; each writes its output there or after it."""
-    start = "const uint t = thread_position_in_threadgroup.x;\n"
     end = "" if "y[t] =" in wrong else "\ny[t] = 1.0f;"
-    return Planted("divergence", f"{start}{wrong}{end}", (wrong, right), (r"threadgroup 0", *says))
+    return Planted("divergence", f"{START}{wrong}{end}", (wrong, right), (r"threadgroup 0", *says))
 
 
 RACES = {
@@ -248,20 +247,20 @@ def built(request: pytest.FixtureRequest) -> None:
 
 
 @in_every_order(RACES)
-def test_races(name: str, order: str) -> None:
+def test_races(name: str, order: Order) -> None:
     RACES[name].assert_reported(order)
 
 
 @in_every_order(RACES)
-def test_corrected_races(name: str, order: str) -> None:
+def test_corrected_races(name: str, order: Order) -> None:
     RACES[name].assert_twin_passes(order)
 
 
 @in_every_order(DIVERGENCES)
-def test_divergences(name: str, order: str) -> None:
+def test_divergences(name: str, order: Order) -> None:
     DIVERGENCES[name].assert_reported(order)
 
 
 @in_every_order(DIVERGENCES)
-def test_corrected_divergences(name: str, order: str) -> None:
+def test_corrected_divergences(name: str, order: Order) -> None:
     DIVERGENCES[name].assert_twin_passes(order)

@@ -6,10 +6,10 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from emulator.launcher import Order
 from given import how
-from planted import BF16, F16, F32, Arrays, Planted, build, in_every_order
+from planted import BF16, F16, F32, START, Arrays, Planted, build, in_every_order
 
-START = "const uint t = thread_position_in_threadgroup.x;\n"
 SMALL: Arrays = (((3,), F32),)
 LARGE: Arrays = (((64,), F32),)
 SCALAR: Arrays = (((), F32),)
@@ -140,10 +140,10 @@ def built(request: pytest.FixtureRequest) -> None:
 
 
 @in_every_order(TYPES)
-def test_types(name: str, order: str) -> None:
+def test_types(name: str, order: Order) -> None:
     TYPES[name].assert_reported(order)
 
 
 @in_every_order(TYPES)
-def test_corrected_types(name: str, order: str) -> None:
+def test_corrected_types(name: str, order: Order) -> None:
     TYPES[name].assert_twin_passes(order)
