@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from . import lora_launch
 from .kernel import Kernel
-from .lora_order import THROUGH_RANK, is_low, merging_is_cheaper, order_of_gradients
+from .lora_order import merges, order_taken
 from .matmul import addmm, as_rows, matmul
 from .own import Own
 from .variant import Gradients, Outputs, Variant
@@ -52,10 +52,7 @@ def _lora_vjp(
     x, a, b = inputs
     rows, upstream = as_rows(x), as_rows(cotangent)
     (width, rank), out = a.shape, b.shape[1]
-    order = THROUGH_RANK
-    # Not of float16, where a product that nobody spelled out may leave the range.
-    if not is_low(width, rank, out) and x.dtype != mx.float16:
-        order = order_of_gradients(rows.shape[0], width, rank, out, tuple(needs))
+    order = order_taken(rows.shape[0], width, rank, out, tuple(needs), x.dtype == mx.float16)
     gradients: list[mx.array | None] = [None, None, None]
     if (needs[0] and order.x) or (needs[1] and order.a):
         at_rank = matmul(upstream, b.T) * scale
@@ -133,10 +130,8 @@ _FEWER = "a rank near the widths: x · (A · B) takes fewer multiplications"
 
 
 def _merges(x: mx.array, a: mx.array, b: mx.array) -> bool:
-    (width, rank), out = a.shape, b.shape[1]
-    if is_low(width, rank, out) or not width or x.dtype == mx.float16:
-        return False
-    return merging_is_cheaper(x.size // width, width, rank, out)
+    width, rank = a.shape
+    return bool(width) and merges(x.size // width, width, rank, b.shape[1], x.dtype == mx.float16)
 
 
 def _select(x: mx.array, a: mx.array, b: mx.array, scale: float) -> tuple[Variant | None, str]:

@@ -42,6 +42,21 @@ def merging_is_cheaper(rows: int, width: int, rank: int, out: int) -> bool:
     return width * out * (rank + rows) < rows * rank * (width + out)
 
 
+def merges(rows: int, width: int, rank: int, out: int, is_f16: bool) -> bool:
+    """Whether the result is computed as ``x · (A · B)``.
+
+    Not of float16, where a product that nobody spelled out may leave the range.
+    """
+    return not is_f16 and not is_low(width, rank, out) and merging_is_cheaper(rows, width, rank, out)
+
+
+def order_taken(rows: int, width: int, rank: int, out: int, needs: tuple[bool, ...], is_f16: bool) -> Order:
+    """The order in which the gradients are computed: the cheapest one, but of float16 through the rank."""
+    if is_f16 or is_low(width, rank, out):
+        return THROUGH_RANK
+    return order_of_gradients(rows, width, rank, out, needs)
+
+
 def multiplications(order: Order, rows: int, width: int, rank: int, out: int, needs: tuple[bool, ...]) -> int:
     """How many multiplications the gradients that ``needs`` marks take; what two of them share counts once."""
     of_x, of_a, of_b = needs

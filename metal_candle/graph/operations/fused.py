@@ -14,6 +14,7 @@ from ...error import ShapeMismatchBinaryOpError, ShapeMismatchError, Unsupported
 from ...kernels.attention import attention
 from ...kernels.fused_lora import add_lora, lora
 from ...kernels.head_cross_entropy import head_cross_entropy
+from ...kernels.lora_order import merges, multiplications, order_taken
 from ...kernels.rope import rope
 from ...kernels.swiglu import swiglu
 from ...shape import Shape, expect_rank
@@ -53,13 +54,17 @@ class LoRA(Operation):
 
     def flops(self, inputs: Sequence[Any], output: Metas) -> int:
         rows, width, rank, out = self._sizes(inputs)
+        if merges(rows, width, rank, out, self._is_f16(inputs)):
+            return 2 * width * out * (rank + rows) + width * out
         return 2 * rows * rank * (width + out) + rows * rank
 
     def vjp_flops(self, inputs: Sequence[Any], output: Metas, needs: Sequence[bool]) -> int:
-        rows, width, rank, out = self._sizes(inputs)
-        narrow, wide = 2 * rows * rank * width, 2 * rows * rank * out
-        # x and A share the cotangent at rank; B needs x · A again.
-        return wide * (needs[0] or needs[1]) + narrow * (needs[0] + needs[1]) + (narrow + wide) * needs[2]
+        sizes, wanted = self._sizes(inputs), tuple(needs)
+        return 2 * multiplications(order_taken(*sizes, wanted, self._is_f16(inputs)), *sizes, wanted)
+
+    @staticmethod
+    def _is_f16(inputs: Sequence[Any]) -> bool:
+        return bool(inputs[0].dtype is DType.F16)
 
     @staticmethod
     def _sizes(inputs: Sequence[Any]) -> tuple[int, int, int, int]:
