@@ -1,5 +1,7 @@
 """Types of the derived methods. Written by ``python -m metal_candle.tensor.stub``: do not edit."""
 
+from collections.abc import Sequence
+
 from typing_extensions import Self
 
 from ..dtype import DTypeLike

@@ -16,6 +16,8 @@ STUB = Path(__file__).with_name("methods.pyi")
 
 _HEAD = '''"""Types of the derived methods. Written by ``python -m metal_candle.tensor.stub``: do not edit."""
 
+from collections.abc import Sequence
+
 from typing_extensions import Self
 
 from ..dtype import DTypeLike
