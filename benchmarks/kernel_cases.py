@@ -9,6 +9,7 @@ from kernel_grid import Grid
 from kernel_lora_cases import grouped_lora, lora
 from kernel_model_cases import cross_entropies, ropes, smollm2, swiglus
 from kernel_row_cases import norms, softmaxes
+from kernel_softcap_cases import softcaps
 
 SUBJECTS: dict[str, Callable[[Grid], Iterator[Case]]] = {
     "lora": lora,
@@ -17,6 +18,7 @@ SUBJECTS: dict[str, Callable[[Grid], Iterator[Case]]] = {
     "norms": norms,
     "rope": ropes,
     "swiglu": swiglus,
+    "softcap": softcaps,
     "cross_entropy": cross_entropies,
     "smollm2": smollm2,
 }

@@ -168,6 +168,11 @@ def _swiglu() -> Iterator[tuple[Any, ...]]:
         yield tuple(_zeros(dtype, (3, 1024), (3, 1024)))
 
 
+def _softcap() -> Iterator[tuple[Any, ...]]:
+    for dtype in FLOATS:
+        yield *_zeros(dtype, (3, 1024)), 30.0
+
+
 # The largest of each number of elements that a thread may hold, for a simdgroup and for a threadgroup a row.
 SOFTMAX_WIDTHS = (128, 256, 512, 2048, 4096, 8192)
 SAMPLES: dict[str, Callable[[], Iterator[tuple[Any, ...]]]] = {
@@ -185,4 +190,5 @@ SAMPLES: dict[str, Callable[[], Iterator[tuple[Any, ...]]]] = {
     "softmax": _softmax,
     "softmax_backward": _softmax_backward,
     "swiglu": _swiglu,
+    "softcap": _softcap,
 }

@@ -27,6 +27,7 @@ from metal_candle.kernels.kernel import Kernel
 from metal_candle.kernels.linear import linear
 from metal_candle.kernels.picked_log_softmax import picked_log_softmax
 from metal_candle.kernels.rope import rope
+from metal_candle.kernels.softcap import softcap
 from metal_candle.kernels.swiglu import swiglu
 
 import mlx.core as mx
@@ -88,6 +89,9 @@ CASES = [
     Case(swiglu, ((70, 123), (70, 123)), COMPILED),
     Case(swiglu, ((1, 1, 5), (1, 1, 5)), COMPILED),
     Case(swiglu, ((0, 5), (0, 5)), COMPILED),
+    Case(softcap, ((70, 123),), COMPILED, (2.5,)),
+    Case(softcap, ((),), COMPILED, (2.5,)),
+    Case(softcap, ((0, 5),), COMPILED, (2.5,)),
     Case(rope, ((2, 3, 5, 8), (5, 4), (5, 4)), "composition"),
     Case(rope, ((2, 3, 5, 8), (5, 4), (5, 4)), "composition", (True,)),
     Case(linear, ((2, 3, 13), (7, 13)), "rows"),

@@ -67,6 +67,7 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
         Adapters((4, 3), (0.5, 2.0)),
     ),
     "rope": (normal(1, 5, 3, 8), normal(3, 4), normal(3, 4), False),
+    "softcap": (normal(7, 301), 2.5),
     "softmax": (normal(2, 1303), 0.5),
     "swiglu": (normal(3, 301), normal(3, 301)),
 }
@@ -141,6 +142,9 @@ BROKEN = [
     Broken("rope", "if (place < rows * pairs)", "if (place <= rows * pairs)", PAST_THE_ROW),
     Broken("rope", "if (first_head + i < heads)", "if (first_head + i <= heads)", PAST_THE_ROW),
     Broken("swiglu_vjp", "if (at < n)", "if (at <= n)", ("bounds",)),
+    Broken("softcap", "n = x_shape[0]", "n = x_shape[0] + 1", ("bounds",)),
+    Broken("softcap", "step * CHUNKS", "step", ("race",)),
+    Broken("softcap_vjp", "n = x_shape[0]", "n = x_shape[0] + 1", ("bounds",)),
 ]
 
 

@@ -1,0 +1,21 @@
+// The gradient of cap · tanh(x / cap): cotangent · (1 - tanh²(x / cap)). Two arrays are read and one is written, once.
+// Laid out as in softcap.metal.
+constexpr int CHUNKS = 2;
+
+const uint n = x_shape[0];
+const uint step = 4 * threads_per_threadgroup.x;
+const uint first = threadgroup_position_in_grid.x * step * CHUNKS + 4 * thread_position_in_threadgroup.x;
+
+float upstream[4 * CHUNKS];
+float values[4 * CHUNKS];
+mc_load_rows<T, CHUNKS, true, false>(cotangent, x, x, first, step, n, upstream, values, values);
+_Pragma("unroll")
+for (int i = 0; i < 4 * CHUNKS; ++i) {
+  // With e = exp(-2·|x| / cap) it is 4·e / (1 + e)², which cancels nothing where tanh is near 1.
+  const float e = metal::exp(-2.0f * metal::fabs(values[i]) / cap[0]);
+  upstream[i] *= 4.0f * e / ((1.0f + e) * (1.0f + e));
+}
+_Pragma("unroll")
+for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+  mc_store4<T>(of_x, first + chunk * step, n, upstream + 4 * chunk);
+}

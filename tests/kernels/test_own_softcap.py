@@ -1,0 +1,78 @@
+"""The launches of soft-capping and of its gradient."""
+
+from __future__ import annotations
+
+from metal_candle.kernels.softcap import softcap
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from launched import BACKWARD, DTYPES, FORWARD, assert_near, check, check_gradients, normal, wide
+
+SHAPES = [(), (1,), (7,), (33,), (3, 127), (2, 3, 301), (2, 3, 5, 7), (1, 4097)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_values_and_gradients(device: str, shape: tuple[int, ...], dtype: mx.Dtype) -> None:
+    x = normal(*shape, dtype=dtype) * 4
+    check(softcap, [x], 2.5)
+    check_gradients(softcap, [x], 2.5)
+
+
+def test_views(device: str) -> None:
+    check_gradients(softcap, [normal(5, 34).T[1::2]], 0.5)
+    check_gradients(softcap, [mx.broadcast_to(normal(5), (17, 5))], 0.5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_extreme_numbers(device: str, dtype: mx.Dtype) -> None:
+    x = mx.array([mx.inf, -mx.inf, mx.nan, 0.0, -0.0, 3e38, -3e38, 65504, 1e-6, -1e-6, 60, -60]).astype(dtype)
+    ones = mx.ones(x.shape, dtype)
+    for cap in (1e-3, 30.0, 1e30):
+        (y,) = softcap.forward(x, cap)
+        assert_near(y, softcap.reference(wide(x), cap), FORWARD[dtype])
+        (got,) = softcap.vjp(ones, (x,), (y,), (True,), cap)
+        _, (want,) = mx.vjp(lambda x: softcap.reference(x, cap), [wide(x)], [wide(ones)])
+        assert got is not None
+        assert_near(got, want, BACKWARD[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_slope_of_what_is_nearly_capped(device: str, dtype: mx.Dtype) -> None:
+    x = mx.linspace(4, 40, 33).astype(dtype)  # down to 4 · exp(-40) = 2e-17
+    (got,) = softcap.vjp(mx.ones(x.shape, dtype), (x,), softcap.forward(x, 2.0), (True,), 2.0)
+    assert got is not None
+    want = 1 / np.cosh(np.array(wide(x), np.float64) / 2) ** 2
+    # Relative to each, not to the largest. float32: the exponent's rounding, 40 · 2^-24. float16 has no digits below
+    # 6e-5 and no numbers below 6e-8.
+    relative, absolute = {mx.float32: (1e-5, 0), mx.float16: (2**-10, 6e-8), mx.bfloat16: (2**-8, 0)}[dtype]
+    np.testing.assert_allclose(np.array(got.astype(mx.float32)), want, relative, absolute)
+
+
+def test_what_it_does_not_take(device: str) -> None:
+    assert softcap.forward(mx.zeros((0, 5)), 2.0)[0].shape == (0, 5)
+    assert softcap.last is not None
+    assert softcap.last[1].endswith("not one launch: 0 elements")
+    softcap.choose(mx.zeros((3,), mx.int32), 2.0)
+    assert softcap.last[1].endswith("not one launch: mlx.core.int32")
+
+
+def test_mlx_transformations(device: str) -> None:
+    x, along = normal(3, 7), normal(3, 7, key=1)
+
+    def loss(x: mx.array) -> mx.array:
+        return mx.square(softcap(x, 0.5)).sum()
+
+    def wanted(x: mx.array) -> mx.array:
+        return mx.square(softcap.reference(x, 0.5)).sum()
+
+    for function in (loss, mx.checkpoint(loss)):
+        assert_near(mx.grad(function)(x), mx.grad(wanted)(x), BACKWARD[mx.float32])
+    second = mx.grad(lambda x: (mx.grad(loss)(x) * along).sum())(x)
+    assert_near(second, mx.grad(lambda x: (mx.grad(wanted)(x) * along).sum())(x), BACKWARD[mx.float32])
+    (got,), (want,) = (mx.jvp(function, [x], [along])[1] for function in (loss, wanted))
+    assert_near(got, want, BACKWARD[mx.float32])
+    if device != "emulator":  # which needs numbers, where vmap traces
+        by_rows = mx.vmap(lambda row: softcap(row, 0.5))(x)
+        assert_near(by_rows, softcap.reference(x, 0.5), FORWARD[mx.float32])
