@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeVar
 
-from ..error import ShapeMismatchError
+from ..error import ArgumentValueError, ShapeMismatchError
 from ..graph.node import record
 from ..graph.operations.fused import Rope, Sdpa, Swiglu
 from ..graph.operations.norm import WeightedRMSNorm
 from ..graph.operations.random import Dropout, random_key
+from ..graph.operations.softcap import Softcap
 from ..shape import DimLike
 from ..tensor.base import TensorBase
+from .capped_attention import capped_attention
 
 T = TypeVar("T", bound=Any)
 
@@ -63,6 +66,17 @@ def rms_norm(xs: T, alpha: TensorBase, eps: float) -> T:
     return result
 
 
+def softcap(xs: T, cap: float) -> T:
+    """cap · tanh(xs / cap) in one operation, as Gemma 2 caps its logits. candle spells it out.
+
+    Raises ``ArgumentValueError`` for a cap that is not positive and finite.
+    """
+    if not 0 < cap < math.inf:
+        raise ArgumentValueError(f"softcap: got cap {cap}; takes a positive number")
+    result: T = xs._record(Softcap(cap))
+    return result
+
+
 def dropout(xs: T, p: float) -> T:
     """Elements set to 0 with probability p, the others scaled by 1 / (1 - p)."""
     result: T = xs._wrap(record(Dropout(p), (xs._node, random_key(xs.device))))
@@ -86,13 +100,14 @@ def sdpa(
 ) -> T:
     """softmax(scale · q · kᵀ + mask) · v for ``(b, h, s, d)``; k and v may have fewer heads.
 
-    ``do_causal`` hides later keys, aligned bottom-right. Raises ``ShapeMismatchError`` where both a mask and
-    ``do_causal`` are given, and for a ``softcapping`` other than 1.0 (off).
+    ``do_causal`` hides later keys, aligned bottom-right. A ``softcapping`` other than 1.0, which is off, replaces the
+    scores by ``softcapping · tanh(scale · q · kᵀ / softcapping)`` before the mask. Raises ``ShapeMismatchError`` where
+    both a mask and ``do_causal`` are given, ``ArgumentValueError`` for a ``softcapping`` that is not positive.
     """
     if mask is not None and do_causal:
         raise ShapeMismatchError("sdpa: got a mask and do_causal; takes one of them")
     if softcapping != 1.0:
-        raise ShapeMismatchError(f"sdpa: got softcapping {softcapping}; takes 1.0, which is off")
+        return capped_attention(q, k, v, mask, do_causal, scale, softcapping)
     masks = () if mask is None else (q._lift(mask),)
     result: T = q._record(Sdpa(scale, do_causal), k, v, *masks)
     return result

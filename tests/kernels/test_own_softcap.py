@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from metal_candle import Tensor, Var
 from metal_candle.kernels.softcap import softcap
+from metal_candle.nn import ops
 
 import mlx.core as mx
 import numpy as np
@@ -76,3 +78,12 @@ def test_mlx_transformations(device: str) -> None:
     if device != "emulator":  # which needs numbers, where vmap traces
         by_rows = mx.vmap(lambda row: softcap(row, 0.5))(x)
         assert_near(by_rows, softcap.reference(x, 0.5), FORWARD[mx.float32])
+
+
+def test_the_operation_launches_it(device: str) -> None:
+    x = np.random.default_rng(0).normal(size=(5, 33)).astype(np.float32)
+    var = Var.from_tensor(Tensor(x))
+    grads = ops.softcap(var, 0.5).sum_all().backward()
+    assert softcap.last is not None
+    assert softcap.last[0] == "one launch"
+    np.testing.assert_allclose(grads[var].numpy(), 1 / np.cosh(x.astype(np.float64) / 0.5) ** 2, rtol=1e-5, atol=1e-9)
