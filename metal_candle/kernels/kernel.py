@@ -130,9 +130,11 @@ _MODE = settings.Derived(_mode, settings.KERNELS, settings.DISABLE, settings.DEB
 
 def launching() -> tuple[str | None, bool]:
     """The name of what launches our kernels in this context, ``None`` where nothing does; whether it always does."""
+    on = custom.backend()
+    if on is None:  # at once: a graph asks each time that it is computed
+        return None, False
     plain, always, _ = _MODE.get()
-    on = custom.backend() if plain is None else None
-    return (None if on is None else on.name), always
+    return (on.name, always) if plain is None else (None, False)
 
 
 def on_cpu() -> bool:

@@ -8,7 +8,7 @@ from functools import lru_cache
 import mlx.core as mx
 
 from . import double
-from .custom import Launch, Program, launch, scalar
+from .custom import Launch, Program, backend, launch, scalar
 from .kernel import Kernel, on_cpu
 from .own import UNMEASURED, Own, Trial
 from .softmax_launch import FLOATS, keeps_up, like, small, spread, template_of, too_many
@@ -73,3 +73,11 @@ softmax_backward = Kernel(
     arity=2,
     own=Own("one launch", _launch, _unfit, _wins, _trial),
 )
+
+
+def launched(y: mx.array, cotangent: mx.array, log: bool = False) -> mx.array | None:
+    """The gradient of ``softmax(x)``, or its logarithm, in one launch; ``None`` where it is not used."""
+    if backend() is None:  # nothing to choose
+        return None
+    variant = softmax_backward.choose(y, cotangent, 1.0, log)
+    return variant.forward(y, cotangent, 1.0, log)[0] if softmax_backward.launches(variant) else None

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...error import ArgumentValueError, ShapeMismatchBinaryOpError, ShapeMismatchError
-from ...kernels import elementary
+from ...kernels import elementary, softmax_backward
 from ...kernels.layer_norm import layer_norm
 from ...kernels.rms_norm import rms_norm
 from ...kernels.softmax import log_softmax, softmax
@@ -57,8 +57,11 @@ class Softmax(Operation):
         return e / e.sum(axis=dim, keepdims=True)
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        inner = (cotangent * output).sum(axis=self.dim, keepdims=True)
-        return (output * (cotangent - inner),)
+        found = softmax_backward.launched(output, cotangent) if self.dim in (-1, output.ndim - 1) else None
+        if found is None:
+            inner = (cotangent * output).sum(axis=self.dim, keepdims=True)
+            found = output * (cotangent - inner)
+        return (found,)
 
 
 class LogSoftmax(Operation):
@@ -92,7 +95,10 @@ class LogSoftmax(Operation):
         return shifted - np.log(np.exp(shifted).sum(axis=dim, keepdims=True))
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return (cotangent - elementary.exp.forward(output)[0] * cotangent.sum(axis=self.dim, keepdims=True),)
+        found = softmax_backward.launched(output, cotangent, True) if self.dim in (-1, output.ndim - 1) else None
+        if found is None:
+            found = cotangent - elementary.exp.forward(output)[0] * cotangent.sum(axis=self.dim, keepdims=True)
+        return (found,)
 
 
 class RMSNorm(Operation):
