@@ -1,8 +1,8 @@
 """Soft-capping: scores or logits kept between -cap and cap, as in Gemma 2.
 
 A launch of ours reads and writes what ``mx.compile`` of the definition does, with as many launches, so that the rule
-does not choose it until a measured row says so. The gradient reads x rather than the result: as many bytes, but where a
-half rounds ``tanh`` to 1 the slope would be 0.
+does not choose it until a measured row says so. The gradient reads x rather than the result: as many bytes, but of a
+result that was rounded to cap the slope would be 0.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ _compiled = one_launch(_reference)
 
 @one_launch
 def _compiled_gradient(cotangent: mx.array, x: mx.array, cap: float) -> mx.array:
-    power = mx.exp(mx.abs(x.astype(mx.float32)) * (-2 / cap))
-    return (cotangent.astype(mx.float32) * (4 * power / mx.square(1 + power))).astype(x.dtype)
+    # 1 / cosh² is 1 - tanh² without its cancellation, and few enough operations for one launch.
+    slope_inverse = mx.square(mx.cosh(x.astype(mx.float32) / cap))
+    return (cotangent.astype(mx.float32) / slope_inverse).astype(x.dtype)
 
 
 def _compiled_forward(x: mx.array, cap: float) -> Outputs:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from metal_candle import Tensor, Var
+from metal_candle.kernels import softcap as module
 from metal_candle.kernels.softcap import softcap
 from metal_candle.nn import ops
 
@@ -58,6 +61,17 @@ def test_what_it_does_not_take(device: str) -> None:
     assert softcap.last[1].endswith("not one launch: 0 elements")
     softcap.choose(mx.zeros((3,), mx.int32), 2.0)
     assert softcap.last[1].endswith("not one launch: mlx.core.int32")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_a_gpu_takes_instead_is_one_operation_each(dtype: mx.Dtype, tmp_path: Path) -> None:
+    x, cotangent = (normal(3, 5, dtype=dtype, key=key) for key in (0, 1))
+    mx.eval(x, cotangent)
+    (y,) = module._COMPILED.forward(x, 2.5)
+    for array in (y, module._COMPILED.vjp(cotangent, (x,), (y,), (True,), 2.5)[0]):
+        assert array is not None
+        mx.export_to_dot(str(tmp_path / "graph.dot"), array)
+        assert (tmp_path / "graph.dot").read_text().count("shape=rectangle") == 1
 
 
 def test_mlx_transformations(device: str) -> None:

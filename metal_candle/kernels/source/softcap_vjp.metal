@@ -11,9 +11,9 @@ float values[4 * CHUNKS];
 mc_load_rows<T, CHUNKS, true, false>(cotangent, x, x, first, step, n, upstream, values, values);
 _Pragma("unroll")
 for (int i = 0; i < 4 * CHUNKS; ++i) {
-  // With e = exp(-2·|x| / cap) it is 4·e / (1 + e)², which cancels nothing where tanh is near 1.
-  const float e = metal::exp(-2.0f * metal::fabs(values[i]) / cap[0]);
-  upstream[i] *= 4.0f * e / ((1.0f + e) * (1.0f + e));
+  // 1 - tanh² is 1 / cosh², which cancels nothing where tanh is near 1. Infinite, it gives 0.
+  const float c = metal::precise::cosh(values[i] / cap[0]);
+  upstream[i] /= c * c;
 }
 _Pragma("unroll")
 for (int chunk = 0; chunk < CHUNKS; ++chunk) {
