@@ -121,12 +121,12 @@ def without_comments(text: str) -> str:
 
 
 def _without_cuda(code: str) -> str:
-    """The text with what stands between ``#ifdef __CUDACC__`` and its ``#else`` or ``#endif`` blank."""
+    """The text with what stands between ``#ifdef MC_FOURS`` and its ``#else`` or ``#endif`` blank."""
 
     def blank(match: re.Match[str]) -> str:
         return re.sub(r"[^\n]", " ", match[0])
 
-    return re.sub(r"^#ifdef __CUDACC__$.*?^#(?:else|endif)$", blank, code, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^#ifdef MC_FOURS$.*?^#(?:else|endif)$", blank, code, flags=re.MULTILINE | re.DOTALL)
 
 
 def vocabulary(header: str) -> Vocabulary:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .generate import Generated, Parameter
 
 ENTRY = "em_kernel"
 
 
-def run_source(generated: Generated) -> str:
+def run_source(generated: Generated, defines: Sequence[str] = ()) -> str:
     """The text for ``toolchain.build_kernel``. Its lines are numbered by part: header, signature, body."""
+    macros = "".join(f"#define {name}\n" for name in defines)
     parts = (("header", generated.header), ("signature", generated.signature), ("body", generated.body + "\n}\n"))
     numbered = "".join(f'#line 1 "{name}"\n{text.rstrip()}\n' for name, text in parts)
-    return f'#include "as_cpp.h"\n{numbered}#line 1 "entry"\n{_entry(generated)}'
+    return f'#include "as_cpp.h"\n{macros}{numbered}#line 1 "entry"\n{_entry(generated)}'
 
 
 def _entry(generated: Generated) -> str:

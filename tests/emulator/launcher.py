@@ -38,14 +38,22 @@ class Emulator:
 
     ``order`` is that in which threads and threadgroups run; ``seed`` that of the shuffled one. ``checked`` reports
     every wrong access; without it only the machine's own protection does, at a fraction of the time. ``patience`` is
-    how many seconds of processor time a thread may go on without coming to a barrier or its end.
+    how many seconds of processor time a thread may go on without coming to a barrier or its end. ``defines`` are macros
+    for the run, to reach what a text holds for other back-ends; the type check does without them.
     A ``Fault`` is raised where a kernel does what it must not, ``RuntimeError`` without a compiler.
     """
 
     name = "emulator"
     trusted = True
 
-    def __init__(self, order: Order = "forward", seed: int = 0, checked: bool = True, patience: float = 10.0) -> None:
+    def __init__(
+        self,
+        order: Order = "forward",
+        seed: int = 0,
+        checked: bool = True,
+        patience: float = 10.0,
+        defines: tuple[str, ...] = (),
+    ) -> None:
         if order not in ORDERS:
             raise ValueError(f"Emulator: got order {order!r}; takes one of {', '.join(ORDERS)}")
         present, reason = toolchain.available()
@@ -55,13 +63,14 @@ class Emulator:
         self.seed = seed
         self.checked = checked
         self.patience = patience
+        self.defines = defines
 
     def launch(self, program: custom.Program, inputs: Sequence[mx.array], how: custom.Launch) -> list[mx.array]:
         """The program's outputs. Raises ``Fault``."""
         mx.eval(*inputs)
         specs = tuple((tuple(array.shape), array.dtype) for array in inputs)
         threads, groups = _launchable(program, how)
-        kernel = _kernel(program, program.body, program.header, specs, how, self.checked)
+        kernel = _kernel(program, program.body, program.header, specs, how, self.checked, self.defines)
         if kernel.loaded.threadgroup_bytes > MOST_THREADGROUP_BYTES:
             raise Fault(
                 "launch",
@@ -104,11 +113,12 @@ def _kernel(
     specs: tuple[tuple[tuple[int, ...], mx.Dtype], ...],
     how: custom.Launch,
     checked: bool,
+    defines: tuple[str, ...],
 ) -> _Kernel:
     generated = metal_source(program, specs, how)
     type_check(generated)
     try:
-        path = toolchain.build_kernel(run_source(generated), checked)
+        path = toolchain.build_kernel(run_source(generated, defines), checked)
     except Fault as fault:
         raise Fault(fault.kind, f"{program.name}: {fault}") from None
     return _Kernel(generated, native.load(toolchain.runtime(), path))

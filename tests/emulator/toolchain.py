@@ -35,6 +35,8 @@ KERNEL: tuple[str, ...] = (
     "-fvisibility=hidden",
     "-ffp-contract=off",
     "-fno-math-errno",
+    # What a thread reads of its own before it wrote it is NaN.
+    "-ftrivial-auto-var-init=pattern",
     # A loop without end is to be seen, not taken for something that cannot be.
     "-fno-finite-loops",
     "-fno-builtin-memcpy",

@@ -148,6 +148,6 @@ if (sum > 0.0f) {
 """
     assert dialect.lint_body(body, HEADER, PORTABLE) == []
     assert dialect.lint_header(HEADER, PORTABLE) == []
-    cuda = "#ifdef __CUDACC__\nstruct Four {\n  double value[4];\n};\n#endif\n"
+    cuda = "#ifdef MC_FOURS\nstruct Four {\n  double value[4];\n};\n#endif\n"
     assert dialect.lint_header(cuda + HEADER, PORTABLE) == []
     assert [line for line, _ in dialect.lint_header(f"{cuda}double x;", PORTABLE)] == [6]

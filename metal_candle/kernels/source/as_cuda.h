@@ -244,6 +244,9 @@ __device__ inline bool simd_any(bool value) {
 #define simdgroup_index_in_threadgroup (thread_index_in_threadgroup / 32u)
 #define simdgroups_per_threadgroup ((blockDim.x * blockDim.y * blockDim.z + 31u) / 32u)
 
+// Four neighbours of a row in one access, which takes some telling here; see shared.h.
+#define MC_FOURS
+
 // Address spaces come last: CUDA spells `__device__` by way of the word `device`, so that above this line a function
 // would become one for the host, without a message. `threadgroup` must be shared memory: were it nothing, each thread
 // would have an array of its own, without a message either.

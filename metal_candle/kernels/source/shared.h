@@ -31,16 +31,16 @@ inline float mc_max(float value, Part part, uint lane, uint group, uint groups) 
 }
 
 // Rows, of which a thread takes four neighbours at a time: as floats, 0 from `end` on, and rounded to T again. Metal's
-// compiler makes one load or store of the four. CUDA's does so where it is told that the address allows it: a row of
-// odd width, or a part of another array, may begin anywhere.
-#ifdef __CUDACC__
+// compiler makes one load or store of the four. CUDA's, for which MC_FOURS is defined, does so where it is told that the
+// address allows it: a row of odd width, or a part of another array, may begin anywhere.
+#ifdef MC_FOURS
 template <typename T>
 struct alignas(4 * sizeof(T)) mc_four {
   uint words[sizeof(T)];
 };
 template <typename T, typename Row>
 inline bool mc_in_fours(Row row, uint end) {
-  return end % 4 == 0 && reinterpret_cast<cuda::std::uintptr_t>(row) % sizeof(mc_four<T>) == 0;
+  return end % 4 == 0 && reinterpret_cast<size_t>(row) % sizeof(mc_four<T>) == 0;
 }
 template <typename T, typename Row>
 inline mc_four<T> mc_load_four(Row at) {
@@ -69,7 +69,7 @@ inline void mc_load4(Row row, uint at, uint end, thread float* values) {
 
 template <typename T, typename Row>
 inline void mc_store4(Row row, uint at, uint end, const thread float* values) {
-#ifdef __CUDACC__
+#ifdef MC_FOURS
   if (mc_in_fours<T>(row, end)) {
     if (at < end) {
       mc_four<T> four;
@@ -99,7 +99,7 @@ inline void mc_store4(Row row, uint at, uint end, const thread float* values) {
 template <typename T, int CHUNKS, bool SECOND, bool THIRD, typename A, typename B, typename C>
 inline void mc_load_rows(
     A a, B b, C c, uint first, uint step, uint end, thread float* of_a, thread float* of_b, thread float* of_c) {
-#ifdef __CUDACC__
+#ifdef MC_FOURS
   if (mc_in_fours<T>(a, end) && (!SECOND || mc_in_fours<T>(b, end)) && (!THIRD || mc_in_fours<T>(c, end))) {
     mc_four<T> fours[3][CHUNKS] = {};
     _Pragma("unroll")

@@ -13,6 +13,8 @@ namespace em {
 // Reserved between any two buffers, so that a stray index lands in no other buffer. It costs no memory.
 constexpr em_u64 GAP = 64ull << 20;
 constexpr int POISON = 0xff;  // NaN in every floating type
+// Bytes of the widest access of one thread. An input lies as it did before, as far as such an access can tell.
+constexpr em_u64 WIDEST = 16;
 
 Region regions[MAX_BUFFERS];
 em_u32 region_count = 0;
@@ -38,7 +40,8 @@ bool map_regions() {
     return false;
   }
   reserved_bytes = GAP;
-  for (em_u32 i = 0; i < request->buffer_count; i++) reserved_bytes += whole_pages(request->buffers[i].bytes) + GAP;
+  for (em_u32 i = 0; i < request->buffer_count; i++) 
+    reserved_bytes += whole_pages(request->buffers[i].bytes + WIDEST) + GAP;
   void* got = mmap(nullptr, reserved_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (got == MAP_FAILED) {
     fail("launch", nullptr, "no room for %llu bytes of buffers and gaps", reserved_bytes);
@@ -49,14 +52,15 @@ bool map_regions() {
   for (em_u32 i = 0; i < request->buffer_count; i++) {
     const em_buffer& buffer = request->buffers[i];
     Region& region = regions[region_count++];
-    em_u64 pages = whole_pages(buffer.bytes);
+    em_u64 lies = buffer.role == EM_INPUT ? (em_u64)buffer.data % WIDEST : 0;
+    em_u64 pages = buffer.bytes ? whole_pages(lies + buffer.bytes) : 0;
     region.buffer = &buffer;
     region.bytes = buffer.bytes;
     region.mapped = at;
     region.mapped_bytes = pages;
     region.log_element = log2_of(buffer.element);
     // Checked, every access is compared with the ends; else the end lies against the unmapped page.
-    region.begin = request->checked ? at : at + pages - buffer.bytes;
+    region.begin = request->checked ? at + lies : at + pages - buffer.bytes;
     if (pages) {
       mprotect(at, pages, PROT_READ | PROT_WRITE);
       memset(at, POISON, pages);
