@@ -63,6 +63,22 @@ def test_what_it_does_not_take(device: str) -> None:
     assert softcap.last[1].endswith("not one launch: mlx.core.int32")
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, mx.float64], ids=str)
+def test_on_the_cpu(dtype: mx.Dtype) -> None:
+    with mx.stream(mx.cpu):
+        x, cotangent = ((normal(3, 33, key=key) * size).astype(dtype) for key, size in ((0, 4), (1, 1)))
+        outputs = softcap.forward(x, 2.5)
+        (got,) = softcap.vjp(cotangent, (x,), outputs, (True,), 2.5)
+        assert got is not None
+        assert got.dtype == outputs[0].dtype == dtype
+        wide_x, upstream, gradient = (np.array(array.astype(mx.float64)) for array in (x, cotangent, got))
+    # 1 - tanh² of a tanh near 1, rounded, is off by two roundings of 1, 2^-23, times cotangents of up to 4.
+    # A half is 1 / cosh² in float32, rounded once; float16 has no numbers below 6e-8.
+    tolerances = {mx.float64: (1e-14, 2e-15), mx.float32: (1e-6, 1e-6), mx.float16: (2**-10, 6e-8)}
+    relative, absolute = tolerances.get(dtype, (2**-8, 0))
+    np.testing.assert_allclose(gradient, upstream / np.cosh(wide_x / 2.5) ** 2, relative, absolute)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_what_a_gpu_takes_instead_is_one_operation_each(dtype: mx.Dtype, tmp_path: Path) -> None:
     x, cotangent = (normal(3, 5, dtype=dtype, key=key) for key in (0, 1))
