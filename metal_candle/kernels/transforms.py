@@ -46,8 +46,10 @@ def differentiable(
 
     @mx.custom_function
     def function(*arrays: mx.array) -> Outputs:
-        outputs = variant.forward(*fill(arrays))
-        return outputs[:results] if launches else outputs
+        if not launches:
+            return variant.forward(*fill(arrays))
+        # MLX asks what lies between for its tangents too, which a launch has not, unless it ends there.
+        return variant.forward(*fill([mx.stop_gradient(array) for array in arrays]))[:results]
 
     # A second derivative goes through the reference: what the variant saved carries no gradient.
     @mx.custom_function
@@ -67,13 +69,14 @@ def differentiable(
         found = cast(Outputs, backward(*_listed(arrays), *_listed(cotangents)[:results], *_listed(outputs)))
         return found if count > 1 else found[0]
 
-    if launches:
+    # Of every variant: mx.addmm's own tangents leave out its factors alpha and beta.
+    @function.jvp
+    def _(arrays: Any, tangents: Any) -> Any:
+        given = _listed(arrays)
+        along = [mx.zeros_like(a) if t is None else t for a, t in zip(given, _listed(tangents))]
+        return tuple(mx.jvp(plain, given, along)[1])
 
-        @function.jvp
-        def _(arrays: Any, tangents: Any) -> Any:
-            given = _listed(arrays)
-            along = [mx.zeros_like(a) if t is None else t for a, t in zip(given, _listed(tangents))]
-            return tuple(mx.jvp(plain, given, along)[1])
+    if launches:
 
         @function.vmap
         def _(arrays: Any, axes: Any) -> Any:

@@ -113,6 +113,9 @@ def _grouped_lora() -> Iterator[tuple[Any, ...]]:
     for dtype in FLOATS:
         base, x, a, b = _zeros(dtype, (5, 300), (5, 576), (12, 576), (12, 300))
         yield base, x, mx.zeros((5,), mx.int32), a, b, Adapters((8, 4), (0.5, 2.0))
+        # As many rows and adapters as make their ids, offsets and scales arrays in device memory.
+        base, x, a, b = _zeros(dtype, (9, 300), (9, 576), (12, 576), (12, 300))
+        yield base, x, mx.zeros((9,), mx.int32), a, b, Adapters((1,) * 8 + (4,), (0.5,) * 9)
 
 
 def _softmax() -> Iterator[tuple[Any, ...]]:

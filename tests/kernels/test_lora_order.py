@@ -114,3 +114,15 @@ def test_float16_always_goes_through_the_rank() -> None:
     for gradient in (of_x, of_a, of_b):
         assert gradient is not None
         assert bool(mx.isfinite(gradient).all())
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+def test_tangents_have_the_scale(dtype: mx.Dtype) -> None:
+    """MLX's own, of ``mx.addmm``, leave it out."""
+    for sizes in SIZES:
+        arrays = [array.astype(dtype) for array in operands(*sizes)]
+        got, want = (
+            mx.jvp(lambda *a: function(*a, 0.5), arrays, arrays)[1][0]  # noqa: B023
+            for function in (add_lora, add_lora.reference)
+        )
+        assert_near(got, want, BACKWARD[dtype])

@@ -384,3 +384,20 @@ def test_the_trial_is_of_the_same_instantiation(device: str) -> None:
             # By what MLX's text differs beside the template.
             assert [one.size < 8 for one in small[:-1]] == [other.size < 8 for other in arguments[:-1]]
             assert kernel.own.trial(*small).key == trial.key
+
+
+def test_tangents_end_at_the_launch() -> None:
+    """A launch has none, as ``mx.gather_mm`` has none; MLX asks for those of all that depends on the arguments."""
+
+    class Opaque(Recorder):
+        def launch(self, program: custom.Program, inputs: Any, how: custom.Launch) -> list[mx.array]:
+            (base, x, *_), (shape,) = inputs, how.shapes
+            none = mx.gather_mm(x[:, None, :1] * 0, base[:, None, :], rhs_indices=mx.arange(shape[0]))
+            return [none.reshape(shape)]
+
+    inputs = operands((3,), 12, 2, 7)
+    with custom.using(Opaque(None)), settings.KERNELS.override("custom"):
+        launched(add_lora, inputs, 0.5)
+        (got,) = mx.jvp(lambda *arrays: add_lora(*arrays, 0.5), inputs, inputs)[1]
+    (want,) = mx.jvp(lambda *arrays: add_lora.reference(*arrays, 0.5), inputs, inputs)[1]
+    np.testing.assert_allclose(np.array(got), np.array(want), rtol=2e-5, atol=2e-5)
