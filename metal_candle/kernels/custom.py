@@ -132,8 +132,7 @@ def cuda_header(program: Program) -> str:
 _instead: ContextVar[Backend | None] = ContextVar("backend", default=None)
 
 
-@cache
-def _present() -> Backend | None:
+def _found() -> Backend | None:
     if mx.metal.is_available():
         return _Gpu("metal", as_metal)
     if mx.cuda.is_available():
@@ -141,14 +140,16 @@ def _present() -> Backend | None:
     return None
 
 
+_PRESENT = _found()
+
+
 def backend() -> Backend | None:
     """What launches our kernels in this context; ``None`` where MLX computes on the CPU."""
     instead = _instead.get()
-    if instead is not None:
+    if instead is not None or _PRESENT is None:
         return instead
-    present = _present()
     # mx.stream() changes the default device too, so this is the stream in use.
-    return None if present is None or mx.default_device().type is mx.cpu else present
+    return None if mx.default_device().type is mx.cpu else _PRESENT
 
 
 @contextmanager

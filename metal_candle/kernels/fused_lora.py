@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from . import lora_launch
 from .kernel import Kernel
-from .lora_order import merges, order_taken
+from .lora_order import is_low, merges, order_taken
 from .matmul import addmm, as_rows, matmul
 from .own import Own
 from .variant import Gradients, Outputs, Variant
@@ -130,22 +130,26 @@ _FEWER = "a rank near the widths: x · (A · B) takes fewer multiplications"
 
 
 def _merges(x: mx.array, a: mx.array, b: mx.array) -> bool:
-    width, rank = a.shape
-    return bool(width) and merges(x.size // width, width, rank, b.shape[1], x.dtype == mx.float16)
+    (width, rank), out = a.shape, b.shape[1]
+    return bool(width) and merges(x.size // width, width, rank, out, x.dtype == mx.float16)
 
 
 def _select(x: mx.array, a: mx.array, b: mx.array, scale: float) -> tuple[Variant | None, str]:
     if x.dtype == mx.float16:
         return _LORA_F16, "plain products, a scale above 1 last"
-    if _merges(x, a, b):
+    width, rank = a.shape
+    # First what is asked with the least work.
+    if not is_low(width, rank, b.shape[1]) and _merges(x, a, b):
         return _LORA_MERGED, _FEWER
     return _LORA, "plain products, scale at rank"
 
 
 def _select_add(base: mx.array, x: mx.array, a: mx.array, b: mx.array, scale: float) -> tuple[Variant | None, str]:
-    if base.shape[-1:] != b.shape[1:] or base.shape[:-1] != x.shape[:-1]:
+    out = b.shape[1]
+    if base.shape != (*x.shape[:-1], out):
         return None, "a base that is broadcast"
-    if _merges(x, a, b):
+    width, rank = a.shape
+    if not is_low(width, rank, out) and _merges(x, a, b):
         return _ADD_MERGED, _FEWER
     return _ADD, "plain products, scale at rank"
 

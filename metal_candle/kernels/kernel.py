@@ -56,23 +56,25 @@ class Kernel:
         plain, always, telling = _MODE.get()
         if plain is not None:
             variant, reason = self._plain, plain
+        elif self._launched is None or (on := custom.backend()) is None:  # without another call: on the CPU it counts
+            chosen, reason = self._select(*arguments)
+            variant = self._plain if chosen is None else chosen
         else:
-            variant, reason = self._chosen(always, *arguments)
+            variant, reason = self._on_a_device(on, always, *arguments)
         self.last = (variant.name, reason)
         if telling:
             shapes = [tuple(a.shape) for a in arguments if isinstance(a, mx.array)]
             settings.log("kernel", "%s %s: %s, %s", self.name, shapes, variant.name, reason)
         return variant
 
-    def _chosen(self, always: bool, *arguments: Any) -> tuple[Variant, str]:
-        not_ours = ""
-        if self._launched is not None and self.own is not None and (on := custom.backend()) is not None:
-            ours, reason = self.own.chosen(on, self.reference, always, *arguments)
-            if ours:
-                return self._launched, f"{on.name}: {reason}"
-            not_ours = f"; not {self.own.name}: {reason}"
+    def _on_a_device(self, on: custom.Backend, always: bool, *arguments: Any) -> tuple[Variant, str]:
+        assert self.own is not None
+        assert self._launched is not None
+        ours, why = self.own.chosen(on, self.reference, always, *arguments)
+        if ours:
+            return self._launched, f"{on.name}: {why}"
         chosen, reason = self._select(*arguments)
-        return chosen or self._plain, reason + not_ours
+        return chosen or self._plain, f"{reason}; not {self.own.name}: {why}"
 
     def forward(self, *arguments: Any) -> Outputs:
         """The result, then what ``vjp`` likes to find again. MLX must not differentiate through this."""

@@ -34,7 +34,7 @@ def is_low(width: int, rank: int, out: int) -> bool:
     At a quarter of the smaller width m, ``xᵀ · g`` alone takes rows · width · out, and the products that it replaces
     take rows · rank · (2 · width + out) or rows · rank · (width + 2 · out), which is at most three quarters of that.
     """
-    return 4 * rank <= min(width, out)
+    return 4 * rank <= width and 4 * rank <= out
 
 
 def merging_is_cheaper(rows: int, width: int, rank: int, out: int) -> bool:

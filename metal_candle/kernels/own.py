@@ -16,6 +16,8 @@ from .variant import Gradients, Outputs, Several, Variant, vjp_by_mlx
 # Of the largest value: what a wrong kernel exceeds at once and rounding never does.
 TRIAL = {mx.float32: 1e-3, mx.float16: 2e-2, mx.bfloat16: 1e-1}
 UNMEASURED = "unmeasured"
+# Arguments, as far as a choice depends on them, whose choice is kept: one look-up to the three of a rule.
+KEPT = 4096
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Own:
     - ``wins(*arguments)``: whether it is used, and why: with the row of ``benchmarks/results.csv`` that shows it, or
       "unmeasured" and what it is derived from. ``METAL_CANDLE_KERNELS=custom`` does not ask.
     - ``trial(*arguments)``: the launch that is tried first on a device. One that fails there, or is wrong, is not used.
+    All three depend on the arrays' shapes and dtypes and on the parameters alone.
     - ``vjp``: gradients; those of the reference if it is ``None``. They are tried on the same arguments, when one is
       first asked for: a program that only infers does not wait for their compilation.
     """
@@ -49,6 +52,7 @@ class Own:
     trial: Callable[..., Trial]
     vjp: Callable[..., Gradients] | None = None
     _tried: dict[Hashable, str | None] = field(default_factory=dict, repr=False, compare=False)
+    _chosen: dict[Hashable, tuple[bool, str]] = field(default_factory=dict, repr=False, compare=False)
 
     def variant(self, reference: Callable[..., Several]) -> Variant:
         """As a variant of the kernel that ``reference`` defines."""
@@ -73,6 +77,17 @@ class Own:
         self, on: custom.Backend, reference: Callable[..., Several], always: bool, *arguments: Any
     ) -> tuple[bool, str]:
         """Whether ``on`` launches it for these arguments, and why."""
+        key = (on.name, on.trusted, always, *[(a.shape, a.dtype) if isinstance(a, mx.array) else a for a in arguments])
+        found = self._chosen.get(key)
+        if found is None:
+            if len(self._chosen) >= KEPT:
+                self._chosen.clear()
+            self._chosen[key] = found = self._choose(on, reference, always, *arguments)
+        return found
+
+    def _choose(
+        self, on: custom.Backend, reference: Callable[..., Several], always: bool, *arguments: Any
+    ) -> tuple[bool, str]:
         unfit = self.fits(*arguments)
         if unfit is not None:
             return False, unfit
