@@ -40,9 +40,10 @@ class Own:
     - ``wins(*arguments)``: whether it is used, and why: with the row of ``benchmarks/results.csv`` that shows it, or
       "unmeasured" and what it is derived from. ``METAL_CANDLE_KERNELS=custom`` does not ask.
     - ``trial(*arguments)``: the launch that is tried first on a device. One that fails there, or is wrong, is not used.
-    All three depend on the arrays' shapes and dtypes and on the parameters alone.
     - ``vjp``: gradients; those of the reference if it is ``None``. They are tried on the same arguments, when one is
       first asked for: a program that only infers does not wait for their compilation.
+
+    What ``fits``, ``wins`` and ``trial`` answer depends on shapes, dtypes and parameters alone: a choice is kept.
     """
 
     name: str

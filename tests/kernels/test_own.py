@@ -63,6 +63,38 @@ def made(wins: bool = True) -> Kernel:
 X, Y = mx.array([1.0, 2.0, 4.0]), mx.array([0.5, -1.0, 8.0])
 
 
+def test_a_choice_is_kept_for_its_shapes_dtypes_and_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def wins(x: mx.array, y: mx.array, scale: float) -> tuple[bool, str]:
+        asked.append((x.shape, x.dtype, scale))
+        return scale > 0, "unmeasured: it depends"
+
+    plain = made()
+    assert plain.own is not None
+    own = Own("one launch", _forward, plain.own.fits, wins, plain.own.trial)
+    kernel = Kernel("scaled_sum", _reference, lambda *_: (None, "GPU"), arity=2, own=own, results=2)
+    device = Device(trusted=True)
+    with custom.using(device):
+        for _ in range(3):
+            assert [kernel.choose(X, Y, scale).name for scale in (2.0, -2.0)] == ["one launch", "reference"]
+        assert asked == [((3,), mx.float32, 2.0), ((3,), mx.float32, -2.0)]
+        kernel.choose(X[:2], Y[:2], 2.0)
+        kernel.choose(X.astype(mx.float16), Y.astype(mx.float16), 2.0)
+        assert asked[2:] == [((2,), mx.float32, 2.0), ((3,), mx.float16, 2.0)]
+        with settings.KERNELS.override("custom"):
+            assert kernel.choose(X, Y, -2.0).name == "one launch"
+    with custom.using(Device("wrong")), pytest.warns(RuntimeWarning, match="its trial on a device is off by 1"):
+        assert kernel.choose(X, Y, 2.0).name == "reference"
+    with custom.using(device):
+        assert kernel.choose(X, Y, 2.0).name == "one launch"
+    monkeypatch.setattr("metal_candle.kernels.own.KEPT", 2)
+    with custom.using(device):
+        for scale in range(1, 9):
+            kernel.choose(X, Y, float(scale))
+    assert len(own._chosen) <= 2
+
+
 def test_on_the_cpu_nothing_is_launched() -> None:
     kernel = made()
     assert custom.backend() is None or mx.default_device().type is mx.gpu
