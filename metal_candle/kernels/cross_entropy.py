@@ -11,6 +11,7 @@ from .own import Own, Trial
 from .rms_norm import row_sum
 from .slices import by_rows
 from .softmax import SMALL, exp_rows
+from .targets import or_nan, or_zero, places
 from .variant import Gradients, Outputs, Variant, differentiated_by_mlx, is_half
 
 
@@ -18,14 +19,14 @@ def of_logits(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0)
     """``logsumexp(logits) - logits[target]`` of each row: logits ``(…, v)``, integer targets ``(…)`` below v.
 
     The result is float32, of float64 float64. With label smoothing ε the target distribution is
-    ``(1 - ε)·onehot + ε/v``, as in PyTorch.
+    ``(1 - ε)·onehot + ε/v``, as in PyTorch. A target that is none of 0..v - 1 gives NaN, and its row a gradient of 0.
     """
     wide = _wide(logits)
-    # MLX has no derivative for targets.
-    picked = mx.take_along_axis(wide, mx.stop_gradient(targets)[..., None], axis=-1)[..., 0]
+    at, known = places(targets, logits.shape[-1])
+    picked = mx.take_along_axis(wide, at[..., None], axis=-1)[..., 0]
     if label_smoothing:
         picked = (1 - label_smoothing) * picked + label_smoothing * wide.mean(axis=-1)
-    return double.logsumexp(wide, (-1,)) - picked
+    return or_nan(double.logsumexp(wide, (-1,)) - picked, known)
 
 
 def _wide(x: mx.array) -> mx.array:
@@ -33,8 +34,9 @@ def _wide(x: mx.array) -> mx.array:
 
 
 def _forward(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> Outputs:
-    top, picked = _logsumexp(logits), _picked(logits, targets, label_smoothing)
-    return (top - picked)[..., 0], top
+    at, known = places(targets, logits.shape[-1])
+    top, picked = _logsumexp(logits), _picked(logits, at, label_smoothing)
+    return or_nan((top - picked)[..., 0], known), top
 
 
 def _logsumexp(logits: mx.array) -> mx.array:
@@ -63,21 +65,23 @@ def _vjp(
     if not needs[0]:
         return (None,) * len(needs)
     top = outputs[1] if len(outputs) == 2 else _logsumexp(logits)
-    upstream = cotangent[..., None]
+    inside, known = places(targets, logits.shape[-1])
+    upstream = or_zero(cotangent, known)[..., None]
 
     def of_rows(rows: mx.array, top: mx.array, upstream: mx.array) -> mx.array:
         even = exp_up_to_zero(_wide(rows) - top)
         return (even - label_smoothing / rows.shape[-1] if label_smoothing else even) * upstream
 
     gradient = by_rows(of_rows, logits, top, upstream)
-    at = targets[..., None]
+    at = inside[..., None]
     correct = mx.take_along_axis(gradient, at, axis=-1) - upstream * (1 - label_smoothing)
     gradient = mx.put_along_axis(gradient, at, correct, axis=-1)
     return (gradient.astype(logits.dtype), None)[: len(needs)]
 
 
 def _fast(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> mx.array:
-    return mx.fast.cross_entropy(logits, targets)
+    at, known = places(targets, logits.shape[-1])
+    return or_nan(mx.fast.cross_entropy(logits, at), known)
 
 
 _ROWS = Variant("rational", _forward, _vjp)

@@ -19,6 +19,7 @@ from .elementary import exp_up_to_zero
 from .kernel import Kernel, on_cpu
 from .rms_norm import row_sum
 from .softmax import row_max
+from .targets import or_nan, or_zero, places
 from .variant import Gradients, Outputs, Variant, is_half
 
 # Rows and words of a block of logits: 2 MiB of float32 on the CPU, which stays in the last cache.
@@ -38,7 +39,8 @@ def _reference(
     """Loss of each row, ``-log_softmax(hidden · weightᵀ)[target]``, in float32, of float64 in float64.
 
     hidden ``(n, h)``, weight ``(v, h)``, integer targets ``(n,)``, each below v. With label smoothing ε the target
-    distribution is ``(1 - ε)·onehot + ε/v``, as in PyTorch.
+    distribution is ``(1 - ε)·onehot + ε/v``, as in PyTorch. A target that is none of 0..v - 1 gives NaN, and its row
+    adds nothing to any gradient.
     """
     return of_logits(_wide(hidden) @ _wide(weight).T, targets, label_smoothing)
 
@@ -77,6 +79,7 @@ def _forward(
     hidden: mx.array, weight: mx.array, targets: mx.array, label_smoothing: float = 0.0, gradient: bool = True
 ) -> Outputs:
     wide = _wide(hidden)
+    at, known = places(targets, weight.shape[0])
     middle = _wide(weight).mean(axis=0) if label_smoothing else None
     losses: list[mx.array] = []
     gradients: list[mx.array] = []
@@ -85,7 +88,7 @@ def _forward(
         part = wide[start : start + ROWS]
         if tops:
             part = mx.depends([part], [gradients[-1] if gradient else tops[-1]])[0]
-        word = _wide(weight[targets[start : start + ROWS]])
+        word = _wide(weight[at[start : start + ROWS]])
         if middle is not None:
             word = word * (1 - label_smoothing) + middle * label_smoothing
         top, mean = _rows_forward(part, weight, gradient)
@@ -93,9 +96,8 @@ def _forward(
         tops.append(top)
         if mean is not None:
             gradients.append(mean - word)
-    if not gradient:
-        return (mx.concatenate(losses),)
-    return mx.concatenate(losses), mx.concatenate(gradients), mx.concatenate(tops)
+    loss = or_nan(mx.concatenate(losses), known)
+    return (loss, mx.concatenate(gradients), mx.concatenate(tops)) if gradient else (loss,)
 
 
 def _vjp(
@@ -109,12 +111,13 @@ def _vjp(
     hidden, weight, targets = inputs
     if len(outputs) < 2:
         outputs = _forward(hidden, weight, targets, label_smoothing)
-    upstream = cotangent[:, None]
+    at, known = places(targets, weight.shape[0])
+    upstream = or_zero(cotangent, known)[:, None]
     of_hidden = (outputs[1] * upstream).astype(hidden.dtype) if needs[0] else None
     of_weight = None
     if needs[1]:
         top = outputs[2] if len(outputs) > 2 else _forward(hidden, weight, targets, label_smoothing)[2]
-        of_weight = _of_weight(upstream, hidden, weight, targets, top, label_smoothing)
+        of_weight = _of_weight(upstream, hidden, weight, at, top, label_smoothing)
     return (of_hidden, of_weight, None)[: len(needs)]
 
 
@@ -151,7 +154,7 @@ def _alike(hidden: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def _loss_and_gradient(logits: mx.array, targets: mx.array, label_smoothing: float) -> tuple[mx.array, mx.array]:
-    """The losses of rows of logits and the gradient of their sum."""
+    """The losses of rows of logits and the gradient of the sum of those that are numbers."""
     if label_smoothing:
         outputs = cross_entropy.forward(logits, targets, label_smoothing)
         ones = mx.ones(targets.shape, mx.float32)
@@ -159,10 +162,9 @@ def _loss_and_gradient(logits: mx.array, targets: mx.array, label_smoothing: flo
         assert found is not None
         return outputs[0], found
     # Both halves at once: MLX's gradient takes what its forward launch found.
-    losses, gradients = mx.vjp(
-        lambda x: mx.fast.cross_entropy(x, targets), [logits], [mx.ones(targets.shape, mx.float32)]
-    )
-    return losses[0], gradients[0]
+    at, known = places(targets, logits.shape[-1])
+    losses, gradients = mx.vjp(lambda x: mx.fast.cross_entropy(x, at), [logits], [known.astype(mx.float32)])
+    return or_nan(losses[0], known), gradients[0]
 
 
 def _chunks_forward(

@@ -11,6 +11,7 @@ from .own import Own, Trial
 from .rms_norm import row_sum
 from .slices import by_rows
 from .softmax import SMALL, exp_rows
+from .targets import or_nan, or_zero, places
 from .variant import Gradients, Outputs, Variant, differentiated_by_mlx, is_half
 
 
@@ -21,18 +22,19 @@ def _wide(x: mx.array) -> mx.array:
 def _reference(x: mx.array, ids: mx.array) -> mx.array:
     """``log_softmax(x)`` over the last dim at ``ids``: x ``(…, v)``, ids ``(…, k)`` below v, to ``(…, k)``.
 
-    Sums are float32's, of float64 float64's, rounded once to x's dtype. A row without a finite maximum is NaN.
+    Sums are float32's, of float64 float64's, rounded once to x's dtype. A row without a finite maximum is NaN; so is
+    the result of an id that is none of 0..v - 1, and its gradient 0.
     """
     wide = _wide(x)
     shifted = wide - mx.max(wide, axis=-1, keepdims=True)
     rest = mx.log(mx.sum(double.exp(shifted), axis=-1, keepdims=True))
-    # MLX takes a derivative of this derivative with respect to all arrays, and has none for ids.
-    picked = mx.take_along_axis(shifted, mx.stop_gradient(ids), axis=-1)
-    return (picked - rest).astype(x.dtype)
+    at, known = places(ids, x.shape[-1])
+    return or_nan((mx.take_along_axis(shifted, at, axis=-1) - rest).astype(x.dtype), known)
 
 
 def _fast(x: mx.array, ids: mx.array) -> mx.array:
-    return -mx.fast.cross_entropy(x, ids[..., 0])[..., None].astype(x.dtype)
+    at, known = places(ids, x.shape[-1])
+    return or_nan(-mx.fast.cross_entropy(x, at[..., 0])[..., None].astype(x.dtype), known)
 
 
 def _maximum_and_total(x: mx.array) -> tuple[mx.array, mx.array]:
@@ -49,8 +51,9 @@ def _maximum_and_total(x: mx.array) -> tuple[mx.array, mx.array]:
 def _forward(x: mx.array, ids: mx.array) -> Outputs:
     top, total = _maximum_and_total(x)
     # Shifted first: a logarithm of the sum added to a large maximum would lose its digits.
-    picked = (_wide(mx.take_along_axis(x, ids, axis=-1)) - top) - mx.log(total)
-    return picked.astype(x.dtype), top, total
+    at, known = places(ids, x.shape[-1])
+    picked = (_wide(mx.take_along_axis(x, at, axis=-1)) - top) - mx.log(total)
+    return or_nan(picked.astype(x.dtype), known), top, total
 
 
 def _vjp(cotangent: mx.array, inputs: Outputs, outputs: Outputs, needs: tuple[bool, ...]) -> Gradients:
@@ -58,17 +61,18 @@ def _vjp(cotangent: mx.array, inputs: Outputs, outputs: Outputs, needs: tuple[bo
     if not needs[0]:
         return (None,) * len(needs)
     top, total = outputs[1:] if len(outputs) == 3 else _maximum_and_total(x)
-    upstream = _wide(cotangent)
+    at, known = places(ids, x.shape[-1])
+    upstream = or_zero(_wide(cotangent), known)
     factor = -mx.sum(upstream, axis=-1, keepdims=True) / total
 
-    def of_rows(rows: mx.array, ids: mx.array, upstream: mx.array, top: mx.array, factor: mx.array) -> mx.array:
+    def of_rows(rows: mx.array, at: mx.array, upstream: mx.array, top: mx.array, factor: mx.array) -> mx.array:
         softmax = exp_up_to_zero(_wide(rows) - top) * factor
         # Added, since a row may pick a class several times.
-        places = mx.arange(rows.shape[0])[:, None] * rows.shape[1] + ids
-        gradient = softmax.reshape(-1).at[places.reshape(-1)].add(upstream.reshape(-1))
+        flat = mx.arange(rows.shape[0])[:, None] * rows.shape[1] + at
+        gradient = softmax.reshape(-1).at[flat.reshape(-1)].add(upstream.reshape(-1))
         return gradient.reshape(rows.shape).astype(x.dtype)
 
-    return (by_rows(of_rows, x, ids, upstream, top, factor), None)[: len(needs)]
+    return (by_rows(of_rows, x, at, upstream, top, factor), None)[: len(needs)]
 
 
 _ROWS = Variant("rational", _forward, _vjp)

@@ -125,7 +125,8 @@ def test_an_id_outside_reads_nothing(device: str) -> None:
     assert np.isnan(np.array(loss)).tolist() == [True, True, True, False]
     found = cross_entropy.vjp(mx.ones(4), (x, ids), (loss, seen), (True, False))[0]
     assert found is not None
-    np.testing.assert_allclose(np.array(found)[:3], np.array(mx.softmax(x, axis=-1))[:3], rtol=2e-6)
+    np.testing.assert_array_equal(np.array(found)[:3], 0)
+    assert np.array(found)[3].all()
 
 
 @pytest.mark.parametrize("n", [33, 1030])

@@ -53,9 +53,9 @@ if (smoothing != 0.0f) {
 }
 
 if (index == 0 && wanted < rows) {
-  const int target = int(targets[row]);
-  // An id outside the row is the caller's mistake: it gives NaN and reads nothing.
-  float picked = target >= 0 && uint(target) < n ? float(line[target]) : NAN;
+  // With 64 bits, to which any id is widened. One outside the row is the caller's mistake: it gives NaN, reads nothing.
+  const int64_t target = int64_t(targets[row]);
+  float picked = target >= 0 && target < int64_t(n) ? float(line[target]) : NAN;
   if (smoothing != 0.0f) {
     picked = (1.0f - smoothing) * picked + smoothing * (all / float(n));
   }

@@ -15,12 +15,14 @@ if (row < rows) {
   auto line = x + size_t(row) * n;
   auto to = gradient + size_t(row) * n;
   const float smoothing = numbers[0];
-  const float upstream = float(cotangent[row]) * numbers[1];
+  const int64_t target = int64_t(targets[row]);
+  // An id outside the row has no gradient: its loss is NaN whatever the logits are.
+  const float upstream = target >= 0 && target < int64_t(n) ? float(cotangent[row]) * numbers[1] : 0.0f;
   const float top = seen[2 * row];
   const float factor = upstream / seen[2 * row + 1];
   const float even = upstream * (smoothing / float(n));
   const float of_target = upstream * (1.0f - smoothing);
-  const uint target = uint(int(targets[row]));
+  const uint class_of_row = uint(target);
   for (uint start = index; start < n; start += threads * READS) {
     float value[READS];
     _Pragma("unroll")
@@ -33,7 +35,7 @@ if (row < rows) {
       const uint at = start + i * threads;
       if (at < n) {
         const float probability = metal::exp(value[i] - top) * factor - even;
-        to[at] = T(at == target ? probability - of_target : probability);
+        to[at] = T(at == class_of_row ? probability - of_target : probability);
       }
     }
   }
