@@ -59,6 +59,8 @@ class Kernel:
         elif self._launched is None or (on := custom.backend()) is None:  # without another call: on the CPU it counts
             chosen, reason = self._select(*arguments)
             variant = self._plain if chosen is None else chosen
+            if always and self.own is not None:
+                reason = f"{reason}; not {self.own.name}: MLX computes on the CPU"
         else:
             variant, reason = self._on_a_device(on, always, *arguments)
         self.last = (variant.name, reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 
-from metal_candle import features, settings
+from metal_candle import LazyTensor, features, settings
 from metal_candle.kernels.add_matmul import add_matmul
 from metal_candle.kernels.attention import attention
 from metal_candle.kernels.elementary import exp, sigmoid
@@ -53,6 +53,23 @@ def test_the_reference_on_request() -> None:
         assert softmax.choose(x).name == "reference"
         assert softmax.last == ("reference", "feature custom-metal is off")
     np.testing.assert_allclose(np.array(gradient), np.array(softmax.vjp(x, (x,), softmax(x), (True,))[0]), atol=1e-7)
+
+
+@cpu_only
+def test_asking_for_launches_on_the_cpu_says_why_there_is_none(caplog: pytest.LogCaptureFixture) -> None:
+    x = sample(100, 100)
+    why = "not one launch: MLX computes on the CPU"
+    with settings.KERNELS.override("custom"), settings.DEBUG.override("kernel"):
+        with caplog.at_level(logging.INFO, "metal_candle.kernel"):
+            assert softmax.choose(x).name == "rational"
+        assert softmax.last == ("rational", f"float32 on the CPU; {why}")
+        assert caplog.messages[-1].endswith(f"softmax [(100, 100)]: rational, float32 on the CPU; {why}")
+        assert why in LazyTensor.randn(0.0, 1.0, (100, 100)).softmax(-1).explain()
+        exp.choose(x)  # which has no launch
+        assert exp.last is not None
+        assert "not " not in exp.last[1]
+    softmax.choose(x)
+    assert softmax.last == ("rational", "float32 on the CPU")
 
 
 def test_choices_are_logged(caplog: pytest.LogCaptureFixture) -> None:
