@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any, TypeVar
 
-from ..error import ArgumentValueError, ShapeMismatchError
+from ..error import ArgumentTypeError, ArgumentValueError, ShapeMismatchError
+from ..error.text import described
 from ..graph.node import record
 from ..graph.operations.fused import Rope, Sdpa, Swiglu
 from ..graph.operations.norm import WeightedRMSNorm
@@ -69,8 +71,11 @@ def rms_norm(xs: T, alpha: TensorBase, eps: float) -> T:
 def softcap(xs: T, cap: float) -> T:
     """cap · tanh(xs / cap) in one operation, as Gemma 2 caps its logits. candle spells it out.
 
-    Raises ``ArgumentValueError`` for a cap that is not positive and finite.
+    Raises ``ArgumentTypeError`` for a cap that is no number, ``ArgumentValueError`` for one that is not positive and
+    finite.
     """
+    if not isinstance(cap, Real):
+        raise ArgumentTypeError(f"softcap: got cap {described(cap)}; takes a positive number")
     if not 0 < cap < math.inf:
         raise ArgumentValueError(f"softcap: got cap {cap}; takes a positive number")
     result: T = xs._record(Softcap(cap))

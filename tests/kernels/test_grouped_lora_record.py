@@ -76,6 +76,17 @@ def test_refusals() -> None:
         ((base, x, ids.narrow(0, 0, 4), a, b), (RANKS, SCALES), error.ShapeMismatchError, "got ids (4,)"),
         ((base, x, base, a, b), (RANKS, SCALES), error.UnsupportedDTypeForOpError, "ids of"),
         ((base, x.to_dtype(DType.F16), ids, a, b), (RANKS, SCALES), error.DTypeMismatchError, "grouped_lora"),
+        ((base, x, ids, a, b), (6, SCALES), error.ArgumentTypeError, "got 6 for ranks; takes integers, one for each"),
+        ((base, x, ids, a, b), ((4.5, 1.5), SCALES), error.ArgumentTypeError, "got 4.5 among ranks; takes integers"),
+        ((base, x, ids, a, b), ((4.0, 2), SCALES), error.ArgumentTypeError, "got 4.0 among ranks; takes integers"),
+        ((base, x, ids, a, b), ("42", SCALES), error.ArgumentTypeError, "got '42' for ranks; takes integers"),
+        (
+            (base, x, ids, a, b),
+            (RANKS, 0.5),
+            error.ArgumentTypeError,
+            "got 0.5 for scales; takes numbers, one for each",
+        ),
+        ((base, x, ids, a, b), (RANKS, (1, "2")), error.ArgumentTypeError, "got '2' among scales; takes numbers"),
     ]
     for (first, *others), params, kind, message in cases:
         with pytest.raises(kind) as raised:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import doctest
 from typing import Any
 
-from metal_candle import error
+from metal_candle import Tensor, error
 from metal_candle.kernels import packed_adapters
 from metal_candle.kernels.grouped_lora import grouped_lora
 from metal_candle.kernels.packed_adapters import NONE, Factors, PackedAdapters
@@ -126,6 +126,81 @@ def test_arguments_that_do_not_fit() -> None:
     with pytest.raises(error.ArgumentValueError) as raised:
         packed.ids(["fr", "es"])
     assert str(raised.value) == "PackedAdapters.ids: got 'es'; takes fr, de, it or None"
+
+
+def test_what_stands_for_factors_and_ids() -> None:
+    factors = three()
+    packed = PackedAdapters(factors)
+    base, x, names = normal(4, 7), normal(4, 12, key=1), ["de", None, "fr", "it"]
+    want = packed(base, x, packed.ids(names))
+    for ids in (names, tuple(names), [1, 77, 0, 2], np.array([1, -1, 0, 2])):
+        assert mx.array_equal(packed(base, x, ids), want)
+    assert mx.array_equal(packed(base, x, [None] * 4), base)
+    assert mx.array_equal(packed(base[:0], x[:0], mx.zeros((0,), mx.uint32)), base[:0])
+    plain = {name: tuple(each) for name, each in factors.items()}
+    arrays = {
+        name: Factors(np.array(each.a, np.float64), np.array(each.b), each.scale) for name, each in factors.items()
+    }
+    for given in (plain, arrays):
+        again = PackedAdapters(given)
+        assert again.adapters == packed.adapters
+        assert again.a.dtype == mx.float32
+        assert mx.array_equal(again.a, packed.a)
+    assert PackedAdapters({"fr": factors["fr"][:2]}).adapters == ((2,), (1.0,))
+
+
+def test_arguments_of_other_types() -> None:
+    fr = three()["fr"]
+    packed = PackedAdapters(three())
+    base, x, ids = mx.zeros((2, 7)), mx.zeros((2, 12)), mx.array([0, 1])
+    tensor = Tensor(np.zeros((2, 7), np.float32))
+    tensors = "takes an mx.array (tensors: base.grouped_lora)"
+    cases: list[tuple[Any, str]] = [
+        (lambda: PackedAdapters([fr]), "PackedAdapters: got a list; takes a mapping of names to Factors"),  # type: ignore[arg-type]
+        (lambda: PackedAdapters({"fr": fr.a}), "PackedAdapters: got 'fr' with an array; takes Factors(a, b, scale)"),  # type: ignore[dict-item]
+        (
+            lambda: PackedAdapters({"fr": (fr.a, [[1.0]])}),
+            "PackedAdapters: got 'fr' with a list for a factor; takes arrays of MLX or NumPy",
+        ),
+        (
+            lambda: PackedAdapters({"fr": Factors(fr.a, fr.b, "2")}),  # type: ignore[arg-type]
+            "PackedAdapters: got 'fr' with scale '2'; takes a number",
+        ),
+        (lambda: packed.ids("fr"), "PackedAdapters.ids: got 'fr'; takes a sequence of names"),
+        (lambda: packed.ids(3), "PackedAdapters.ids: got 3; takes a sequence of names"),  # type: ignore[arg-type]
+        (lambda: packed(None, x, ids), f"PackedAdapters: got None for base; {tensors}"),  # type: ignore[arg-type]
+        (lambda: packed(tensor, x, ids), f"PackedAdapters: got a Tensor for base; {tensors}"),  # type: ignore[arg-type]
+        (lambda: packed(base, [[0.0] * 12] * 2, ids), f"PackedAdapters: got a list for x; {tensors}"),  # type: ignore[arg-type]
+        (
+            lambda: packed(base, x, [[0, 1], [2]]),
+            "PackedAdapters: got a list for ids; takes integers or a sequence of names",
+        ),
+        (
+            lambda: packed(base, x, object()),  # type: ignore[arg-type]
+            "PackedAdapters: got an object for ids; takes integers or a sequence of names",
+        ),
+    ]
+    for call, message in cases:
+        with pytest.raises(error.ArgumentTypeError) as raised:
+            call()
+        assert str(raised.value) == message
+    whole = mx.ones((3, 2), mx.int32)
+    for call, message in (
+        (
+            lambda: PackedAdapters({"a": Factors(whole, whole.T)}),
+            "PackedAdapters: got 'a' of mlx.core.int32 and mlx.core.int32; takes floats",
+        ),
+        (lambda: packed.ids([["fr"]]), "PackedAdapters.ids: got a list; takes fr, de, it or None"),  # type: ignore[list-item]
+        (lambda: packed.ids([0]), "PackedAdapters.ids: got 0; takes fr, de, it or None"),  # type: ignore[list-item]
+        (lambda: packed(base, x, ["fr", "es"]), "PackedAdapters.ids: got 'es'; takes fr, de, it or None"),
+        (
+            lambda: packed(base, x, [0.0, 1.0]),
+            "PackedAdapters: got ids (2,) of mlx.core.float32; takes integers of (2,), or fewer dims",
+        ),
+    ):
+        with pytest.raises(error.ArgumentValueError) as raised:
+            call()
+        assert str(raised.value) == message
 
 
 def test_the_example() -> None:

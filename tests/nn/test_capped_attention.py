@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import metal_candle as mc
-from metal_candle import DType, LazyTensor, Tensor
+from metal_candle import DType, LazyTensor, Tensor, error
 from metal_candle.nn import ops
 
 import numpy as np
@@ -131,6 +131,8 @@ def test_refusals(cap: float) -> None:
         ops.sdpa(q, q, q, softcapping=cap)
     with pytest.raises(ValueError, match=rf"softcap: got cap {cap}; takes a positive number"):
         ops.softcap(q, cap)
+    with pytest.raises(error.ArgumentTypeError, match="softcap: got cap 'x'; takes a positive number"):
+        ops.softcap(q, "x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"sdpa: got shapes \(1, 4, 3, 8\) and \(1, 3, 5, 8\); takes q"):
         ops.sdpa(q, k, k, softcapping=CAP)
     with pytest.raises(ValueError, match="sdpa: got a mask and do_causal; takes one of them"):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ...error import ArgumentValueError, ShapeMismatchBinaryOpError, ShapeMismatchError
+from ...error import ArgumentTypeError, ArgumentValueError, ShapeMismatchBinaryOpError, ShapeMismatchError
+from ...error.text import described
 from ...kernels.grouped_lora import Adapters, grouped_lora
 from ...shape import expect_rank
 from ..operation import Gradients, Meta, Metas, Operation, Sample
@@ -41,7 +43,7 @@ class GroupedLoRA(Operation):
     def bind(
         cls, base: Meta, x: Meta, ids: Meta, lora_a: Meta, lora_b: Meta, ranks: Sequence[int], scales: Sequence[float]
     ) -> Operation:
-        return cls(tuple(int(rank) for rank in ranks), tuple(float(scale) for scale in scales))
+        return cls(_each("ranks", ranks, operator.index, "integers"), _each("scales", scales, _number, "numbers"))
 
     def infer(self, base: Meta, x: Meta, ids: Meta, a: Meta, b: Meta) -> Meta:
         expect_floats("grouped_lora", base, x, a, b)
@@ -99,3 +101,23 @@ class GroupedLoRA(Operation):
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
         return grouped_lora.vjp(cotangent, inputs, output, needs, Adapters(self.ranks, self.scales))
+
+
+def _each(name: str, given: Any, read: Callable[[Any], Any], kind: str) -> tuple[Any, ...]:
+    """The numbers of all adapters. Raises ``ArgumentTypeError``."""
+    takes = f"takes {kind}, one for each adapter"
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes)):
+        raise ArgumentTypeError(f"grouped_lora: got {described(given)} for {name}; {takes}")
+    found = []
+    for each in given:
+        try:
+            found.append(read(each))
+        except (TypeError, ValueError):
+            raise ArgumentTypeError(f"grouped_lora: got {described(each)} among {name}; {takes}") from None
+    return tuple(found)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, (str, bytes)):  # of which float reads some
+        raise TypeError("text is no number")
+    return float(value)
