@@ -20,6 +20,12 @@ Triple = tuple[int, int, int]
 
 SIMD = 32
 """Threads that run in step: a simdgroup of Metal's, a warp of CUDA's."""
+MOST_THREADS_OF_A_GRID = 2**31 - 1024
+"""Threads along an axis of a grid, which back-ends count in 32 bits, whole threadgroups and a step past the end too."""
+MOST_GROUPS = 2**16 - 1
+"""Threadgroups along the second and the third axis of a grid, on CUDA."""
+MOST_DIMS = 10
+"""Of an array whose shape a body reads, on CUDA."""
 
 
 def source(name: str) -> str:

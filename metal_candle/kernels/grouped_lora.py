@@ -31,8 +31,7 @@ PROGRAM = Program("grouped_lora", ("base", "x", "ids", "a", "b", "offsets", "sca
 
 THREADS = 512
 RANKS = 8
-# CUDA's largest grid along y.
-MOST_ROWS = 2**16 - 1
+MOST_ROWS = custom.MOST_GROUPS
 # Rows up to which the rule takes the launch.
 FEW_ROWS = 64
 # Threadgroups in all that the columns are split for; each of a row reads all of its adapter's A.
@@ -170,7 +169,7 @@ def _planned(
     shapes: tuple[tuple[int, ...], ...], dtypes: tuple[mx.Dtype, ...], of_ids: mx.Dtype, adapters: Adapters
 ) -> _Plan:
     misfit = _misfit(shapes, dtypes, of_ids, adapters)
-    unfit = misfit or _unfit(shapes[1], adapters)
+    unfit = misfit or _unfit(shapes[1], shapes[4][1], adapters)
     if unfit is not None:
         return _Plan(misfit, unfit, (False, unfit), None)
     (*leading, width), out = shapes[1], shapes[4][1]
@@ -207,7 +206,9 @@ def _misfit(
     return None
 
 
-def _unfit(x: tuple[int, ...], adapters: Adapters) -> str | None:
+def _unfit(x: tuple[int, ...], out: int, adapters: Adapters) -> str | None:
+    if max(x[-1], out) > custom.MOST_THREADS_OF_A_GRID:  # steps along them are counted in 32 bits
+        return f"rows of {x[-1]} and {out}"
     if max(adapters.ranks) > MOST_RANK:
         return f"a rank above {MOST_RANK}"
     return f"more than {MOST_ROWS} rows" if prod(x[:-1]) > MOST_ROWS else None

@@ -97,6 +97,8 @@ def _unfit(
         return "the base has another shape than the sum"
     if 0 in (*x, *a, *b):
         return "a size is 0"
+    if max(a[0], b[1]) > custom.MOST_THREADS_OF_A_GRID:  # steps along them are counted in 32 bits
+        return f"rows of {a[0]} and {b[1]}"
     if a[1] > MOST_RANK:
         return f"a rank above {MOST_RANK}"
     return f"more than {MOST_ROWS} rows" if prod(x[:-1]) > MOST_ROWS else None

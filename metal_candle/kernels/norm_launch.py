@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .custom import SIMD, Launch, Template, ceil_div
+from .custom import MOST_DIMS, MOST_THREADS_OF_A_GRID, SIMD, Launch, Template, ceil_div
 from .kernel import launching
 
 CHUNKS = 4
@@ -63,9 +63,10 @@ def unfit_shape(shape: tuple[int, ...], dtype: mx.Dtype) -> str | None:
         return "no rows"
     if dtype not in DTYPES:
         return f"{str(dtype).rpartition('.')[2]} is none of float32, float16 and bfloat16"
+    if len(shape) > MOST_DIMS:
+        return f"{len(shape)} dims"
     rows, threads = prod(shape[:-1]), _threads(shape[-1])
-    # MLX counts threads in 32 bits.
-    if threads * ceil_div(rows, ROWS if threads == SIMD else 1) >= 2**31:
+    if threads * ceil_div(rows, ROWS if threads == SIMD else 1) > MOST_THREADS_OF_A_GRID:
         return f"{rows:,} rows are more than one launch takes"
     return None
 

@@ -22,8 +22,6 @@ DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 # Heads of a thread, as in the source.
 HEADS = 4
 THREADS = 256
-# Threadgroups along the second and third axis of a grid, on CUDA.
-GROUPS = 65535
 
 
 def _reference(x: mx.array, cos: mx.array, sin: mx.array, interleaved: bool = False) -> mx.array:
@@ -119,7 +117,7 @@ def _fits(x: mx.array, cos: mx.array, sin: mx.array, interleaved: bool = False) 
         return "no elements"
     heads = shape[-3] if len(shape) > 2 else 1
     batch = x.size // (heads * shape[-2] * shape[-1])
-    if cos.size > 2**31 - THREADS or batch > GROUPS or heads > GROUPS * HEADS:
+    if cos.size > custom.MOST_THREADS_OF_A_GRID or batch > custom.MOST_GROUPS or heads > custom.MOST_GROUPS * HEADS:
         return f"x {shape}: more than a grid holds"
     return None
 

@@ -96,7 +96,7 @@ def _launch_vjp(
 def _fits(x: mx.array, cap: float) -> str | None:
     if x.dtype not in DTYPES:
         return f"{x.dtype}"
-    return None if 0 < x.size < 2**31 else f"{x.size} elements"
+    return None if 0 < x.size <= custom.MOST_THREADS_OF_A_GRID else f"{x.size} elements"
 
 
 def _wins(x: mx.array, cap: float) -> tuple[bool, str]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Union
 
 import mlx.core as mx
 
-from .custom import SIMD, Launch, Program, Template, ceil_div, launch, scalar
+from .custom import MOST_DIMS, MOST_THREADS_OF_A_GRID, SIMD, Launch, Program, Template, ceil_div, launch, scalar
 from .kernel import launching
 from .own import UNMEASURED, Trial
 from .variant import Outputs
@@ -28,8 +28,6 @@ _NONE, _ADDED, _SEEN, _CAUSAL = range(4)
 HELD = 8192
 # Rows that keep any GPU busy with a threadgroup each.
 MANY = 256
-_MOST_DIMS = 10  # of an array whose shape a kernel reads on CUDA
-_MOST_THREADS = 2**31 - 1
 
 
 class Rows(NamedTuple):
@@ -66,7 +64,7 @@ def too_many(shape: tuple[int, ...]) -> str | None:
     if not rows or not width:
         return "no elements"
     across, down, _ = spread(width, rows).grid(rows)
-    return f"{rows} rows, more threads than a grid has" if across * down > _MOST_THREADS else None
+    return f"{rows} rows, more threads than a grid has" if across * down > MOST_THREADS_OF_A_GRID else None
 
 
 def keeps_up(width: int, rows: int) -> str | None:
@@ -88,7 +86,7 @@ def unfit(x: mx.array, scale: float = 1.0, mask: mx.array | str | None = None) -
 def _unfit(shape: tuple[int, ...], dtype: mx.Dtype, mask: MaskKind) -> str | None:
     if dtype not in FLOATS:
         return f"{dtype}"
-    if not 1 <= len(shape) <= _MOST_DIMS:
+    if not 1 <= len(shape) <= MOST_DIMS:
         return f"{len(shape)} dims"
     if mask == "causal" and len(shape) < 2:
         return "a causal mask of one dim"

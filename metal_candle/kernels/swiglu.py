@@ -125,7 +125,7 @@ def _own_vjp(cotangent: mx.array, inputs: Outputs, outputs: Outputs, needs: tupl
 def _fits(gate: mx.array, up: mx.array) -> str | None:
     if gate.dtype not in DTYPES or up.dtype != gate.dtype:
         return f"gate of {gate.dtype}, up of {up.dtype}"
-    if gate.shape != up.shape or not 0 < gate.size < 2**31:
+    if gate.shape != up.shape or not 0 < gate.size <= custom.MOST_THREADS_OF_A_GRID:
         return f"gate {gate.shape}, up {up.shape}"
     return None
 
