@@ -64,8 +64,10 @@ def _reference(base: mx.array, x: mx.array, ids: mx.array, a: mx.array, b: mx.ar
     """``base + scale_g · (x · a_gᵀ) · b_g`` for each row, g its id: base ``(…, out)``, x ``(…, in)``.
 
     ids are integers of x's leading shape, or of the first dims of it; a row whose id names no adapter keeps its base.
-    a ``(Σ ranks, in)`` and b ``(Σ ranks, out)`` hold the adapters' factors below each other. What an adapter holds
-    reaches no row but its own, be it NaN.
+    a ``(Σ ranks, in)`` and b ``(Σ ranks, out)`` hold the adapters' factors below each other.
+
+    What an adapter or a row holds reaches the result of no other row, be it NaN. Of the gradients that is so of base's;
+    the others multiply it by the zeros that stand for other adapters' rows, which makes NaN of NaN and infinities.
     """
     own = _as_int32(ids, len(adapters.ranks)).reshape(ids.shape + (1,) * (x.ndim - ids.ndim))
     offsets = adapters.offsets()
@@ -113,7 +115,8 @@ def _vjp(
 ) -> Gradients:
     """All adapters' products at once, and at rank zeros where a row is another's: four to five products for any number.
 
-    They take as many multiplications as the definition's two for each adapter and each gradient.
+    They take as many multiplications as the definition's two for each adapter and each gradient. To keep NaN and
+    infinities in their rows would take copies of x and the cotangent for each adapter, with zeros for other rows.
     """
     _, x, ids, a, b = inputs
     rows, upstream = as_rows(x), as_rows(cotangent)

@@ -67,6 +67,12 @@ def test_what_an_adapter_holds_reaches_no_other_row(way: Variant, dtype: mx.Dtyp
         assert bool((before[row] == after[row]).all())
     for row in (3, 5):
         assert bool((after[row] == base[row]).all())
+    x[3] = mx.nan  # of a row without adapter
+    (again,) = way.forward(base, x, ids, a, b, EQUAL)
+    assert bool(mx.array_equal(again, after, equal_nan=True))
+    of_base = way.vjp(base, (base, x, ids, a, b), (again,), (True, False, False, False, False), EQUAL)[0]
+    assert of_base is not None
+    assert bool(mx.array_equal(of_base, base))
 
 
 @ways

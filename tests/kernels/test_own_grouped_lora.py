@@ -109,6 +109,16 @@ def test_what_an_adapter_holds_reaches_no_other_row(device: str) -> None:
         assert_near(got[row], want[row], FORWARD[mx.float32])
 
 
+def test_the_gradient_of_base_is_the_cotangent_whatever_adapters_hold(device: str) -> None:
+    base, x, _, a, b, _ = operands((4,), 12, FOUR, 6)
+    ids = mx.array([0, 1, 2, -1], mx.int32)
+    a[4:20], b[4:20], x[3] = mx.nan, mx.inf, mx.nan
+    cotangent = normal(4, 6, key=5)
+    for function in (grouped_lora, grouped_lora.reference):
+        (_, (found,)) = mx.vjp(lambda base, f=function: f(base, x, ids, a, b, FOUR), [base], [cotangent])
+        np.testing.assert_array_equal(np.array(found), np.array(cotangent))
+
+
 def test_views_are_read_where_they_are(device: str) -> None:
     base, x, ids, a, b, _ = operands((4,), 33, FOUR, 17)
     for some_base in (mx.broadcast_to(normal(17), (4, 17)), normal(17, 4).T, normal(8, 34)[::2, ::2]):

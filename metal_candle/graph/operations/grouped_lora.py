@@ -25,7 +25,8 @@ class GroupedLoRA(Operation):
 
     base ``(…, out)``, x ``(…, in)``, ids of x's leading shape or the first dims of it, the adapters' factors below
     each other: A ``(Σ ranks, in)``, B ``(Σ ranks, out)``. A row whose id names no adapter keeps its base: -1, the
-    largest value of the ids' dtype, or any other. Chen et al. 2023 (Punica), https://arxiv.org/abs/2310.18547.
+    largest value of the ids' dtype, or any other. NaN in a row or an adapter reaches no other row's result; of the
+    gradients it reaches all but base's. Chen et al. 2023 (Punica), https://arxiv.org/abs/2310.18547.
     """
 
     key = "grouped_lora"
