@@ -55,7 +55,7 @@ def plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
         name = list(panels)[place]
         _panel(above, below, panels[name])
         above.set_title(name, fontsize="medium")
-        above.set_ylabel("MLX's best / ours" if column == 0 else "")
+        above.set_ylabel("MLX's best / metal-candle" if column == 0 else "")
         below.set_ylabel("share of a copy" if column == 0 else "")
     figure.savefig(path, dpi=90)
     pyplot.close(figure)

@@ -12,10 +12,17 @@ SHOWN = 12
 """Cases in which a rule is wrong that are named, those it costs most; all are in the table of cases."""
 
 
+EXPLAINED = (
+    "variant: how metal-candle computes it here, `reference` being the plain definition; rule: whether the rule takes "
+    "our launch (`no launch`: none fits, or there is no GPU)"
+)
+NOT_JUDGED = "no launches here: aims not judged"
+
+
 def titles() -> str:
-    """The head of the table of cases."""
-    names = ("kernel", "case", "ours µs", "best of MLX", "its µs", "speed-up", "% of a copy", "variant", "rule")
-    return head(names, ("case", "best of MLX", "variant", "rule"))
+    """What two columns mean, and the head of the table of cases."""
+    names = ("kernel", "case", "metal-candle µs", "best of MLX", "its µs", "speed-up", "% of a copy", "variant", "rule")
+    return f"{EXPLAINED}\n\n{head(names, ('case', 'best of MLX', 'variant', 'rule'))}"
 
 
 def line(outcome: Outcome) -> str:
@@ -53,7 +60,9 @@ def summary(outcomes: Sequence[Outcome]) -> str:
 
 
 def verdict(outcomes: Sequence[Outcome]) -> str:
-    """The aims, where a rule is wrong, and what would be better."""
+    """The aims, where a rule is wrong, and what would be better: of launches of ours, if any was measured."""
+    if not any(outcome.launched for outcome in outcomes):
+        return NOT_JUDGED
     lines = [head(("aim", "goal", "cases", "mean", "least", "where", "verdict"), ("where", "verdict"))]
     for aim in AIMS:
         found = judged(aim, outcomes)

@@ -292,6 +292,19 @@ def test_rules_that_choose_the_slower_side() -> None:
     assert "The rule does not choose ours, which is faster: 1\n" in text
 
 
+def test_without_launches_no_aim_is_judged() -> None:
+    measured = [outcome(0.5, launched=False, variant="reference"), outcome(2.0, launched=False, variant="rational")]
+    assert kernel_tables.verdict(measured) == "no launches here: aims not judged"
+    assert "met in 1 of 3" in kernel_tables.verdict([*measured, outcome(0.5)])
+    text = "\n".join([kernel_tables.titles(), *map(kernel_tables.line, measured)])
+    assert "| reference | no launch |" in text
+    assert "ours" not in text.split("\n\n")[1]
+    explained = text.split("\n\n")[0]
+    assert "variant: " in explained
+    assert "rule: " in explained
+    assert "\n" not in explained
+
+
 def grid(speedup: Callable[[int, int], float], rule: bool = True) -> list[Outcome]:
     return [
         outcome(speedup(tokens, rank), rule=rule, axes={"tokens": tokens, "rank": rank})
