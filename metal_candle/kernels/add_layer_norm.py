@@ -16,7 +16,10 @@ Row = Union[mx.array, None]
 
 
 def _reference(x: mx.array, residual: mx.array, weight: Row, bias: Row, eps: float) -> Outputs:
-    """``x + residual``, rounded to their dtype, and ``layer_norm`` of that; weight and bias ``(n,)`` or ``None``."""
+    """``x + residual``, rounded to their dtype, and ``layer_norm`` of that; weight and bias ``(n,)`` or ``None``.
+
+    All of one dtype, x and residual of one shape.
+    """
     total = x + residual
     return total, layer_norm.reference(total, weight, bias, eps)  # type: ignore[return-value]
 

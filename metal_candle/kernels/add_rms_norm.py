@@ -12,7 +12,10 @@ from .variant import Gradients, Outputs, Variant
 
 
 def _reference(x: mx.array, residual: mx.array, weight: mx.array | None, eps: float) -> Outputs:
-    """``x + residual``, rounded to their dtype, and ``rms_norm`` of that; weight ``(n,)`` or ``None``."""
+    """``x + residual``, rounded to their dtype, and ``rms_norm`` of that; weight ``(n,)`` or ``None``.
+
+    All of one dtype, x and residual of one shape.
+    """
     total = x + residual
     return total, rms_norm.reference(total, weight, eps)  # type: ignore[return-value]
 

@@ -26,7 +26,7 @@ LARGE = 2**19
 def _reference(x: mx.array, weight: mx.array | None, bias: mx.array | None, eps: float) -> mx.array:
     """``(x - mean) / sqrt(variance + eps) · weight + bias`` over the last dim; weight and bias ``(n,)`` or ``None``.
 
-    The variance is biased, eps is inside the root; halves are computed in float32. Ba et al. 2016,
+    All of one dtype. The variance is biased, eps is inside the root; halves are computed in float32. Ba et al. 2016,
     https://arxiv.org/abs/1607.06450.
     """
     wide = x.astype(mx.float32) if is_half(x) else x

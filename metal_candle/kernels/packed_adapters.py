@@ -38,7 +38,8 @@ class PackedAdapters:
     Raises ``ArgumentTypeError`` for what is no mapping to ``Factors``, ``ArgumentValueError`` for no adapters, and for
     factors that do not fit each other or the first adapter's or are not of floats.
 
-    >>> import metal_candle, mlx.core as mx  # in this order: it loads the BLAS
+    >>> from metal_candle.kernels.packed_adapters import Factors, PackedAdapters
+    >>> import mlx.core as mx
     >>> packed = PackedAdapters({"fr": Factors(mx.ones((3, 2)), mx.ones((2, 4)), 0.5)})
     >>> packed(mx.zeros((2, 4)), mx.ones((2, 3)), packed.ids(["fr", None]))
     array([[3, 3, 3, 3],

@@ -26,7 +26,7 @@ KEPT = 2**16
 
 
 def _reference(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
-    """``x / sqrt(mean(x²) + eps) · weight`` over the last dim; weight ``(n,)`` or ``None``.
+    """``x / sqrt(mean(x²) + eps) · weight`` over the last dim; weight ``(n,)`` of x's dtype, or ``None``.
 
     Sums are taken in float32, eps is inside the root. Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
     """

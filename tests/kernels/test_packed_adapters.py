@@ -204,4 +204,4 @@ def test_arguments_of_other_types() -> None:
 
 
 def test_the_example() -> None:
-    assert doctest.testmod(packed_adapters) == (0, 3)
+    assert doctest.testmod(packed_adapters) == (0, 4)
