@@ -19,8 +19,8 @@ from .own import UNMEASURED, Own, Trial
 from .variant import Gradients, Outputs, Variant
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
-# Heads of a thread, as in the source.
-HEADS = 4
+# Heads and pairs of a thread, as in the source.
+HEADS, PAIRS = 2, 4
 THREADS = 256
 
 
@@ -72,7 +72,7 @@ def _launch(
     shape: tuple[int, ...], four: tuple[int, int, int, int], dtype: mx.Dtype, interleaved: bool
 ) -> custom.Launch:
     batch, heads, rows, width = four
-    places = rows * (width // 2)
+    places = rows * custom.ceil_div(width // 2, PAIRS)
     threads = min(custom.ceil_div(places, custom.SIMD) * custom.SIMD, THREADS)
     return custom.Launch(
         shapes=(shape,),

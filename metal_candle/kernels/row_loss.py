@@ -57,9 +57,9 @@ def _grid(rows: int, n: int) -> tuple[custom.Triple, custom.Triple]:
 
 
 @lru_cache(maxsize=256)
-def _forward(rows: int, n: int, dtype: mx.Dtype) -> custom.Launch:
+def _forward(rows: int, n: int, given: mx.Dtype, dtype: mx.Dtype) -> custom.Launch:
     grid, threadgroup = _grid(rows, n)
-    template: custom.Template = (("T", dtype), ("NARROW", n <= NARROW))
+    template: custom.Template = (("T", given), ("R", dtype), ("NARROW", n <= NARROW))
     return custom.Launch(((rows,), (rows, 2)), (dtype, mx.float32), grid, threadgroup, template)
 
 
@@ -81,7 +81,7 @@ def losses(
     n = x.shape[-1]
     rows = x.size // n
     given = [x.reshape(rows, n), targets.reshape(rows), _numbers(smoothing, sign)]
-    result, seen = custom.launch(FORWARD, given, _forward(rows, n, dtype))
+    result, seen = custom.launch(FORWARD, given, _forward(rows, n, x.dtype, dtype))
     return result.reshape(targets.shape), seen
 
 

@@ -103,7 +103,7 @@ def _select(gate: mx.array, up: mx.array) -> tuple[Variant | None, str]:
 PROGRAM = custom.Program("swiglu_vjp", ("cotangent", "gate", "up"), ("of_gate", "of_up"))
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 # Elements of a thread, as in the source.
-EACH = 4
+EACH = 8
 THREADS = 256
 
 

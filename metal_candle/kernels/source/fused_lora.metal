@@ -9,7 +9,6 @@
 constexpr int RANKS = TOKENS <= 2 ? 2 : 4;
 constexpr int SUMS = RANKS * TOKENS;
 constexpr int SPREAD = 64;                    // ranks of a simdgroup at a time, at most
-constexpr int DEEP = TOKENS <= 2 ? 8 : 2;     // so many steps along K have their loads in flight together
 constexpr int GROUPS = TOKENS <= 2 ? 16 : 8;  // simdgroups, at most
 // Partial sums of h by (split, rank, token). Splits times ranks are at most what the simdgroups cover at a time, or the
 // largest rank, 256.
@@ -62,17 +61,16 @@ if (split < splits) {
     const int stride = splits * k_lanes;
     // Counted by one, so that the compiler unrolls without a test in between and has the loads in flight together.
     const int steps = (K - start + stride - 1) / stride;
-    _Pragma("unroll DEEP") for (int step = 0; step < steps; step++) {
-      const int k = start + step * stride;
-      float values[TOKENS];
-      _Pragma("unroll") for (int t = 0; t < TOKENS; t++) {
-        values[t] = float(x[of_row[t] + k * x_step]);
+    // Eight or two steps have their loads in flight together, as registers allow.
+    if (TOKENS <= 2) {
+      _Pragma("unroll 8") for (int step = 0; step < steps; step++) {
+        const int k = start + step * stride;
+        mc_add_products<RANKS, TOKENS>(x, a, of_row, of_rank, k * x_step, k * a_step, sum);
       }
-      _Pragma("unroll") for (int j = 0; j < RANKS; j++) {
-        const float factor = float(a[of_rank[j] + k * a_step]);
-        _Pragma("unroll") for (int t = 0; t < TOKENS; t++) {
-          sum[j * TOKENS + t] += values[t] * factor;
-        }
+    } else {
+      _Pragma("unroll 2") for (int step = 0; step < steps; step++) {
+        const int k = start + step * stride;
+        mc_add_products<RANKS, TOKENS>(x, a, of_row, of_rank, k * x_step, k * a_step, sum);
       }
     }
     // Sums over the lanes of one rank. While a lane has several, it keeps half of them and sends the other half: 31

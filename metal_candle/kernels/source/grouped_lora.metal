@@ -3,7 +3,6 @@
 // offsets[g + 1]. A row whose id is none of theirs has rank 0, and keeps its base. All but y have strides.
 
 constexpr int RANKS = 8;  // of a simdgroup at a time
-constexpr int DEEP = 4;   // so many steps along K have their loads in flight together
 // h of the row by (split, rank): splits times ranks are at most 16 simdgroups times 8, or the largest rank.
 threadgroup float part[256];
 
@@ -34,7 +33,8 @@ if (split < splits && R > 0) {
       sum[j] = 0.0f;
     }
     const int steps = (K - start + stride - 1) / stride;
-    _Pragma("unroll DEEP") for (int step = 0; step < steps; step++) {
+    // Four steps along K have their loads in flight together.
+    _Pragma("unroll 4") for (int step = 0; step < steps; step++) {
       const int k = start + step * stride;
       const float value = float(x[row * x_strides[0] + k * x_strides[1]]);
       _Pragma("unroll") for (int j = 0; j < RANKS; j++) {

@@ -44,10 +44,9 @@ if (RESIDUAL) {
 }
 for (uint at = first + CHUNKS * step; at < end; at += step) {
   float values[4];
-  mc_load4(x_row, at, end, values);
+  float others[4];
+  mc_load_rows<T, 1, RESIDUAL, false>(x_row, residual_row, x_row, at, 0, end, values, others, others);
   if (RESIDUAL) {
-    float others[4];
-    mc_load4(residual_row, at, end, others);
     for (uint i = 0; i < 4; ++i) {
       values[i] = float(T(values[i] + others[i]));
     }
@@ -69,9 +68,10 @@ for (uint i = 0; i < 4 * CHUNKS; ++i) {
 for (uint at = first + CHUNKS * step; at < end; at += step) {
   float values[4];
   if (RESIDUAL) {
-    mc_load4(total_row, at, end, values);  // what this thread itself wrote
+    // What this thread itself wrote.
+    mc_load_rows<T, 1, false, false>(total_row, total_row, total_row, at, 0, end, values, values, values);
   } else {
-    mc_load4(x_row, at, end, values);
+    mc_load_rows<T, 1, false, false>(x_row, x_row, x_row, at, 0, end, values, values, values);
   }
   for (uint i = 0; i < 4; ++i) {
     const float off = at + i < end ? values[i] - mean : 0.0f;
@@ -101,24 +101,17 @@ for (uint chunk = 0; chunk < CHUNKS; ++chunk) {
 }
 for (uint at = first + CHUNKS * step; at < end; at += step) {
   float values[4];
-  float others[4];
+  float weights[4];
+  float biases[4];
   if (RESIDUAL) {
-    mc_load4(total_row, at, end, values);
+    mc_load_rows<T, 1, WEIGHT, BIAS>(total_row, weight, bias, at, 0, end, values, weights, biases);
   } else {
-    mc_load4(x_row, at, end, values);
-  }
-  if (WEIGHT) {
-    mc_load4(weight, at, end, others);
+    mc_load_rows<T, 1, WEIGHT, BIAS>(x_row, weight, bias, at, 0, end, values, weights, biases);
   }
   for (uint i = 0; i < 4; ++i) {
     const float value = (values[i] - mean) * inverse;
-    values[i] = WEIGHT ? value * others[i] : value;
-  }
-  if (BIAS) {
-    mc_load4(bias, at, end, others);
-    for (uint i = 0; i < 4; ++i) {
-      values[i] += others[i];
-    }
+    const float weighted = WEIGHT ? value * weights[i] : value;
+    values[i] = BIAS ? weighted + biases[i] : weighted;
   }
   mc_store4<T>(normed_row, at, end, values);
 }

@@ -46,10 +46,9 @@ if (RESIDUAL) {
 }
 for (uint at = first + CHUNKS * step; at < end; at += step) {
   float values[4];
-  mc_load4(x_row, at, end, values);
+  float others[4];
+  mc_load_rows<T, 1, RESIDUAL, false>(x_row, residual_row, x_row, at, 0, end, values, others, others);
   if (RESIDUAL) {
-    float others[4];
-    mc_load4(residual_row, at, end, others);
     for (uint i = 0; i < 4; ++i) {
       values[i] = float(T(values[i] + others[i]));
     }
@@ -80,12 +79,10 @@ for (uint at = first + CHUNKS * step; at < end; at += step) {
   float values[4];
   float others[4];
   if (RESIDUAL) {
-    mc_load4(total_row, at, end, values);  // what this thread itself wrote
+    // What this thread itself wrote.
+    mc_load_rows<T, 1, WEIGHT, false>(total_row, weight, weight, at, 0, end, values, others, others);
   } else {
-    mc_load4(x_row, at, end, values);
-  }
-  if (WEIGHT) {
-    mc_load4(weight, at, end, others);
+    mc_load_rows<T, 1, WEIGHT, false>(x_row, weight, weight, at, 0, end, values, others, others);
   }
   for (uint i = 0; i < 4; ++i) {
     const float value = float(T(values[i] * inverse));

@@ -54,19 +54,6 @@ inline void mc_widen(const mc_four<T>& four, float* values) {
 }
 #endif
 
-template <typename Row>
-inline void mc_load4(Row row, uint at, uint end, thread float* values) {
-  if (at + 4 <= end) {
-    for (uint i = 0; i < 4; ++i) {
-      values[i] = float(row[at + i]);
-    }
-  } else {
-    for (uint i = 0; i < 4; ++i) {
-      values[i] = at + i < end ? float(row[at + i]) : 0.0f;
-    }
-  }
-}
-
 template <typename T, typename Row>
 inline void mc_store4(Row row, uint at, uint end, const thread float* values) {
 #ifdef MC_FOURS
@@ -163,6 +150,23 @@ inline void mc_load_rows(
     }
     if (THIRD) {
       of_c[i] = float(narrow[2][i]);
+    }
+  }
+}
+
+// sums (RANKS, TOKENS) += the elements of `a` at `a_at` of each rank by those of x at `x_at` of each row.
+template <int RANKS, int TOKENS, typename X, typename A>
+inline void mc_add_products(
+    X x, A a, const thread int64_t* of_row, const thread int64_t* of_rank, int64_t x_at, int64_t a_at,
+    thread float* sums) {
+  float values[TOKENS];
+  _Pragma("unroll") for (int t = 0; t < TOKENS; t++) {
+    values[t] = float(x[of_row[t] + x_at]);
+  }
+  _Pragma("unroll") for (int j = 0; j < RANKS; j++) {
+    const float factor = float(a[of_rank[j] + a_at]);
+    _Pragma("unroll") for (int t = 0; t < TOKENS; t++) {
+      sums[j * TOKENS + t] += values[t] * factor;
     }
   }
 }

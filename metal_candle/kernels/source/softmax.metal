@@ -46,9 +46,10 @@ if (MASK == 1 || MASK == 2) {
   mask_step = mask_shape[mask_ndim - 1] == 1 ? 0 : int64_t(mask_strides[mask_ndim - 1]);
   uint rest = row < rows ? row : 0;
   for (int d = dims - 2; d >= 0; --d) {
-    const uint size = x_shape[d];
-    const int64_t at = rest % size;
-    rest /= size;
+    // Divisions cost as much as a short row does: what is left for the first dim is its index.
+    const uint before = d > 0 ? rest / uint(x_shape[d]) : 0;
+    const int64_t at = rest - before * uint(x_shape[d]);
+    rest = before;
     x_begin += at * int64_t(x_strides[d]);
     if (d >= missing && mask_shape[d - missing] != 1) {
       mask_begin += at * int64_t(mask_strides[d - missing]);
