@@ -63,6 +63,11 @@ def vjp_by_mlx(function: Callable[..., Several]) -> Callable[..., Gradients]:
     return vjp
 
 
+def distinct(arrays: Sequence[mx.array]) -> list[mx.array]:
+    """The arrays as arrays of their own: of a function that gives one array twice ``mx.vjp`` takes one cotangent."""
+    return [mx.contiguous(array) for array in arrays]
+
+
 def through_float32(variant: Variant) -> Variant:
     """``variant`` for halves: computed in float32, the result and the gradients rounded once."""
 
@@ -99,7 +104,7 @@ def _tupled(results: Several) -> Outputs:
 def _only(function: Callable[..., Any], used: Sequence[int]) -> Callable[..., list[mx.array]]:
     def of_used(*values: mx.array) -> list[mx.array]:
         results = function(*values)
-        return [results[i] for i in used]
+        return distinct([results[i] for i in used])
 
     return of_used
 
