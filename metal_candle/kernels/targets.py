@@ -7,25 +7,32 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-_NARROW = (mx.int8, mx.uint8, mx.int16, mx.uint16)
+# Those of 8 and 16 bits may not hold the count, and become uint32.
+_UNSIGNED = {mx.int32: mx.uint32, mx.uint32: mx.uint32, mx.int64: mx.uint64, mx.uint64: mx.uint64}
 
 
 def places(ids: mx.array, count: int) -> tuple[mx.array, mx.array]:
-    """Ids to gather by, those that are none of 0..count - 1 replaced by 0, and which are to be trusted."""
+    """Ids to gather by, all of 0..count - 1, and which are as they were given, the others naming nothing.
+
+    Raises ``ValueError`` for ids that are no integers.
+    """
+    if not mx.issubdtype(ids.dtype, mx.integer):
+        raise ValueError(f"ids of classes: got {ids.dtype}; takes integers")
     # MLX has no derivative for ids.
     ids = mx.stop_gradient(ids)
-    if ids.dtype in _NARROW:
-        # A count may be more than they hold.
-        ids = ids.astype(mx.int32)
-    known = (ids >= 0) & (ids < count)
-    return mx.where(known, ids, mx.array(0, ids.dtype)), known
+    # Without a sign those below 0 are large: one comparison to two.
+    unsigned = ids.view(_UNSIGNED[ids.dtype]) if ids.dtype in _UNSIGNED else ids.astype(mx.uint32)
+    at = mx.minimum(unsigned, count - 1)
+    known = at == unsigned
+    # MLX adds uint64 to int32 as floats.
+    return (at.astype(mx.uint32) if at.dtype == mx.uint64 else at), known
 
 
 def or_nan(values: mx.array, known: mx.array) -> mx.array:
     """``values`` where ``known``, else NaN."""
-    return mx.where(known, values, mx.array(mx.nan, values.dtype))
+    return mx.where(known, values, mx.nan)
 
 
 def or_zero(values: mx.array, known: mx.array) -> mx.array:
     """``values``, a cotangent, where ``known``, else 0."""
-    return mx.where(known, values, mx.array(0, values.dtype))
+    return mx.where(known, values, 0)

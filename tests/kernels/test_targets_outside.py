@@ -110,3 +110,9 @@ def test_ids_of_eight_bits() -> None:
     np.testing.assert_allclose(got, np.array(cross_entropy.reference(x, ids.astype(mx.int32))), rtol=1e-6)
     assert np.isfinite(got).all()
     assert np.isnan(np.array(cross_entropy.reference(x, mx.array([-1, 1, -128], mx.int8)))).tolist() == [1, 0, 1]
+
+
+def test_ids_that_are_no_integers() -> None:
+    for kernel in (cross_entropy, picked_log_softmax):
+        with pytest.raises(ValueError, match=r"ids of classes: got mlx\.core\.float32; takes integers"):
+            kernel.reference(normal(2, 5), mx.zeros((2, 1)) if kernel is picked_log_softmax else mx.zeros((2,)))
