@@ -28,6 +28,8 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "int": st.integers(-2, 5),
     "float": st.sampled_from([0.0, 0.5, 1.0, -2.0, 1e30, float("nan"), float("inf")]),
     "bool": st.booleans(),
+    "Sequence[int]": st.one_of(st.lists(st.integers(-1, 3), max_size=3), st.integers(0, 2)),
+    "Sequence[float]": st.lists(st.sampled_from([0.0, 1.0, -2.0, float("nan")]), max_size=3),
     "object": st.none(),
     "DTypeLike": st.one_of(st.sampled_from(list(DType)), st.sampled_from(["f32", "nonsense"])),
 }
