@@ -14,6 +14,9 @@ from .softmax import SMALL, exp_rows
 from .targets import or_nan, or_zero, places
 from .variant import Gradients, Outputs, Variant, differentiated_by_mlx, is_half
 
+# Less than this added to any float32 does not make it infinite.
+LARGE = 1e30
+
 
 def of_logits(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> mx.array:
     """``logsumexp(logits) - logits[target]`` of each row: logits ``(…, v)``, integer targets ``(…)`` below v.
@@ -22,6 +25,10 @@ def of_logits(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0)
     ``(1 - ε)·onehot + ε/v``, as in PyTorch. A target that is none of 0..v - 1 gives NaN, and its row a gradient of 0.
     """
     wide = _wide(logits)
+    # As differences to the largest: large logits would lose in their sums what they differ by. A row whose largest is
+    # not finite, or so large that a difference might overflow, stays as it is.
+    top = mx.stop_gradient(mx.max(wide, axis=-1, keepdims=True)) if wide.size else mx.zeros((1,), dtype=wide.dtype)
+    wide = wide - mx.where(mx.abs(top) < LARGE, top, mx.zeros((), dtype=wide.dtype))
     at, known = places(targets, logits.shape[-1])
     picked = mx.take_along_axis(wide, at[..., None], axis=-1)[..., 0]
     if label_smoothing:
@@ -126,7 +133,7 @@ _OWN = Own(
     "one reading",
     _own_forward,
     lambda logits, targets, *params: row_loss.unfit(logits, targets, targets.shape),
-    lambda *arguments: row_loss.wins(),
+    lambda logits, targets, smoothing=0.0: row_loss.wins(logits, smoothing),
     _own_trial,
     _own_vjp,
 )

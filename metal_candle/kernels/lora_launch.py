@@ -76,7 +76,7 @@ def _plan(
         threadgroup=(threads, 1, 1),
         template=(("T", dtype), ("TOKENS", tokens), ("ADD", base is not None)),
     )
-    return Plan(None, _wins(rows, tokens, width, rank, 2 if base is not None else 3), how)
+    return Plan(None, _wins(rows, tokens, width, rank, "2" if base is not None else "2 (3 with a scale)"), how)
 
 
 def _unfit(
@@ -104,7 +104,7 @@ def _unfit(
     return f"more than {MOST_ROWS} rows" if prod(x[:-1]) > MOST_ROWS else None
 
 
-def _wins(rows: int, tokens: int, width: int, rank: int, launches: int) -> tuple[bool, str]:
+def _wins(rows: int, tokens: int, width: int, rank: int, launches: str) -> tuple[bool, str]:
     """One launch instead of two or three, as long as its first step takes no longer than a launch does.
 
     Every threadgroup loads all of A and, for each ``RANKS`` elements of a row of it, one of each row of x. 2^17 loads

@@ -120,6 +120,6 @@ def _own_trial(x: mx.array, ids: mx.array) -> Trial:
     return Trial((dtype, n <= row_loss.NARROW), arguments)
 
 
-_OWN = Own("one reading", _own_forward, _own_fits, lambda *arguments: row_loss.wins(), _own_trial, _own_vjp)
+_OWN = Own("one reading", _own_forward, _own_fits, lambda x, ids: row_loss.wins(x), _own_trial, _own_vjp)
 
 picked_log_softmax = Kernel("picked_log_softmax", _reference, _select, arity=2, own=_OWN)

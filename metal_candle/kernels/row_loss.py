@@ -17,6 +17,10 @@ import numpy as np
 from . import custom
 from .own import UNMEASURED
 
+from .samples import instantiation, is_small, normal
+from .softmax_launch import HELD, MANY
+
+Samples = Callable[[], tuple[mx.array, mx.array]]
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 LOSS, LOG_PROBABILITY = 1.0, -1.0
 """The sign of what is computed."""
@@ -42,9 +46,17 @@ def unfit(x: mx.array, targets: mx.array, rows: tuple[int, ...]) -> str | None:
     return None if count < 2**21 and n < 2**30 else f"{count} rows of {n}: more than a grid holds"
 
 
-def wins() -> tuple[bool, str]:
-    """When they are used, and why."""
-    return True, f"{UNMEASURED}: with the gradient 2 launches and 3 passes over the logits to 3 and 4"
+def wins(x: mx.array, smoothing: float = 0.0) -> tuple[bool, str]:
+    """Whether they are used for logits x ``(…, n)``, and why. Which gradients are wanted is not known yet."""
+    n = x.shape[-1]
+    rows = x.size // n
+    if n > HELD and rows < MANY:
+        return False, f"{UNMEASURED}: {rows} rows of {n}, of which each is one threadgroup's"
+    if smoothing:
+        # A logsumexp, the mean and the target's logit; the gradients of each.
+        return True, f"{UNMEASURED}: 1 launch and pass over the logits to 3 and 2 at least"
+    # Alone the loss is no faster than MLX's; with its gradient it saves a launch and a pass.
+    return True, f"{UNMEASURED}: 1 launch and pass over the logits to 1, with the gradient 2 and 3 to 3 and 4"
 
 
 @lru_cache(maxsize=256)

@@ -11,7 +11,7 @@ from . import double
 from .custom import Launch, Program, backend, launch, scalar
 from .kernel import Kernel, on_cpu
 from .own import UNMEASURED, Own, Trial
-from .softmax_launch import FLOATS, keeps_up, like, small, spread, template_of, too_many
+from .softmax_launch import FLOATS, HELD, keeps_up, spread, template_of, too_many, trial_of_gradient
 from .variant import Outputs, is_half
 
 
@@ -57,8 +57,10 @@ def _wins(y: mx.array, cotangent: mx.array, scale: float = 1.0, log: bool = Fals
     slow = keeps_up(width, y.size // width)
     if slow is not None:
         return False, slow
-    # Compiled: a product, its sum, and the rest; of the logarithm a sum, and the rest.
-    return True, f"{UNMEASURED}: 1 launch to {2 if log else 3}, the result and its gradient read once"
+    # Compiled: a product, its sum, and the rest, which reads both again; of the logarithm a sum, and the rest.
+    what = "the gradient" if log else "the result and its gradient"
+    times = "twice as there" if width > HELD else "once to twice"
+    return True, f"{UNMEASURED}: 1 launch to {2 if log else 3}, {what} read {times}"
 
 
 def _trial(y: mx.array, cotangent: mx.array, scale: float = 1.0, log: bool = False) -> Trial:

@@ -9,15 +9,18 @@ from metal_candle import settings
 from metal_candle.kernels import custom
 from metal_candle.kernels.add_layer_norm import add_layer_norm
 from metal_candle.kernels.add_rms_norm import add_rms_norm
+from metal_candle.kernels.cross_entropy import cross_entropy
 from metal_candle.kernels.kernel import Kernel
 from metal_candle.kernels.layer_norm import layer_norm
 from metal_candle.kernels.rms_norm import _PROGRAM, rms_norm
+from metal_candle.kernels.rope import rope
 from metal_candle.kernels.softmax import log_softmax, softmax
+from metal_candle.kernels.swiglu import swiglu
 
 import emulator
 import mlx.core as mx
 import pytest
-from launched import check, normal
+from launched import BACKWARD, FORWARD, assert_near, check, check_gradients, normal
 
 # Whole fours and not, of a simdgroup, of a threadgroup, and beyond what is held.
 WIDTHS = (3, 4, 8, 36, 127, 128, 513, 516, 1000, 8196)
@@ -65,6 +68,52 @@ def test_values(name: str, width: int, dtype: mx.Dtype, behind: int) -> None:
         lambda key: rows(width, dtype, key, behind), lambda key: rows(width, dtype, key, behind)[0]
     )
     check(kernel, inputs, *params)
+
+
+def ids(n: int) -> mx.array:
+    return (mx.arange(ROWS) * 7 + n - 1) % n
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses(smoothing: float, width: int, dtype: mx.Dtype, behind: int) -> None:
+    x, targets = rows(width, dtype, 0, behind), ids(width)
+    outputs = cross_entropy.forward(x, targets, smoothing)
+    assert cross_entropy.last is not None
+    assert cross_entropy.last[0] == "one reading"
+    assert_near(outputs[0], cross_entropy.reference(x, targets, smoothing), FORWARD[mx.float32])
+    cotangent = normal(ROWS)
+    found = cross_entropy.vjp(cotangent, (x, targets), outputs, (True, False), smoothing)[0]
+    wanted = mx.vjp(lambda x: cross_entropy.reference(x, targets, smoothing), [x.astype(mx.float32)], [cotangent])[1]
+    assert found is not None
+    assert_near(found, wanted[0], BACKWARD[dtype])
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_gated_activation(width: int, dtype: mx.Dtype, behind: int) -> None:
+    mx.disable_compile()  # to the same values, but for a second of the CPU's compiler each
+    try:
+        check_gradients(swiglu, [rows(width, dtype, key, behind) for key in range(2)])
+    finally:
+        mx.enable_compile()
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "neighbours"])
+@pytest.mark.parametrize("transposed", [False, True], ids=["heads", "positions"])
+@pytest.mark.parametrize("width", [2, 8, 16, 24, 72])
+def test_rotary_embedding(width: int, transposed: bool, interleaved: bool, dtype: mx.Dtype, behind: int) -> None:
+    heads, positions = 5, 3
+    flat = normal(2 * heads * positions * width + behind, dtype=dtype)[behind:]
+    x = flat.reshape(2, positions, heads, width) if transposed else flat.reshape(2, heads, positions, width)
+    angles = normal(positions, width // 2, key=7)
+    tables = [mx.cos(angles).astype(dtype), mx.sin(angles).astype(dtype)]
+    check(rope, [mx.swapaxes(x, 1, 2) if transposed else x, *tables], interleaved)
 
 
 PATH = "return end % 4 == 0 && reinterpret_cast<size_t>(row) % sizeof(mc_four<T>) == 0;"

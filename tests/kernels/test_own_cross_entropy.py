@@ -9,6 +9,7 @@ from metal_candle.kernels import row_loss
 from metal_candle.kernels.cross_entropy import cross_entropy
 from metal_candle.kernels.kernel import Kernel
 from metal_candle.kernels.picked_log_softmax import picked_log_softmax
+from metal_candle.kernels.softmax_launch import HELD, MANY
 
 import mlx.core as mx
 import numpy as np
@@ -23,6 +24,10 @@ ROWS_AND_WIDTHS = [(9, n) for n in WIDTHS] + [(8, 33), (8, 1025), (8, 9001)]
 
 def targets_of(x: mx.array, dtype: mx.Dtype = mx.int32) -> mx.array:
     return mx.random.randint(0, x.shape[-1], x.shape[:-1], key=mx.random.key(5)).astype(dtype)
+
+
+def gradient_by_mlx(kernel: Kernel, x: mx.array, ids: mx.array, *params: float) -> mx.array:
+    return mx.grad(lambda x: kernel.reference(x, ids, *params).sum())(x)
 
 
 def assert_agrees(kernel: Kernel, x: mx.array, ids: mx.array, *params: float) -> None:
@@ -117,6 +122,46 @@ def test_large_logits_keep_their_digits(device: str) -> None:
     np.testing.assert_allclose(near, np.log(np.exp(-1.0) + 1 + np.exp(-2.0)) + 1, rtol=3e-7)
     same = mx.full((9, 33), 3e38)
     np.testing.assert_allclose(np.array(cross_entropy.forward(same, mx.arange(9))[0]), np.log(33.0), rtol=3e-7)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, -1e6, 1e29])
+@pytest.mark.parametrize("n", [33, 1030])
+def test_smoothing_keeps_the_digits_of_large_logits(device: str, n: int, offset: float) -> None:
+    x = mx.round(normal(9, n) * 4) + offset
+    ids = targets_of(x)
+    exact = np.array(x).astype(np.float64)
+    exact -= exact.max(-1, keepdims=True)
+    picked = np.take_along_axis(exact, np.array(ids)[:, None], -1)[:, 0]
+    want = np.log(np.exp(exact).sum(-1)) - 0.9 * picked - 0.1 * exact.mean(-1)
+    for got in (cross_entropy.forward(x, ids, 0.1)[0], cross_entropy.reference(x, ids, 0.1)):
+        np.testing.assert_allclose(np.array(got), want, rtol=2e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("values", EXTREME.values(), ids=EXTREME)
+@pytest.mark.parametrize("width", [5, 1030])
+def test_gradients_of_extreme_rows(device: str, values: list[float], width: int, smoothing: float) -> None:
+    x = mx.broadcast_to(mx.array(values + [values[0]] * (width - len(values))), (6, width))
+    ids = mx.array([0, 1, 2, 3, 4, width])  # the last names no class
+    for kernel, given, params in (
+        (cross_entropy, ids, (smoothing,)),
+        (picked_log_softmax, ids[:, None], ()),
+    ):
+        outputs, ones = kernel.forward(x, given, *params), mx.ones(given.shape)
+        found = kernel.vjp(ones, (x, given), outputs, (True, False), *params)[0]
+        wanted = gradient_by_mlx(kernel, x, given, *params)
+        assert found is not None
+        assert_near(found, wanted, BACKWARD[mx.float32], kernel.name)
+        if smoothing:
+            assert_near(outputs[0], kernel.reference(x, given, *params), FORWARD[mx.float32], kernel.name)
+
+
+def test_few_wide_rows_are_left_to_mlx() -> None:
+    few, many = mx.zeros((1, HELD + 1)), mx.zeros((MANY, HELD + 1))
+    assert row_loss.wins(few) == (False, f"unmeasured: 1 rows of {HELD + 1}, of which each is one threadgroup's")
+    assert row_loss.wins(many)[0]
+    assert "1 launch and pass over the logits to 1, with the gradient 2 and 3 to 3 and 4" in row_loss.wins(many)[1]
+    assert row_loss.wins(mx.zeros((1, HELD)), 0.1)[0]
 
 
 def test_an_id_outside_reads_nothing(device: str) -> None:
