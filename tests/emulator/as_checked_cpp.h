@@ -17,7 +17,18 @@ using uchar = unsigned char;
 using ushort = unsigned short;
 using uint = unsigned int;
 using ulong = unsigned long;
-typedef uint uint3 __attribute__((ext_vector_type(3)));
+
+#define EM_VECTORS(type, name) \
+  typedef type name##2 __attribute__((ext_vector_type(2))); \
+  typedef type name##3 __attribute__((ext_vector_type(3))); \
+  typedef type name##4 __attribute__((ext_vector_type(4)));
+EM_VECTORS(float, float)
+EM_VECTORS(signed char, char)
+EM_VECTORS(short, short)
+EM_VECTORS(int, int)
+EM_VECTORS(uchar, uchar)
+EM_VECTORS(ushort, ushort)
+EM_VECTORS(uint, uint)
 
 enum class half : ushort {};
 enum class bfloat : ushort {};

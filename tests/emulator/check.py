@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from . import toolchain
+from .declared import holds_structures
 from .fault import Fault
 from .generate import Generated
 
@@ -48,7 +49,9 @@ def checked_source(generated: Generated) -> str:
         "instantiation": f"template decltype({instance}) {instance};" if generated.template_arguments else "",
     }
     numbered = "\n".join(f'#line 1 "{name}"\n{text.rstrip()}' for name, text in parts.items())
-    return f"{_HEADER.read_text(encoding='utf-8')}\n{numbered}\n"
+    # clang cannot copy a structure out of an address space.
+    spaces = "#undef threadgroup\n#define threadgroup static\n" if holds_structures(generated) else ""
+    return f"{_HEADER.read_text(encoding='utf-8')}\n{spaces}{numbered}\n"
 
 
 def type_check(generated: Generated) -> None:
@@ -66,7 +69,7 @@ def type_check(generated: Generated) -> None:
 def _verdict(text: str) -> str:
     """clang's first complaint, "" for none."""
     key = hashlib.sha256("\0".join([toolchain.identity(), *_FLAGS, text]).encode()).hexdigest()[:32]
-    kept = toolchain.folder() / f"check-{key}.txt"
+    kept = toolchain.kept_folder() / f"check-{key}.txt"
     try:
         return kept.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -74,7 +77,6 @@ def _verdict(text: str) -> str:
     command = [str(toolchain.compiler()), *_FLAGS, "-x", "c++", "-"]
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     verdict = "" if done.returncode == 0 else _first_error(done.stderr)
-    kept.parent.mkdir(parents=True, exist_ok=True)
     # Renamed into place: tests run in several processes at once.
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=kept.parent, delete=False) as unfinished:
         unfinished.write(verdict)

@@ -16,6 +16,7 @@ import numpy as np
 from . import native, toolchain
 from .arrays import Bytes, Stored, loaded, stored
 from .check import type_check
+from .declared import element_bytes, padded, refuse_pointers
 from .fault import Fault
 from .generate import Generated, Parameter, metal_source
 from .glue import run_source
@@ -38,9 +39,11 @@ class Emulator:
 
     ``order`` is that in which threads and threadgroups run; ``seed`` that of the shuffled one. ``checked`` reports
     every wrong access; without it only the machine's own protection does, at a fraction of the time. ``patience`` is
-    how many seconds of processor time a thread may go on without coming to a barrier or its end. ``defines`` are macros
-    for the run, to reach what a text holds for other back-ends; the type check does without them.
-    A ``Fault`` is raised where a kernel does what it must not, ``RuntimeError`` without a compiler.
+    how many seconds of processor time a threadgroup may go on. ``defines`` are macros for the run, to reach what a text
+    holds for other back-ends; the type check does without them. ``type_check=False`` leaves that check out, for what
+    its header does not know.
+    A ``Fault`` is raised where a kernel does what it must not, ``RuntimeError`` without a compiler or where the cache
+    folder cannot be written.
     """
 
     name = "emulator"
@@ -53,9 +56,12 @@ class Emulator:
         checked: bool = True,
         patience: float = 10.0,
         defines: tuple[str, ...] = (),
+        type_check: bool = True,
     ) -> None:
         if order not in ORDERS:
             raise ValueError(f"Emulator: got order {order!r}; takes one of {', '.join(ORDERS)}")
+        if not patience > 0:
+            raise ValueError(f"Emulator: got patience {patience}; takes seconds above 0")
         present, reason = toolchain.available()
         if not present:
             raise RuntimeError(f"Emulator: {reason}")
@@ -64,13 +70,14 @@ class Emulator:
         self.checked = checked
         self.patience = patience
         self.defines = defines
+        self.type_check = type_check
 
     def launch(self, program: custom.Program, inputs: Sequence[mx.array], how: custom.Launch) -> list[mx.array]:
         """The program's outputs. Raises ``Fault``."""
         mx.eval(*inputs)
         specs = tuple((tuple(array.shape), array.dtype) for array in inputs)
         threads, groups = _launchable(program, how)
-        kernel = _kernel(program, program.body, program.header, specs, how, self.checked, self.defines)
+        kernel = _kernel(program, program.body, program.header, specs, how, self.checked, self.defines, self.type_check)
         if kernel.loaded.threadgroup_bytes > MOST_THREADGROUP_BYTES:
             raise Fault(
                 "launch",
@@ -96,7 +103,7 @@ class Emulator:
                 self.patience,
             )
         if report.failed:
-            raise Fault(report.kind.decode(), f"{program.name}: {place(report, kernel.loaded.path)}")
+            raise Fault(report.kind.decode(), f"{program.name}: {place(report, kernel.loaded.path, kernel.generated)}")
         return [loaded(data, shape, dtype) for data, shape, dtype in zip(results, how.shapes, how.dtypes)]
 
 
@@ -114,21 +121,32 @@ def _kernel(
     how: custom.Launch,
     checked: bool,
     defines: tuple[str, ...],
+    checked_types: bool,
 ) -> _Kernel:
     generated = metal_source(program, specs, how)
-    type_check(generated)
+    names = [*zip(program.inputs, (dtype for _, dtype in specs)), *zip(program.outputs, how.dtypes)]
+    if any(dtype == mx.complex64 for _, dtype in names):
+        which = ", ".join(name for name, dtype in names if dtype == mx.complex64)
+        raise Fault("type", f"{program.name}: got complex64 for {which}; the emulator takes no complex numbers")
+    refuse_pointers(generated)
+    if checked_types:
+        type_check(generated)
     try:
         path = toolchain.build_kernel(run_source(generated, defines), checked)
     except Fault as fault:
         raise Fault(fault.kind, f"{program.name}: {fault}") from None
-    return _Kernel(generated, native.load(toolchain.runtime(), path))
+    template = dict(zip((name for name, _ in how.template), generated.template_arguments))
+    elements = element_bytes(generated, template)
+    return _Kernel(generated, native.load(toolchain.runtime(), path, elements, padded(generated)))
 
 
 def _launchable(program: custom.Program, how: custom.Launch) -> tuple[custom.Triple, custom.Triple]:
     """The threads of a threadgroup and the threadgroups along each axis."""
     grid, group = how.grid, how.threadgroup
-    if min(grid) < 0 or min(group) < 1 or max(grid) >= 1 << 31:
-        raise Fault("launch", f"{program.name}: got grid {grid} of threadgroups {group}; takes sizes below 2**31")
+    if min(group) < 1:
+        raise Fault("launch", f"{program.name}: got a threadgroup of {group} threads; takes at least 1 along each axis")
+    if min(grid) < 0 or max(grid) >= 1 << 31:
+        raise Fault("launch", f"{program.name}: got a grid of {grid} threads; takes 0 to 2**31 - 1 along each axis")
     if prod(group) > MOST_THREADS:
         raise Fault(
             "launch", f"{program.name}: got {prod(group)} threads in a threadgroup {group}; takes up to {MOST_THREADS}"
@@ -159,7 +177,7 @@ def _buffer(
     array = inputs[index]
     if parameter.kind == "buffer":
         lies = kept[index]
-        return native.Argument(parameter.name, lies.data, array.dtype.size, Role.INPUT, lies.first)
+        return native.Argument(parameter.name, lies.data, array.dtype.size, Role.INPUT, lies.first, lies.after)
     if parameter.kind == "strides":
         numbers = np.array(kept[index].strides, np.int64)
     else:

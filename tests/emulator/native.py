@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,8 @@ class Role(IntEnum):
 class Argument(NamedTuple):
     """A buffer of a launch: ``element`` is the size of one element in bytes.
 
-    The kernel gets the address of the byte ``first``: below it lies what strides lead back to.
+    The kernel gets the address of the byte ``first``: below it lies what strides lead back to. ``lies`` says by how
+    many bytes the data lie after a multiple of 16.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Argument(NamedTuple):
     element: int
     role: Role
     first: int = 0
+    lies: int = 0
 
 
 class _Buffer(ctypes.Structure):
@@ -46,11 +49,12 @@ class _Buffer(ctypes.Structure):
         ("first", U64),
         ("element", U32),
         ("role", U32),
+        ("lies", U32),
     ]
 
 
 class _Span(ctypes.Structure):
-    _fields_ = [("name", ctypes.c_char_p), ("offset", U32), ("bytes", U32)]
+    _fields_ = [("name", ctypes.c_char_p), ("offset", U32), ("bytes", U32), ("element", U32)]
 
 
 class _Request(ctypes.Structure):
@@ -66,6 +70,8 @@ class _Request(ctypes.Structure):
         ("group_size", U32 * 3),
         ("order", U32),
         ("checked", U32),
+        ("padded", U32),
+        ("interruptible", U32),
         ("seed", U64),
         ("patience", ctypes.c_double),
     ]
@@ -75,13 +81,15 @@ class Report(ctypes.Structure):
     """What went wrong in a launch. ``text`` has placeholders for ``places``; see ``places.py``."""
 
     failed: int
+    interrupted: int
     kind: bytes
     text: bytes
     places: Sequence[Sequence[int]]
     _fields_ = [
         ("failed", U32),
+        ("interrupted", U32),
         ("kind", ctypes.c_char * 20),
-        ("text", ctypes.c_char * 2024),
+        ("text", ctypes.c_char * 2020),
         ("places", U64 * FRAMES * PLACES),
     ]
 
@@ -96,6 +104,8 @@ class Loaded(NamedTuple):
     threadgroup_memory: int
     section_bytes: int
     arrays: tuple[Span, ...]
+    elements: tuple[int, ...]
+    padded: bool
 
     @property
     def threadgroup_bytes(self) -> int:
@@ -111,18 +121,25 @@ def _runtime(path: Path) -> ctypes.CDLL:
     return library
 
 
-def load(runtime: Path, kernel: Path) -> Loaded:
-    """The kernel's object, with the runtime that it was linked to."""
+def load(runtime: Path, kernel: Path, elements: Mapping[str, tuple[int, int]], padded: bool) -> Loaded:
+    """The kernel's object, with the runtime that it was linked to.
+
+    ``elements`` has what the text tells of each array of threadgroup memory: bytes and number of its elements, or 0.
+    ``padded`` says that structures may have bytes that are no member's.
+    """
     library = _runtime(runtime)
     found = ctypes.CDLL(str(kernel))
     begin, end = (ctypes.c_void_p * 2).in_dll(found, "em_threadgroup_range")
     entry = ctypes.cast(getattr(found, ENTRY), ctypes.c_void_p).value
     assert entry is not None
     size = (end or 0) - (begin or 0)
-    spans = arrays(kernel) if size else []
-    return Loaded(
-        kernel, library, found, entry, begin or 0, size, tuple(spans or [Span("the arrays", 0, size)] * bool(size))
-    )
+    spans = (arrays(kernel) if size else []) or [Span("the arrays", 0, size)] * bool(size)
+    sizes = tuple(_element(span, *elements.get(span.name, (0, 0))) for span in spans)
+    return Loaded(kernel, library, found, entry, begin or 0, size, tuple(spans), sizes, padded)
+
+
+def _element(span: Span, element: int, count: int) -> int:
+    return element or (span.bytes // count if count and span.bytes % count == 0 else 0)
 
 
 def launch(
@@ -135,7 +152,10 @@ def launch(
     seed: int,
     patience: float,
 ) -> Report:
-    """Run ``groups`` threadgroups of ``threads`` threads over the arguments, which are in the kernel's order."""
+    """Run ``groups`` threadgroups of ``threads`` threads over the arguments, which are in the kernel's order.
+
+    SIGINT ends the run for what its handler in Python does, and if that returns the run begins anew.
+    """
     buffers = (_Buffer * max(1, len(arguments)))()
     for buffer, argument in zip(buffers, arguments):
         buffer.name = argument.name.encode()
@@ -144,8 +164,12 @@ def launch(
         buffer.first = argument.first
         buffer.element = argument.element
         buffer.role = argument.role
+        buffer.lies = argument.lies
     spans = (_Span * max(1, len(kernel.arrays)))(
-        *[_Span(span.name.encode(), span.offset, span.bytes) for span in kernel.arrays]
+        *[
+            _Span(span.name.encode(), span.offset, span.bytes, element)
+            for span, element in zip(kernel.arrays, kernel.elements)
+        ]
     )
     request = _Request(
         kernel.entry,
@@ -159,9 +183,14 @@ def launch(
         (U32 * 3)(*threads),
         order,
         checked,
+        kernel.padded,
+        threading.current_thread() is threading.main_thread(),  # where Python runs what a signal asks for
         seed & (2**64 - 1),
         patience,
     )
     report = Report()
-    kernel.runtime.em_launch(ctypes.byref(request), ctypes.byref(report))
-    return report
+    while True:
+        kernel.runtime.em_launch(ctypes.byref(request), ctypes.byref(report))
+        # By now Python has raised KeyboardInterrupt, unless the caller's handler wants the program to go on.
+        if not report.interrupted:
+            return report

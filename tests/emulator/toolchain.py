@@ -25,6 +25,9 @@ KEPT_BYTES = 256 << 20
 
 COMMON = ("-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-fno-omit-frame-pointer", "-fwrapv", "-nostdlib++")
 MATHS = ("-lSystem",) if sys.platform == "darwin" else ("-lm",)
+# A thread with more private memory than its stack touches the page below it, not another's. Elsewhere clang 14 has no
+# such code.
+PROBED = ("-fstack-clash-protection",) if platform.machine() == "x86_64" else ()
 DYNAMIC = () if sys.platform == "darwin" else ("-ldl",)
 # A fault leaves the fibre's stack by a jump that the fortified C library takes for an error.
 RUNTIME = ("-std=c++17", "-O2", "-U_FORTIFY_SOURCE", *COMMON)
@@ -49,6 +52,7 @@ KERNEL: tuple[str, ...] = (
     # And from making one of two calls in two branches, which have two.
     *("-mllvm", "-simplifycfg-hoist-common=false", "-mllvm", "-simplifycfg-sink-common=false"),
     *("-mllvm", "-enable-tail-merge=false"),
+    *PROBED,
 )
 FAST = ("-O2", "-fno-vectorize", "-fno-slp-vectorize", "-DEM_FAST")
 CHECKED = (
@@ -111,6 +115,23 @@ def folder() -> Path:
     return cache_folder("emulator")
 
 
+def _writable(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise RuntimeError(
+            f"emulator: cannot keep objects in {path}: {error.strerror}; METAL_CANDLE_CACHE names another folder"
+        ) from None
+    return path
+
+
+def kept_folder() -> Path:
+    """``folder()``, made. Raises ``RuntimeError`` where it cannot be written."""
+    return _writable(folder())
+
+
 def kernel_path(text: str, checked: bool) -> Path:
     """Where the object of this text is, or will be."""
     return folder() / f"kernel-{_hash(fingerprint(), 'checked' if checked else 'fast', text)}{SUFFIX}"
@@ -137,7 +158,7 @@ def _build(path: Path, arguments: list[str], texts: dict[str, str]) -> Path:
     if path.exists():
         os.utime(path)
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    kept_folder()
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         for name, text in texts.items():
             (Path(scratch) / name).write_text(text, encoding="utf-8")

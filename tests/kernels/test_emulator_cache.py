@@ -12,7 +12,7 @@ from typing import Any
 from metal_candle import settings
 
 import pytest
-from emulator import Emulator, available, launcher, toolchain
+from emulator import Emulator, available, check, launcher, toolchain
 
 pytestmark = pytest.mark.skipif(not available()[0], reason=available()[1])
 
@@ -106,3 +106,14 @@ def test_where_it_cannot_run_it_says_why(what: str, value: Any, reason: str, mon
     assert reason.replace("\\", "") in said
     with pytest.raises(RuntimeError, match=reason):
         Emulator()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    said = rf"^emulator: cannot keep objects in {in_the_way}/.*; METAL_CANDLE_CACHE names another folder$"
+    with settings.CACHE.override(str(in_the_way)):
+        with pytest.raises(RuntimeError, match=said):
+            toolchain.build_kernel('#include "as_cpp.h"\n', checked=True)
+        with pytest.raises(RuntimeError, match=said):
+            check._verdict("int unique_to_this_test;\n")

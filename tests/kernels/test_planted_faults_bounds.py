@@ -16,7 +16,10 @@ def in_threadgroup_memory(wrong: str, right: str, *says: str, kind: str = "bound
 
 BOUNDS = {
     "read past the end of an input": simple(
-        "bounds", "y[t] = x[t + 1];  // <-", "y[t] = x[t];", r"thread 63 of threadgroup 0", r"index 64 of x"
+        "bounds",
+        "y[t] = x[t + 1];  // <-",
+        "y[t] = x[t];",
+        r"thread 63 of threadgroup 0 reads index 64 of x at line 2 of the body; x has 64 elements",
     ),
     "read before an input": simple(
         "bounds", "y[t] = x[int(t) - 1];  // <-", "y[t] = x[t];", r"thread 0 of threadgroup 0", r"index -1 of x"
@@ -73,11 +76,26 @@ BOUNDS = {
         r"0x40\b",
     ),
     "more private memory than a thread has": simple(
-        "memory",
+        "bounds",
         "float r[40000];\nfor (uint k = 0; k < 40000; k++) {\n  r[k] = x[t] * float(k);\n}\ny[t] = r[uint(x[t])];",
         "float r[40];\nfor (uint k = 0; k < 40; k++) {\n  r[k] = x[t] * float(k);\n}\ny[t] = r[uint(x[t])];",
+        r"thread \d+ of threadgroup 0",
+        r"more private memory",
+    ),
+    "an unsigned index below 0": simple(
+        "bounds",
+        "y[t] = x[t - 1];  // <-",
+        "y[t] = x[t];",
         r"thread 0 of threadgroup 0",
-        orders=("forward",),  # the memory of another thread may come first
+        r"index 4294967295 of x \(an unsigned index below 0\)",
+        r"x has 64 elements",
+    ),
+    "an unsigned index of an output further below 0": simple(
+        "bounds",
+        "y[t == 3 ? t - 8 : t] = 1.0f;  // <-",
+        "y[t == 3 ? t : t] = 1.0f;",
+        r"thread 3 of threadgroup 0",
+        r"index 4294967291 of y \(an unsigned index below 0\)",
     ),
     "write past the end of an output": simple(
         "bounds", "y[t + 1] = 1.0f;  // <-", "y[t] = 1.0f;", r"thread 63 of threadgroup 0", r"index 64 of y"
@@ -125,21 +143,21 @@ BOUNDS = {
         "float r[4] = {1.0f, 2.0f, 3.0f, float(x[t])};\nfloat sum = 0.0f;\nfor (uint k = 0; k < 4 + t / 64; k++) {\n"
         "  sum += r[k];\n}\ny[t] = sum;",
         r"thread \d+ of threadgroup 0",
-        r"index 4 of 'float\[4\]'",
+        r"ends of r at .*index 4 of 'float\[4\]'",
     ),
     "write past a private array": simple(
         "bounds",
         "float r[4];\nr[x[t] >= 0.0f ? 4 : 3] = 1.0f;  // <-\ny[t] = r[3];",
         "float r[4];\nr[x[t] < 0.0f ? 4 : 3] = 1.0f;\ny[t] = r[3];",
         r"thread \d+ of threadgroup 0",
-        r"index 4 of 'float\[4\]'",
+        r"ends of r at .*index 4 of 'float\[4\]'",
     ),
     "write before a private array": simple(
         "bounds",
         "float r[4] = {};\nr[int(x[t]) - 7] = 1.0f;  // <-\ny[t] = r[3];",
         "float r[4] = {};\nr[int(x[t]) / 2] = 1.0f;\ny[t] = r[3];",
         r"thread \d+ of threadgroup 0",
-        r"index -[1-7] of 'float\[4\]'",
+        r"ends of r at .*index -[1-7] of 'float\[4\]'",
     ),
 }
 

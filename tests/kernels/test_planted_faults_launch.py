@@ -25,6 +25,9 @@ LAUNCHES = {
         r"\b3\b",
         r"\b2\b",
     ),
+    "threadgroup of no threads": launched(
+        how(((64,), F32), grid=64, threadgroup=0), how(((64,), F32), grid=64, threadgroup=64), r"at least 1"
+    ),
     "too many threads": launched(
         how(((2048,), F32), grid=2048, threadgroup=2048),
         how(((1024,), F32), grid=1024, threadgroup=1024),

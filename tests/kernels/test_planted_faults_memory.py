@@ -10,11 +10,26 @@ from planted import BARRIER, F16, F32, START, Planted, build, in_every_order, si
 ONE_SIMDGROUP = how(((32,), F32))
 
 UNWRITTEN = {
-    "threadgroup memory that another thread should have written": Planted(
+    "threadgroup memory that is written after the barrier": Planted(
         "uninitialised",
-        f"threadgroup float part[64];\n{START}part[t] = float(x[t]);\n// between\ny[t] = part[63 - t];  // <-\n",
-        ("// between", BARRIER),
+        f"threadgroup float part[64];\n{START}const float v = part[63 - t];  // <-\n{BARRIER}\npart[t] = float(x[t]);\n"
+        "y[t] = v;\n",
+        ("part[63 - t];  // <-", "x[63 - t];"),
         (r"thread \d+ of threadgroup 0", r"index \d+ of part"),
+    ),
+    "an index that nobody wrote": Planted(
+        "uninitialised",
+        f"threadgroup int part[64];\n{START}if (t % 2 == 0) {{\n  part[t] = int(t);\n}}\n{BARRIER}\n"
+        "y[t] = x[part[t]];  // <-\n",
+        ("t % 2 == 0", "t < 64"),
+        (r"thread \d*[13579] of threadgroup 0", r"index \d+ of part"),
+    ),
+    "a member of a structure": Planted(
+        "uninitialised",
+        f"struct Pair {{ float value; int place; }};\nthreadgroup Pair part[64];\n{START}part[t].value = x[t];\n"
+        f"// place\n{BARRIER}\ny[t] = float(part[63 - t].place);  // <-\n",
+        ("// place", "part[t].place = 1;"),
+        (r"byte \d+ of part \(in element \d+ of 64\)",),
     ),
     "slots of simdgroups that are not there": Planted(
         "uninitialised",
@@ -78,6 +93,12 @@ UNCOVERED = {
         ("x[0] == 1.0f", "x[0] == 0.0f"),
         (r"index 0 of y",),
         launch=ONE_SIMDGROUP,
+    ),
+    "half of each element": simple(
+        "uncovered",
+        "auto p = (device ushort*)y;\np[2 * t] = 3;",
+        "auto p = (device ushort*)y;\np[2 * t] = p[2 * t + 1] = 3;",
+        r"the whole of index 0 of y; 64 of its 64 elements",
     ),
     "a second output that is a dummy": Planted(
         "uncovered",

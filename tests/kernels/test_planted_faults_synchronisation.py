@@ -79,6 +79,32 @@ RACES = {
     "output, barrier for threadgroup memory only": between(
         THROUGH_OUTPUT, BARRIER, "threadgroup_barrier(mem_flags::mem_device | mem_flags::mem_threadgroup);"
     ),
+    "no barrier, and nothing written before": Planted(
+        "race",
+        f"threadgroup float part[64];\n{START}part[t] = float(x[t]);  // <-\n// between\ny[t] = part[63 - t];  // <-\n",
+        ("// between", BARRIER),
+        (ANY_THREAD, r"index \d+ of part"),
+    ),
+    "no barrier, and what is read is an index": Planted(
+        "race",
+        f"threadgroup int part[64];\n{START}part[t] = int(t);  // <-\n// between\ny[t] = x[part[63 - t]];  // <-\n",
+        ("// between", BARRIER),
+        (ANY_THREAD, r"index \d+ of part"),
+    ),
+    "both on one line": Planted(
+        "race",
+        f"threadgroup float part[64];\n{START}part[t] = x[t]; y[t] = part[63 - t];  // <-\n",
+        ("x[t];", f"x[t]; {BARRIER}"),
+        (r"line 3, column 9, .*line 3, column 24,",),
+    ),
+    "a member of a structure": Planted(
+        "race",
+        "struct Pair { float value; int place; };\nthreadgroup Pair part[64];\n"
+        f"{START}part[t].value = x[t];\npart[t].place = int(t);\n{BARRIER}\n"
+        "if (t == 5) part[7].place = 3;  // <-\nPair p = part[63 - t];  // <-\ny[t] = p.value + float(p.place);\n",
+        ("if (t == 5)", "if (t > 64)"),
+        (ANY_THREAD, r"byte 60 of part \(in element 7 of 64\)|index 7 of part"),
+    ),
     "reuse in a loop": Planted(
         "race",
         f"""\
@@ -145,10 +171,9 @@ y[thread_position_in_threadgroup.x] = x[0];  // <-
         ("(threadgroup_position_in_grid.x == 1 ? 33 : 1)", "1"),
         (r"thread \d+ of threadgroup [01]", r"which thread \d+ of threadgroup [01] ", r"index \d+ of y"),
         launch=how(((64,), F32), ((64,), F32), grid=64),
-        orders=("forward",),  # in another the element is not written yet, which is a fault of another kind
     ),
     "threadgroups read each other's output": Planted(
-        "uninitialised",
+        "race",
         ACROSS_GROUPS.replace("OTHER", "33"),
         ("33", "1"),
         (r"thread \d+ of threadgroup \d", r"\by\b"),

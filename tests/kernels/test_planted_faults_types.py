@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 from emulator.launcher import Order
 from given import how
-from planted import BF16, F16, F32, START, Arrays, Planted, build, in_every_order
+from planted import BARRIER, BF16, F16, F32, START, Arrays, Planted, build, in_every_order
 
 SMALL: Arrays = (((3,), F32),)
 LARGE: Arrays = (((64,), F32),)
@@ -46,7 +46,7 @@ TYPES = {
         "const constant float* p = x;  // <-\ny[t] = p[0];", "auto p = x;\ny[t] = p[0];", r"device", r"constant"
     ),
     "threadgroup pointer to a device array": typed(
-        "threadgroup float* p = y;  // <-\np[t] = 1.0f;", "auto p = y;\np[t] = 1.0f;", r"threadgroup", r"device"
+        "threadgroup float* p = y;  // <-\np[t] = 1.0f;", "auto p = y;\np[t] = 1.0f;", r"pointer to threadgroup memory"
     ),
     "thread pointer to a device array": typed(
         "const float* p = x;  // <-\ny[t] = p[t];", "auto p = x;\ny[t] = p[t];", r"device"
@@ -100,7 +100,15 @@ TYPES = {
     "function that CUDA lacks": typed("y[t] = metal::sinpi(x[t]);  // <-", "y[t] = metal::sin(x[t]);", r"sinpi"),
     "function without its namespace": typed("y[t] = exp(x[t]);  // <-", "y[t] = metal::exp(x[t]);", r"exp"),
     "helper of MLX's": typed("y[t] = log1p(x[t]);  // <-", "y[t] = metal::log(1.0f + x[t]);", r"log1p"),
-    "vector": typed("float4 v;  // <-\ny[t] = 1.0f;", "float v[4];\ny[t] = 1.0f;", r"float4"),
+    "vector of halves": typed("half4 v;  // <-\ny[t] = 1.0f;", "float4 v;\ny[t] = 1.0f;", r"half4"),
+    # Legal Metal; in C++ the pointer would be a variable of threadgroup memory, and CUDA does not compile it.
+    "pointer to threadgroup memory": Planted(
+        "type",
+        "threadgroup float part[64];\n"
+        f"{START}threadgroup float* p = part;  // <-\np[t] = x[t];\n{BARRIER}\ny[t] = p[63 - t];\n",
+        ("threadgroup float* p", "auto p"),
+        (r"pointer to threadgroup memory", r"`auto`"),
+    ),
     "if constexpr": typed(
         "if constexpr (true) {  // <-\n  y[t] = 1.0f;\n}", "if (true) {\n  y[t] = 1.0f;\n}", r"C\+\+17"
     ),

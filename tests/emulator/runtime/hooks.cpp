@@ -12,8 +12,11 @@ namespace em {
 static void access_elsewhere(const char* address, em_u32 bytes, bool write, void* frame) {
   const char* verb = write ? "writes" : "reads";
   const char* thread = this_thread();
-  if (const Region* near = region_near(address))
-    return fail("bounds", frame, "%s %s %s {0}", thread, verb, describe(near, address));
+  const Region* near = region_near(address);
+  if (near)
+    return fail("bounds", frame, "%s %s %s {0}; %s", thread, verb, index_of(near, address), size_of(near));
+  if (const char* below = below_zero(address, bytes, &near))
+    return fail("bounds", frame, "%s %s %s {0}; %s", thread, verb, below, size_of(near));
   for (em_u32 i = 0; i < launch.threads; i++)
     if ((em_u64)(address - fibres[i].stack) < STACK)
       return fail("bounds", frame, "%s %s the private memory of thread %u {0}", thread, verb, i);
@@ -23,21 +26,26 @@ static void access_elsewhere(const char* address, em_u32 bytes, bool write, void
   if (request->threadgroup_bytes && offset > -4096 && offset < (long long)request->threadgroup_bytes + 4096)
     return access_threadgroup(offset, bytes, write, frame);
   Dl_info object;
-  if (dladdr(address, &object) && object.dli_fbase == launch.object) {
+  busy = true;
+  bool of_kernel = dladdr(address, &object) && object.dli_fbase == launch.object;
+  busy = false;
+  if (ended) leave_fibre();
+  if (of_kernel) {
     if (!write) return;
     return fail("read-only", frame, "%s writes to a constant of the program {0}", thread);
   }
-  fail("bounds", frame, "%s %s %u bytes at address %p, which is no buffer's {0}", thread, verb, bytes, address);
+  fail("bounds", frame, "%s %s %u bytes {0}; address %p is no buffer's", thread, verb, bytes, address);
 }
 
-static void access_buffer(const Region* region, const char* address, em_u32 bytes, bool write, void* frame) {
+static void access_buffer(Region* region, const char* address, em_u32 bytes, bool write, void* frame) {
   em_u64 offset = (em_u64)(address - region->begin);
   if (offset + bytes > region->bytes)
-    return fail("bounds", frame, "%s %s %s {0}", this_thread(), write ? "writes" : "reads",
-                describe(region, region->begin + region->bytes));
+    return fail("bounds", frame, "%s %s %s {0}; %s", this_thread(), write ? "writes" : "reads",
+                index_of(region, region->begin + region->bytes), size_of(region));
   if (region->buffer->role != EM_INPUT) return access_output(region, offset, bytes, write, frame);
   if (write)
-    fail("read-only", frame, "%s writes to %s, an input {0}", this_thread(), describe(region, address));
+    fail("read-only", frame, "%s writes %s {0}; %s is an input", this_thread(), index_of(region, address),
+         region->buffer->name);
 }
 
 // `aligned`: the compiler takes the address for a multiple of the size, and so does a GPU.
@@ -50,8 +58,9 @@ static inline void access(const void* pointer, em_u32 bytes, bool write, void* f
                 write ? "writes" : "reads", bytes, bytes);
   const em_request* request = launch.request;
   em_u64 offset = (em_u64)(address - request->threadgroup_memory);
-  if (offset < request->threadgroup_bytes) return access_threadgroup((long long)offset, bytes, write, frame);
-  if (const Region* region = region_of(address)) return access_buffer(region, address, bytes, write, frame);
+  if (offset < request->threadgroup_bytes)
+    return access_threadgroup((long long)offset, bytes, write, frame);
+  if (Region* region = region_of(address)) return access_buffer(region, address, bytes, write, frame);
   access_elsewhere(address, bytes, write, frame);
 }
 
@@ -117,8 +126,9 @@ void* __tsan_memset(void* to, int byte, em_u64 bytes) { return em_fill(to, byte,
 
 void __ubsan_handle_out_of_bounds(const Check* check, em_u64 index) {
   if (current)
-    fail("bounds", nullptr, "%s goes past the ends of an array at line %u of the %s: index %lld of %s", this_thread(),
-         check->line, check->file, number(check->types[1], index), check->types[0]->name);
+    fail("bounds", nullptr, "%s goes past the ends of {=%s:%u:%u} at line %u of the %s: index %lld of %s",
+         this_thread(), check->file, check->line, check->column, check->line, check->file,
+         number(check->types[1], index), check->types[0]->name);
 }
 
 void __ubsan_handle_shift_out_of_bounds(const Check* check, em_u64, em_u64 by) {

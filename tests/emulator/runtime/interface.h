@@ -30,6 +30,7 @@ typedef struct {
   em_u64 first;     // bytes before the element that the kernel's argument points at: those of negative strides
   em_u32 element;   // bytes of one element
   em_u32 role;
+  em_u32 lies;      // bytes by which it lies after a multiple of 16, as it would on a GPU
 } em_buffer;
 
 // An array of threadgroup memory. What lies between two is nobody's.
@@ -37,6 +38,7 @@ typedef struct {
   const char* name;
   em_u32 offset;
   em_u32 bytes;
+  em_u32 element;  // bytes of one element, 0 if the text does not tell
 } em_span;
 
 enum { EM_FORWARD = 0, EM_BACKWARD = 1, EM_SHUFFLED = 2 };
@@ -52,16 +54,20 @@ typedef struct {
   em_u32 group_size[3];
   em_u32 order;
   em_u32 checked;
+  em_u32 padded;         // structures of the text may have bytes that are no member's
+  em_u32 interruptible;  // SIGINT ends the launch
   em_u64 seed;
-  double patience;  // seconds of processor time for a thread between two waits
+  double patience;  // seconds of processor time for a threadgroup
 } em_request;
 
 // What went wrong. `text` may hold {0}, {1} and so on, or {0|line 3 of the body}: the places whose return addresses,
 // innermost first and as offsets into the kernel's object, `places` holds, and what to say if no lines are found.
+// {=body:3:8} is for the name that stands there in the text.
 typedef struct {
   em_u32 failed;
+  em_u32 interrupted;  // by SIGINT before it was through; then nothing else is told
   char kind[20];
-  char text[2024];
+  char text[2020];
   em_u64 places[EM_PLACES][EM_FRAMES];
 } em_report;
 

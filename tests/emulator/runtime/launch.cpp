@@ -14,16 +14,22 @@
 
 namespace em {
 
-static const int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGVTALRM};
+static const int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGVTALRM, SIGINT};
 constexpr int SIGNAL_COUNT = sizeof SIGNALS / sizeof *SIGNALS;
 static struct sigaction previous[SIGNAL_COUNT];
 static sigjmp_buf launcher;
 static pthread_t launching;
-static bool guarded = false;
+static volatile bool guarded = false;
+static volatile bool passed_on = false;  // SIGINT came to another thread first
 constexpr int NOT_A_NUMBER_PAIR = 0x7fff;  // NaN as half and bfloat, and twice as float
 
-// SIGVTALRM comes at intervals of half the patience. At the second in one go of a fibre it is at its end.
+// SIGVTALRM comes at intervals of half the patience. At the second in one go of a fibre, or in one threadgroup, that is
+// at its end.
 static em_u64 seen_switches;
+static em_u32 seen_serial;
+// Where a thread that did not end had read what nobody had written, the others get as long again between them.
+static em_u32 late;
+constexpr em_u32 LATE = 200;
 
 static void set_timer(double seconds, itimerval* before) {
   itimerval timer = {};
@@ -35,6 +41,7 @@ static void set_timer(double seconds, itimerval* before) {
 
 static void tell(int signal, const char* address) {
   const char* thread = this_thread();
+  current->wait = STOPPED;
   current = nullptr;  // its frames may be what is broken
   const Region* near = region_near(address);
   if (signal == SIGVTALRM)
@@ -45,16 +52,49 @@ static void tell(int signal, const char* address) {
   else if (signal == SIGILL || signal == SIGTRAP)
     fail("memory", nullptr, "%s runs into undefined behaviour that the compiler made a trap of", thread);
   else if (in_guard(address))
-    fail("bounds", nullptr, "%s overruns its stack of %llu bytes", thread, STACK);
+    fail("bounds", nullptr, "%s has more private memory than the %llu bytes that a thread gets", thread, STACK);
   else if (near && near->buffer->role == EM_INPUT && region_of(address))
-    fail("read-only", nullptr, "%s writes to %s, an input", thread, describe(near, address));
+    fail("read-only", nullptr, "%s writes %s; %s is an input", thread, index_of(near, address), near->buffer->name);
   else if (near)
-    fail("bounds", nullptr, "%s accesses %s", thread, describe(near, address));
+    fail("bounds", nullptr, "%s accesses %s; %s", thread, index_of(near, address), size_of(near));
+  else if (const char* below = below_zero(address, 0, &near))
+    fail("bounds", nullptr, "%s accesses %s; %s", thread, below, size_of(near));
   else
     fail("memory", nullptr, "%s accesses address %p, which is no buffer's", thread, (const void*)address);
 }
 
-static void on_signal(int signal, siginfo_t* about, void*) {
+static const struct sigaction& before_launch(int signal) {
+  int i = 0;
+  while (SIGNALS[i] != signal) i++;
+  return previous[i];
+}
+
+static bool has_function(const struct sigaction& action) {
+  return action.sa_flags & SA_SIGINFO || (action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN);
+}
+
+// Python's own handler only takes a note, which Python reads once the launch is over.
+static void on_interrupt(siginfo_t* about, void* context) {
+  const struct sigaction& action = before_launch(SIGINT);
+  if (passed_on)
+    passed_on = false;
+  else if (action.sa_flags & SA_SIGINFO)
+    action.sa_sigaction(SIGINT, about, context);
+  else
+    action.sa_handler(SIGINT);
+  if (!guarded || !launch.request->interruptible) return;
+  if (!pthread_equal(pthread_self(), launching)) {
+    passed_on = true;
+    pthread_kill(launching, SIGINT);
+    return;
+  }
+  ended = true;
+  launch.report->interrupted = 1;
+  if (current && !busy) siglongjmp(launcher, 1);
+}
+
+static void on_signal(int signal, siginfo_t* about, void* context) {
+  if (signal == SIGINT) return on_interrupt(about, context);
   if (signal == SIGVTALRM) {
     if (!guarded) return;
     // Sent to the process, and so to any of its threads.
@@ -63,16 +103,23 @@ static void on_signal(int signal, siginfo_t* about, void*) {
       return;
     }
     bool same = current && seen_switches == switches;
+    tired = seen_serial == launch.serial;
     seen_switches = switches;
-    if (!same) return;
+    seen_serial = launch.serial;
+    if (launch.spent && ++late == LATE) ended = true;
+    if (!current || busy || !(same || ended)) return;
+    if (!launch.spent) {
+      launch.spent = true;
+      late = 0;
+      set_timer(launch.request->patience / LATE, nullptr);
+    }
   }
   if (guarded && current && pthread_equal(pthread_self(), launching)) {
     tell(signal, (const char*)about->si_addr);
     siglongjmp(launcher, 1);
   }
   // Not ours: as before the launch, and once more.
-  for (int i = 0; i < SIGNAL_COUNT; i++)
-    if (SIGNALS[i] == signal) sigaction(signal, &previous[i], nullptr);
+  sigaction(signal, &before_launch(signal), nullptr);
 }
 
 static void guard(bool begin) {
@@ -91,15 +138,18 @@ static void guard(bool begin) {
     action.sa_sigaction = on_signal;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     launching = pthread_self();
-    for (int i = 0; i < SIGNAL_COUNT; i++) sigaction(SIGNALS[i], &action, &previous[i]);
     guarded = true;
+    for (int i = 0; i < SIGNAL_COUNT; i++) {
+      sigaction(SIGNALS[i], nullptr, &previous[i]);
+      if (SIGNALS[i] != SIGINT || has_function(previous[i])) sigaction(SIGNALS[i], &action, nullptr);
+    }
     set_timer(launch.request->patience / 2, &timer_before);
   } else {
     setitimer(ITIMER_VIRTUAL, &timer_before, nullptr);
     guarded = false;
     for (int i = 0; i < SIGNAL_COUNT; i++)
       // A late tick may still come, and by default it would end the process.
-      if (SIGNALS[i] != SIGVTALRM || previous[i].sa_handler != SIG_DFL) sigaction(SIGNALS[i], &previous[i], nullptr);
+      if (SIGNALS[i] != SIGVTALRM || has_function(previous[i])) sigaction(SIGNALS[i], &previous[i], nullptr);
     if (before.ss_flags & SS_DISABLE || !before.ss_sp) {
       before.ss_flags = SS_DISABLE;
       before.ss_size = SIZE;
@@ -126,15 +176,23 @@ static void run_groups() {
   em_u32* order = (em_u32*)got;
   mix_order(order, (em_u32)count, launch.request->order, launch.request->seed);
   launch.order = order;
-  // Declared volatile: it lives through a jump from a signal.
+  // Declared volatile: they live through a jump from a signal, which comes back to here.
   volatile em_u64 done = 0;
-  if (!sigsetjmp(launcher, 1)) {
-    for (; done < count && !launch.report->failed; done = done + 1) {
+  volatile bool begun = false;
+  sigsetjmp(launcher, 1);
+  current = nullptr;
+  while (done < count && !launch.report->failed && !ended && !(launch.spent && !begun)) {
+    if (!begun) {
       locate_group(order[done], launch.group);
       launch.serial++;
       poison_threadgroup_memory();
+      begun = true;
       run_group();
+    } else {
+      go_on();
     }
+    begun = false;
+    done = done + 1;
   }
   munmap(order, bytes);
 }
@@ -161,12 +219,16 @@ void em_launch(const em_request* request, em_report* report) {
   for (em_u32 i = 0; i < region_count; i++) arguments[i] = regions[i].begin + regions[i].buffer->first;
   launch.arguments = arguments;
   current = nullptr;
+  pending.is = false;
+  ended = passed_on = false;
+  seen_serial = 0;
   if (!request->checked || prepare_shadow()) {
     guard(true);
     run_groups();
     guard(false);
   }
-  if (!report->failed) {
+  if (pending.is && !report->failed && !report->interrupted) tell_pending();
+  if (!report->failed && !report->interrupted) {
     if (request->checked)
       check_covered();
     else

@@ -13,7 +13,7 @@ namespace em {
 // Reserved between any two buffers, so that a stray index lands in no other buffer. It costs no memory.
 constexpr em_u64 GAP = 64ull << 20;
 constexpr int POISON = 0xff;  // NaN in every floating type
-// Bytes of the widest access of one thread. An input lies as it did before, as far as such an access can tell.
+// Bytes of the widest access of one thread, more than which no address need be a multiple of.
 constexpr em_u64 WIDEST = 16;
 
 Region regions[MAX_BUFFERS];
@@ -40,7 +40,7 @@ bool map_regions() {
     return false;
   }
   reserved_bytes = GAP;
-  for (em_u32 i = 0; i < request->buffer_count; i++) 
+  for (em_u32 i = 0; i < request->buffer_count; i++)
     reserved_bytes += whole_pages(request->buffers[i].bytes + WIDEST) + GAP;
   void* got = mmap(nullptr, reserved_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (got == MAP_FAILED) {
@@ -52,13 +52,13 @@ bool map_regions() {
   for (em_u32 i = 0; i < request->buffer_count; i++) {
     const em_buffer& buffer = request->buffers[i];
     Region& region = regions[region_count++];
-    em_u64 lies = buffer.role == EM_INPUT ? (em_u64)buffer.data % WIDEST : 0;
+    em_u64 lies = buffer.lies % WIDEST;
     em_u64 pages = buffer.bytes ? whole_pages(lies + buffer.bytes) : 0;
     region.buffer = &buffer;
     region.bytes = buffer.bytes;
     region.mapped = at;
     region.mapped_bytes = pages;
-    region.log_element = log2_of(buffer.element);
+    region.log_grain = region.log_element = log2_of(buffer.element);
     // Checked, every access is compared with the ends; else the end lies against the unmapped page.
     region.begin = request->checked ? at + lies : at + pages - buffer.bytes;
     if (pages) {
@@ -80,7 +80,7 @@ void check_slack() {
     if (region.buffer->role == EM_INPUT) continue;
     for (const char* at = region.mapped; at < region.begin; at++)
       if (*(const unsigned char*)at != POISON) {
-        fail("bounds", nullptr, "a thread wrote %s", describe(&region, at));
+        fail("bounds", nullptr, "a thread wrote %s; %s", index_of(&region, at), size_of(&region));
         return;
       }
   }
@@ -109,20 +109,44 @@ Region* region_near(const void* address) {
   return nullptr;
 }
 
-const char* describe(const Region* region, const void* address) {
-  static char text[160];
+static long long index_at(const Region* region, const void* address) {
   long long element = region->buffer->element;
-  long long below = (long long)region->buffer->first / element;
   long long offset = (const char*)address - region->begin - (long long)region->buffer->first;
-  long long index = offset >= 0 ? offset / element : -((-offset + element - 1) / element);
-  long long count = (long long)region->bytes / element - below;
-  const char* plural = count == 1 ? "" : "s";
-  bool inside = index >= -below && index < count;
-  snprintf(text, sizeof text, "index %lld of %s%s", index, region->buffer->name, inside ? "" : ", which has ");
-  size_t used = strlen(text);
-  if (!inside && below) snprintf(text + used, sizeof text - used, "indices %lld to %lld", -below, count - 1);
-  if (!inside && !below) snprintf(text + used, sizeof text - used, "%lld element%s", count, plural);
+  return offset >= 0 ? offset / element : -((-offset + element - 1) / element);
+}
+
+const char* index_of(const Region* region, const void* address) {
+  static char text[160];
+  snprintf(text, sizeof text, "index %lld of %s", index_at(region, address), region->buffer->name);
   return text;
+}
+
+const char* size_of(const Region* region) {
+  static char text[160];
+  long long below = (long long)region->buffer->first / region->buffer->element;
+  long long count = (long long)region->bytes / region->buffer->element - below;
+  if (below)
+    snprintf(text, sizeof text, "%s has indices %lld to %lld", region->buffer->name, -below, count - 1);
+  else
+    snprintf(text, sizeof text, "%s has %lld element%s", region->buffer->name, count, count == 1 ? "" : "s");
+  return text;
+}
+
+const char* below_zero(const void* address, em_u32 bytes, const Region** found) {
+  static char text[200];
+  for (em_u32 i = 0; i < region_count; i++) {
+    const Region* region = &regions[i];
+    em_u64 sizes[] = {region->buffer->element, bytes};
+    for (em_u64 size : sizes) {
+      const char* meant = (const char*)((em_u64)address - (size << 32));
+      if (!size || region_near(meant) != region || meant >= region->begin + region->buffer->first) continue;
+      long long index = (meant - region->begin - (long long)region->buffer->first) / (long long)size + (1ll << 32);
+      snprintf(text, sizeof text, "index %lld of %s (an unsigned index below 0)", index, region->buffer->name);
+      *found = region;
+      return text;
+    }
+  }
+  return nullptr;
 }
 
 }  // namespace em

@@ -32,19 +32,43 @@ em_u64 place_of(void* frame) {
   return hash;
 }
 
-static void trace_place(em_u32 which, const Fibre& fibre, void* frame) {
-  em_u64* addresses = launch.report->places[which];
+static void trace_offsets(em_u64* addresses, const Fibre& fibre, void* frame) {
   em_u32 count = trace(fibre, frame, addresses);
   for (em_u32 i = 0; i < count; i++) addresses[i] -= (em_u64)launch.object;
+}
+
+static void trace_place(em_u32 which, const Fibre& fibre, void* frame) {
+  trace_offsets(launch.report->places[which], fibre, frame);
 }
 
 void set_place(em_u32 which, em_u64 return_offset) { launch.report->places[which][0] = return_offset; }
 
 void set_place(em_u32 which, const Fibre& waiting) { trace_place(which, waiting, waiting.frame); }
 
+Pending pending;
+
+void keep_pending(void* frame, const char* text, ...) {
+  pending.serial = launch.serial;
+  if (pending.is) return;
+  pending.is = true;
+  va_list values;
+  va_start(values, text);
+  vsnprintf(pending.text, sizeof pending.text, text, values);
+  va_end(values);
+  trace_offsets(pending.place, *current, frame);
+}
+
+void tell_pending() {
+  memcpy(launch.report->places[0], pending.place, sizeof pending.place);
+  pending.is = false;
+  fail("uninitialised", nullptr, "%s", pending.text);
+}
+
 void fail(const char* kind, void* frame, const char* text, ...) {
   em_report* report = launch.report;
-  if (!report->failed) {
+  if (pending.is && pending.serial == launch.serial && strcmp(kind, "race")) {
+    launch.stopped = true;
+  } else if (!report->failed) {
     report->failed = 1;
     snprintf(report->kind, sizeof report->kind, "%s", kind);
     va_list values;

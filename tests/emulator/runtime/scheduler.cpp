@@ -11,11 +11,17 @@ Launch launch;
 Fibre fibres[EM_MAX_THREADS];
 Fibre* current = nullptr;
 volatile em_u64 switches = 0;
+volatile bool tired = false;
+volatile bool ended = false;
+volatile bool busy = false;
 static void* launcher_stack_pointer = nullptr;
 
 static void suspend() { switch_stack(&current->stack_pointer, launcher_stack_pointer); }
 
-void leave_fibre() { suspend(); }
+void leave_fibre() {
+  current->wait = STOPPED;
+  suspend();
+}
 
 static void fibre_body() {
   launch.request->entry(launch.arguments, &current->thread);
@@ -169,15 +175,30 @@ static bool all_finished() {
   return true;
 }
 
+static em_u32 order[EM_MAX_THREADS];
+
 void run_group() {
-  static em_u32 order[EM_MAX_THREADS];
   mix_order(order, launch.threads, launch.request->order, launch.request->seed + launch.serial - launch.first_serial);
   for (em_u32 i = 0; i < launch.threads; i++) begin(i);
-  while (!launch.report->failed) {
-    for (em_u32 i = 0; i < launch.threads && !launch.report->failed; i++)
+  tired = false;
+  launch.stopped = false;
+  go_on();
+}
+
+void go_on() {
+  while (!launch.report->failed && !ended) {
+    for (em_u32 i = 0; i < launch.threads && !launch.report->failed && !ended; i++)
       if (fibres[order[i]].wait == READY) resume(&fibres[order[i]]);
-    if (launch.report->failed || all_finished()) return;
-    if (!release_simdgroups() && !launch.report->failed) release_barrier();
+    if (launch.report->failed || ended || launch.stopped || all_finished()) return;
+    if (tired) {
+      launch.spent = true;
+      fail("endless", nullptr, "%s goes on for %g s without coming to its end: %s", group_name(launch.serial),
+           launch.request->patience, who_waits(0, launch.threads));
+      return;
+    }
+    bool released = release_simdgroups();
+    if (!released && !launch.report->failed && !launch.stopped) release_barrier();
+    if (launch.stopped) return;
   }
 }
 

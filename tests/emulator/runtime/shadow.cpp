@@ -56,7 +56,7 @@ bool prepare_shadow() {
   for (em_u32 i = 0; i < region_count; i++) {
     if (regions[i].buffer->role == EM_INPUT) continue;
     regions[i].first_cell = count;
-    count += regions[i].bytes >> regions[i].log_element;
+    count += regions[i].bytes;  // room for the finest grain; what is not touched takes no memory
   }
   if (count <= room) return true;  // serials tell old cells from new ones
   if (cells) munmap(cells, room * sizeof(Cell));
@@ -64,7 +64,7 @@ bool prepare_shadow() {
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   cells = got == MAP_FAILED ? nullptr : (Cell*)got;
   room = cells ? count : 0;
-  if (!cells) fail("launch", nullptr, "no room for the shadow of %llu output elements", count);
+  if (!cells) fail("launch", nullptr, "no room for the shadow of %llu bytes of outputs", count);
   return cells != nullptr;
 }
 
@@ -100,12 +100,20 @@ struct Where {
   em_u32 bytes;
 };
 
-// "index 5 of part", elements being as large as the access.
+// "index 5 of part". Where the access is no element's: "byte 20 of part (in element 2 of 64)".
 static const char* name_of(const Where& where) {
   static char text[160];
-  if (where.region) return describe(where.region, where.region->begin + where.offset);
+  if (where.region) return index_of(where.region, where.region->begin + where.offset);
   const em_span& span = launch.request->spans[array_at[where.offset] - 1];
-  snprintf(text, sizeof text, "index %llu of %s", (where.offset - span.offset) / where.bytes, span.name);
+  em_u64 offset = where.offset - span.offset;
+  em_u32 element = span.element;
+  if (element == where.bytes || (!element && offset % where.bytes == 0))
+    snprintf(text, sizeof text, "index %llu of %s", offset / where.bytes, span.name);
+  else if (!element)
+    snprintf(text, sizeof text, "byte %llu of %s", offset, span.name);
+  else
+    snprintf(text, sizeof text, "byte %llu of %s (in element %llu of %u)", offset, span.name, offset / element,
+             span.bytes / element);
   return text;
 }
 
@@ -116,16 +124,16 @@ static void race(const Where& where, const Access& before, const char* did, cons
        thread_name(now.thread, now.serial), does, name_of(where), thread_name(before.thread, before.serial), did);
 }
 
-// `first_serial`: of the threadgroups whose accesses count for this cell.
-static inline void touch(Cell& cell, const Access& now, em_u32 first_serial, bool write, const Where& where,
-                         void* frame) {
+// `first_serial`: of the threadgroups whose accesses count for this cell. `strict`: to read it unwritten is a fault.
+static inline void touch(Cell& cell, const Access& now, em_u32 first_serial, bool write, bool strict,
+                         const Where& where, void* frame) {
   bool written = cell.writer.serial >= first_serial;
   if (written && !ordered(cell.writer, now))
     return race(where, cell.writer, "wrote", now, write ? "writes" : "reads", frame);
   if (!write) {
-    if (!written)
-      return fail("uninitialised", frame, "%s reads %s {0}, which nobody wrote",
-                  thread_name(now.thread, now.serial), name_of(where));
+    if (!written && strict)
+      keep_pending(frame, "%s reads %s {0}, which nobody had written", thread_name(now.thread, now.serial),
+                   name_of(where));
     return add_reader(cell.readers, now, first_serial);
   }
   for (const Access& reader : cell.readers)
@@ -134,19 +142,29 @@ static inline void touch(Cell& cell, const Access& now, em_u32 first_serial, boo
   cell.writer = now;
 }
 
+// Of a structure with padding, that is: bytes that nobody wrote are no fault beside others that somebody did.
+static bool in_part(const Cell* first, const Cell* end, em_u32 first_serial) {
+  for (const Cell* cell = first; cell < end; cell++)
+    if (cell->writer.serial >= first_serial) return true;
+  return false;
+}
+
 static Access access_now(Memory memory, void* frame) {
   const Passed& passed = current->passed;
   return Access{launch.serial, (em_u32)(current - fibres), passed.threadgroup[memory], passed.simdgroup[memory],
                 (em_u32)((char*)((void**)frame)[1] - launch.object)};
 }
 
-static void refine(em_u32 wanted) {
-  em_u64 count = (launch.request->threadgroup_bytes + (1u << log_grain) - 1) >> log_grain;
-  while (log_grain > wanted) {
+// Makes cells small enough for an access to be of whole ones.
+static inline void refine(Cell* first, em_u64 bytes, em_u32& grain, em_u64 offset, em_u32 of) {
+  em_u64 both = offset | of;
+  if (!(both & ((1ull << grain) - 1))) return;
+  em_u64 count = (bytes + (1ull << grain) - 1) >> grain;
+  while (both & ((1ull << grain) - 1)) {
     // Backwards, in place: each cell becomes two alike.
-    for (em_u64 i = count; i-- > 0;) threadgroup_cells[2 * i + 1] = threadgroup_cells[2 * i] = threadgroup_cells[i];
+    for (em_u64 i = count; i-- > 0;) first[2 * i + 1] = first[2 * i] = first[i];
     count *= 2;
-    log_grain--;
+    grain--;
   }
 }
 
@@ -162,9 +180,19 @@ static void stray(long long offset, em_u32 bytes, bool write, void* frame) {
   }
   if (!nearest) return fail("bounds", frame, "%s leaves its memory {0}", this_thread());
   long long from = offset - nearest->offset;
-  long long index = from >= 0 ? from / bytes : -((-from + bytes - 1) / bytes);
-  fail("bounds", frame, "%s %s index %lld of %s {0}, threadgroup memory of %u bytes", this_thread(),
-       write ? "writes" : "reads", index, nearest->name, nearest->bytes);
+  em_u32 element = nearest->element ? nearest->element : bytes;
+  long long index = from >= 0 ? from / element : -((-from + element - 1) / element);
+  fail("bounds", frame, "%s %s index %lld of %s {0}, threadgroup memory; %s has %u %s", this_thread(),
+       write ? "writes" : "reads", index, nearest->name, nearest->name,
+       nearest->element ? nearest->bytes / element : nearest->bytes, nearest->element ? "elements" : "bytes");
+}
+
+static void touch_all(Cell* first, em_u32 grain, em_u32 first_serial, const Access& now, bool write, const Where& where, void* frame) {
+  Cell* end = first + ((where.offset + where.bytes) >> grain);
+  Cell* begin = first + (where.offset >> grain);
+  bool strict = !launch.request->padded || !in_part(begin, end, first_serial);
+  for (Cell* cell = begin; cell < end; cell++)
+    touch(*cell, now, first_serial, write, strict, {where.region, (em_u64)(cell - first) << grain, where.bytes}, frame);
 }
 
 void access_threadgroup(long long offset, em_u32 bytes, bool write, void* frame) {
@@ -172,32 +200,36 @@ void access_threadgroup(long long offset, em_u32 bytes, bool write, void* frame)
   if (offset < 0 || (em_u64)offset + bytes > size || !array_at[offset] ||
       array_at[offset] != array_at[offset + bytes - 1])
     return stray(offset, bytes, write, frame);
-  em_u64 at = (em_u64)offset, both = at | bytes;
-  if (both & ((1u << log_grain) - 1)) refine(both & 1 ? 0 : 1);
-  Access now = access_now(THREADGROUP, frame);
-  for (em_u64 i = at >> log_grain; i < (at + bytes) >> log_grain; i++)
-    touch(threadgroup_cells[i], now, launch.serial, write, {nullptr, at, bytes}, frame);
+  refine(threadgroup_cells, size, log_grain, (em_u64)offset, bytes);
+  touch_all(threadgroup_cells, log_grain, launch.serial, access_now(THREADGROUP, frame), write,
+            {nullptr, (em_u64)offset, bytes}, frame);
 }
 
-void access_output(const Region* region, em_u64 offset, em_u32 bytes, bool write, void* frame) {
-  Access now = access_now(DEVICE, frame);
-  em_u32 log = region->log_element;
-  for (em_u64 i = offset >> log; i <= (offset + bytes - 1) >> log; i++)
-    touch(cells[region->first_cell + i], now, launch.first_serial, write, {region, i << log, bytes}, frame);
+void access_output(Region* region, em_u64 offset, em_u32 bytes, bool write, void* frame) {
+  Cell* first = cells + region->first_cell;
+  refine(first, region->bytes, region->log_grain, offset, bytes);
+  touch_all(first, region->log_grain, launch.first_serial, access_now(DEVICE, frame), write,
+            {region, offset, bytes}, frame);
 }
 
 void check_covered() {
   for (em_u32 i = 0; i < region_count; i++) {
     const Region& region = regions[i];
     if (region.buffer->role != EM_OUTPUT) continue;
-    em_u64 count = region.bytes >> region.log_element, missing = 0, first = 0;
+    const Cell* cell = cells + region.first_cell;
+    em_u64 count = region.bytes >> region.log_element, parts = 1ull << (region.log_element - region.log_grain);
+    em_u64 missing = 0, first = 0;
+    bool in_part = false;
     for (em_u64 j = 0; j < count; j++) {
-      if (cells[region.first_cell + j].writer.serial >= launch.first_serial) continue;
-      if (!missing++) first = j;
+      em_u64 written = 0;
+      for (em_u64 part = 0; part < parts; part++) written += cell++->writer.serial >= launch.first_serial;
+      if (written == parts) continue;
+      if (!missing++) first = j, in_part = written > 0;
     }
     if (missing) {
-      fail("uncovered", nullptr, "nobody writes index %llu of %s; %llu of its %llu elements are left unwritten", first,
-           region.buffer->name, missing, count);
+      fail("uncovered", nullptr, "nobody writes %sindex %llu of %s; %llu of its %llu elements are left unwritten%s",
+           in_part ? "the whole of " : "", first, region.buffer->name, missing, count,
+           parts > 1 ? " in whole or in part" : "");
       return;
     }
   }

@@ -10,6 +10,6 @@ bool prepare_shadow();   // for the launch's outputs and threadgroup memory; fal
 void check_covered();    // that every output element was written
 // `offset` from the begin of threadgroup memory; it may lie outside.
 void access_threadgroup(long long offset, em_u32 bytes, bool write, void* frame);
-void access_output(const Region* region, em_u64 offset, em_u32 bytes, bool write, void* frame);
+void access_output(Region* region, em_u64 offset, em_u32 bytes, bool write, void* frame);
 
 }  // namespace em
