@@ -16,11 +16,8 @@ import numpy as np
 
 from . import custom
 from .own import UNMEASURED
-
-from .samples import instantiation, is_small, normal
 from .softmax_launch import HELD, MANY
 
-Samples = Callable[[], tuple[mx.array, mx.array]]
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 LOSS, LOG_PROBABILITY = 1.0, -1.0
 """The sign of what is computed."""
