@@ -8,8 +8,8 @@ import mlx.core as mx
 
 from . import norm_launch
 from .kernel import Kernel
-from .layer_norm import launched, layer_norm
-from .own import Own, Trial
+from .layer_norm import launched, layer_norm, trial
+from .own import Own
 from .variant import Gradients, Outputs, Variant
 
 Row = Union[mx.array, None]
@@ -65,10 +65,7 @@ _OWN = Own(
     _launch,
     fits=lambda x, residual, weight, bias, eps: norm_launch.unfit(x, residual, weight=weight, bias=bias),
     wins=lambda x, residual, weight, bias, eps: norm_launch.sum_wins(tuple(x.shape)),
-    trial=lambda x, residual, weight, bias, eps: Trial(
-        (x.dtype, weight is not None, bias is not None),
-        lambda: norm_launch.trial_arguments(x.dtype, True, weight is not None, bias is not None),
-    ),
+    trial=lambda x, residual, weight, bias, eps: trial(x, True, weight, bias),
     vjp=_vjp,
 )
 add_layer_norm = Kernel("add_layer_norm", _reference, _select, arity=4, own=_OWN, results=2)

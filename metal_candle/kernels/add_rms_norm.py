@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from . import norm_launch
 from .kernel import Kernel
-from .own import Own, Trial
+from .own import Own
 from .rms_norm import launched, rms_norm
 from .variant import Gradients, Outputs, Variant
 
@@ -60,9 +60,7 @@ _OWN = Own(
     _launch,
     fits=lambda x, residual, weight, eps: norm_launch.unfit(x, residual, weight=weight),
     wins=lambda x, residual, weight, eps: norm_launch.sum_wins(tuple(x.shape)),
-    trial=lambda x, residual, weight, eps: Trial(
-        (x.dtype, weight is not None), lambda: norm_launch.trial_arguments(x.dtype, True, weight is not None)
-    ),
+    trial=lambda x, residual, weight, eps: norm_launch.trial(x, True, (weight is not None,)),
     vjp=_vjp,
 )
 add_rms_norm = Kernel("add_rms_norm", _reference, _select, arity=3, own=_OWN, results=2)

@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from . import norm_launch
 from .accurate_sum import total
-from .custom import Program, launch, scalar
+from .custom import Program, Template, launch, scalar
 from .kernel import Kernel, on_cpu
 from .own import Own, Trial
 from .rms_norm import row_sum
@@ -138,9 +138,17 @@ def launched(
     """The norm of x, or of x + residual, by our program, and that sum; without a residual the second is nothing."""
     number = scalar(eps)
     beside = [number if each is None else each for each in (residual, weight, bias)]
-    flags = (("BIAS", bias is not None),)
-    how = norm_launch.how(tuple(x.shape), x.dtype, residual is not None, weight is not None, flags)
+    how = norm_launch.how(tuple(x.shape), x.dtype, residual is not None, weight is not None, _flags(bias))
     return launch(_PROGRAM, [x, *beside, number], how)
+
+
+def trial(x: mx.array, residual: bool, weight: mx.array | None, bias: mx.array | None) -> Trial:
+    """The trial of ``launched`` for these arguments."""
+    return norm_launch.trial(x, residual, (weight is not None, bias is not None), _flags(bias))
+
+
+def _flags(bias: mx.array | None) -> Template:
+    return (("BIAS", bias is not None),)
 
 
 # MLX's reads a row three times on CUDA, on Metal above 6,656 elements; what that costs depends on the cache.
@@ -152,10 +160,7 @@ _OWN = Own(
         False,
         "unmeasured: mx.fast.layer_norm is one launch too; a row it reads again is in the cache",
     ),
-    trial=lambda x, weight, bias, eps: Trial(
-        (x.dtype, weight is not None, bias is not None),
-        lambda: norm_launch.trial_arguments(x.dtype, False, weight is not None, bias is not None),
-    ),
+    trial=lambda x, weight, bias, eps: trial(x, False, weight, bias),
     vjp=_FAST.vjp,
 )
 

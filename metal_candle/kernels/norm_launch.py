@@ -10,11 +10,14 @@ import mlx.core as mx
 
 from .custom import MOST_DIMS, MOST_THREADS_OF_A_GRID, SIMD, Launch, Template, ceil_div
 from .kernel import launching
+from .own import Trial
+from .samples import instantiation, is_small, normal
 
 CHUNKS = 4
 """How often a thread takes four neighbours of a row into registers: 16 floats, and as many of what is beside them."""
 MOST_THREADS = 512
-"""A threadgroup holds rows of up to 8,192 elements; of wider ones the rest is read twice."""
+HELD = 4 * CHUNKS * MOST_THREADS
+"""Elements of a row that its threads hold, 8,192; of wider ones the rest is read twice."""
 ROWS = 4
 """Rows of up to 512 elements, of a simdgroup each, in a threadgroup."""
 WIDEST = 16_384
@@ -97,9 +100,29 @@ def why_apart(shape: tuple[int, ...], dtype: mx.Dtype) -> str | None:
     return None if wins else why
 
 
-def trial_arguments(dtype: mx.Dtype, *given: bool) -> tuple[Any, ...]:
-    """Three rows of two simdgroups, a residual and rows beside where ``given``, and an eps: for a trial."""
-    x = (mx.arange(3 * 600) % 31).reshape(3, 600).astype(dtype) / 8
-    residual, *beside = given
-    rows = [(mx.arange(600) % (7 + i)).astype(dtype) / 4 if each else None for i, each in enumerate(beside)]
-    return (x, *([1 - x] if residual else []), *rows, 1e-5)
+def trial(x: mx.array, residual: bool, beside: tuple[bool, ...], more: Template = ()) -> Trial:
+    """A launch like that of x with or without a residual, and with those of the rows ``beside`` that are true."""
+    shape, dtype = tuple(x.shape), x.dtype
+    width, like = shape[-1], _like(shape)
+    given = how(shape, dtype, residual, beside[0], more)
+
+    def arguments() -> tuple[Any, ...]:
+        tensors = [normal(like, dtype, key=key) for key in range(1 + residual)]
+        rows = [normal(like[1:], dtype, key=2 + i) + 1 if each else None for i, each in enumerate(beside)]
+        # An eps that would be missed.
+        return (*tensors, *rows, 0.5)
+
+    key = instantiation(given, (shape, dtype), ((width,), dtype))
+    return Trial((*key, residual, beside, width > HELD, width % 4 == 0), arguments)
+
+
+def _like(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Few rows, for which as many threads are launched, that go the same way through the programs."""
+    rows, width = prod(shape[:-1]), shape[-1]
+    odd = 3 if width % 4 else 4
+    if width > 4 * CHUNKS * SIMD:
+        return 2, (HELD if width > HELD else (_threads(width) - SIMD) * 4 * CHUNKS) + odd
+    if rows >= ROWS:
+        # As many as leave the last threadgroup with places for more.
+        rows = 7 if is_small(rows, width) else 9
+    return rows, width if is_small(width) else 3 * 4 * SIMD + odd

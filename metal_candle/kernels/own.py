@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from . import custom
+from .samples import normal
 from .variant import Gradients, Outputs, Several, Variant, vjp_by_mlx
 
 # Of the largest value: what a wrong kernel exceeds at once and rounding never does.
@@ -24,7 +25,8 @@ KEPT = 4096
 class Trial:
     """A small launch that compiles the same instantiation as some arguments would.
 
-    ``key`` tells instantiations apart, ``arguments`` are small ones of that instantiation.
+    ``key`` tells apart what a trial does not stand for: instantiations, threadgroups, ways through the program; see
+    ``samples``. ``arguments`` are small ones that share it.
     """
 
     key: Hashable
@@ -129,8 +131,12 @@ def _difference_of_gradients(
     inputs, params = arguments[:arity], arguments[arity:]
     arrays = [*inputs, *[value for value in params if isinstance(value, mx.array)]]
     needs = tuple(isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating) for value in arrays)
-    # As good a cotangent as any, and of the right shapes.
-    cotangent = reference(*arguments)
+    results = reference(*arguments)
+    # Independent of the results: along those some gradients are 0, as that of a norm is.
+    if isinstance(results, tuple):
+        cotangent: Several = tuple(normal(r.shape, r.dtype, 90 + i) for i, r in enumerate(results))
+    else:
+        cotangent = normal(results.shape, results.dtype, 90)
 
     def launched(*_: Any) -> Outputs:
         return tuple(g for g in vjp(cotangent, inputs, forward(*arguments), needs, *params) if g is not None)

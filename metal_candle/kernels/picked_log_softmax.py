@@ -111,13 +111,13 @@ def _own_fits(x: mx.array, ids: mx.array) -> str | None:
 
 
 def _own_trial(x: mx.array, ids: mx.array) -> Trial:
-    dtype, n = x.dtype, x.shape[-1]
+    key, sample = row_loss.trial(x, ids, x.dtype)
 
     def arguments() -> tuple[mx.array, mx.array]:
-        logits, targets = row_loss.sample(dtype, n)
+        logits, targets = sample()
         return logits, targets[:, None]
 
-    return Trial((dtype, n <= row_loss.NARROW), arguments)
+    return Trial(key, arguments)
 
 
 _OWN = Own("one reading", _own_forward, _own_fits, lambda x, ids: row_loss.wins(x), _own_trial, _own_vjp)

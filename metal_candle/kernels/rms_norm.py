@@ -11,7 +11,7 @@ from . import norm_launch
 from .accurate_sum import total
 from .custom import Program, launch, scalar
 from .kernel import Kernel, on_cpu
-from .own import Own, Trial
+from .own import Own
 from .slices import in_blocks
 from .variant import Gradients, Outputs, Variant, differentiated_by_mlx, is_half, through_float32
 
@@ -108,9 +108,7 @@ _OWN = Own(
     lambda x, weight, eps: (launched(x, None, weight, eps)[0],),
     fits=lambda x, weight, eps: norm_launch.unfit(x, None, weight=weight),
     wins=lambda x, weight, eps: (False, "mx.fast.rms_norm is one launch too, and reads and writes each element once"),
-    trial=lambda x, weight, eps: Trial(
-        (x.dtype, weight is not None), lambda: norm_launch.trial_arguments(x.dtype, False, weight is not None)
-    ),
+    trial=lambda x, weight, eps: norm_launch.trial(x, False, (weight is not None,)),
     vjp=_GPU.vjp,
 )
 

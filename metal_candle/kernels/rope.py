@@ -11,11 +11,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 import mlx.core as mx
-import numpy as np
 
 from . import custom
 from .kernel import Kernel
 from .own import UNMEASURED, Own, Trial
+from .samples import instantiation, is_small, normal
 from .variant import Gradients, Outputs, Variant
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
@@ -130,13 +130,22 @@ def _wins(x: mx.array, cos: mx.array, sin: mx.array, interleaved: bool = False) 
 
 
 def _trial(x: mx.array, cos: mx.array, sin: mx.array, interleaved: bool = False) -> Trial:
-    def arguments() -> tuple[mx.array, mx.array, mx.array, bool]:
-        numbers = np.random.default_rng(0).uniform(-1, 1, (5 * 3 * 8 + 2 * 12,)).astype(np.float32)
-        given = mx.array(numbers).astype(x.dtype)
-        cos, sin = given[120:132].reshape(3, 4), given[132:].reshape(3, 4)
-        return given[:120].reshape(1, 5, 3, 8), cos, sin, interleaved
+    dtype, (rows, pairs) = x.dtype, cos.shape
+    how = _launch(x.shape, _four(x).shape, dtype, interleaved)
+    if is_small(*cos.shape):
+        tables, heads = cos.shape, 5
+        like = tuple(x.shape) if is_small(*x.shape) else (2, heads, rows, 2 * pairs)
+    else:
+        # A thread a row, of a table of 3 or 4 pairs; of the largest threadgroup two.
+        simdgroups = how.threadgroup[0] // custom.SIMD
+        tables = (custom.SIMD * (simdgroups - (simdgroups < THREADS // custom.SIMD)) + 3, 3 if pairs % PAIRS else 4)
+        like = (2, 5, tables[0], 2 * tables[1])
 
-    return Trial((x.dtype, interleaved), arguments)
+    def arguments() -> tuple[mx.array, mx.array, mx.array, bool]:
+        return normal(like, dtype), normal(tables, dtype, 1), normal(tables, dtype, 2), interleaved
+
+    key = instantiation(how, (x.shape, dtype), (cos.shape, dtype))
+    return Trial((*key, pairs % PAIRS == 0), arguments)
 
 
 rope = Kernel(

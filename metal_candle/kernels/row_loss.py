@@ -9,6 +9,7 @@ the target's logit, as MLX does it, would be lost where that logit is large or i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 
 import mlx.core as mx
@@ -16,7 +17,10 @@ import numpy as np
 
 from . import custom
 from .own import UNMEASURED
+from .samples import instantiation, is_small, normal
 from .softmax_launch import HELD, MANY
+
+Samples = Callable[[], tuple[mx.array, mx.array]]
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 LOSS, LOG_PROBABILITY = 1.0, -1.0
@@ -104,9 +108,21 @@ def gradient(
     return custom.launch(GRADIENT, given, _gradient(x.shape, rows, n, x.dtype))[0]
 
 
-def sample(dtype: mx.Dtype, n: int) -> tuple[mx.array, mx.array]:
-    """Logits and targets for a trial of the instantiation that takes rows of n."""
-    rows, width = (9, 33) if n <= NARROW else (2, NARROW + 1)
-    draw = np.random.default_rng(0)
-    x = mx.array(draw.normal(size=(rows, width)).astype(np.float32)).astype(dtype)
-    return x, mx.array(draw.integers(0, width, (rows,)).astype(np.int32))
+def trial(x: mx.array, targets: mx.array, dtype: mx.Dtype) -> tuple[tuple[Hashable, ...], Samples]:
+    """The key of a trial for logits x and their targets, and what gives small ones of its instantiation."""
+    n, given, of_targets = x.shape[-1], x.dtype, targets.dtype
+    rows = x.size // n
+    # Of a full threadgroup of rows one more, and of few rows or of a short one as many, which tells where they lie.
+    like = (2 if rows < 4 else 4 if rows < 8 else 9) if n > NARROW else min(rows, SIMDGROUPS + 1)
+    # Wide rows take a loop of more than one turn, the last of which is not full.
+    width = (WIDE if n > WIDE else 4 * NARROW if n > NARROW else 384) + (3 if n % 4 else 4)
+    if is_small(n):
+        width = n
+
+    def arguments() -> tuple[mx.array, mx.array]:
+        drawn = np.random.default_rng(1).integers(0, min(width, 100), (like,))
+        return normal((like, width), given), mx.array(drawn.astype(np.int32)).astype(of_targets)
+
+    inputs = [((rows, n), given), ((rows,), of_targets), ((rows, 2), mx.float32)]
+    key = instantiation(_forward(rows, n, given, dtype), *inputs)
+    return (*key, n % 4 == 0), arguments

@@ -11,6 +11,7 @@ import mlx.core as mx
 from .custom import MOST_DIMS, MOST_THREADS_OF_A_GRID, SIMD, Launch, Program, Template, ceil_div, launch, scalar
 from .kernel import launching
 from .own import UNMEASURED, Trial
+from .samples import instantiation, is_small, normal
 from .variant import Outputs
 
 # A mask as far as a launch depends on it: its shape and dtype.
@@ -185,37 +186,75 @@ def log_softmax(x: mx.array) -> Outputs:
 
 
 def trial(x: mx.array, scale: float = 1.0, mask: mx.array | str | None = None) -> Trial:
-    """Softmax's trial: three rows of a width of the same instantiation."""
-    width, dtype, kind = like(x), x.dtype, kind_of(mask)
-    of_mask = kind[1] if isinstance(kind, tuple) else None
+    """Softmax's trial: rows and a mask like these."""
+    shape, dtype, kind = tuple(x.shape), x.dtype, kind_of(mask)
+    how, (rows, width) = _how(shape, dtype, kind, False), like(shape)
 
     def arguments() -> tuple[Any, ...]:
-        rows = small(width, dtype)
-        if of_mask is None:
-            return rows, 0.5, mask
-        # Neither all true nor all false, and no row without an element that is seen.
-        return rows, 0.5, (mx.arange(width) % 3 != 1).astype(of_mask)
+        # Scaled so that an omitted factor shows.
+        if mask == "causal":
+            seen = min(7, width)
+            return normal((_blocks(rows, seen, how.threadgroup[1]), seen, width), dtype), 0.5, mask
+        of_x = normal((rows, width), dtype)
+        if not isinstance(kind, tuple):
+            return of_x, 0.5, None
+        of_mask, its = kind
+        across = 1 if not of_mask or of_mask[-1] == 1 else width
+        given = (across,) if is_small(*of_mask) else (rows, across)
+        if its == mx.bool_:
+            # Each row sees its first element; along a row repeated there is no other.
+            return of_x, 0.5, (mx.arange(math.prod(given)).reshape(given) % across % 3 != 1)
+        return of_x, 0.5, normal(given, its, 1)
 
-    return Trial((dtype, width, _number(kind), of_mask), arguments)
+    inputs = [(shape, dtype)]
+    across = False
+    if isinstance(kind, tuple):
+        inputs.append(kind)
+        across = bool(kind[0]) and kind[0][-1] != 1
+    return Trial((*instantiation(how, *inputs), across, *_way(shape)), arguments)
+
+
+def _blocks(rows: int, each: int, together: int) -> int:
+    """How many blocks of so many rows are at least ``rows``, and do not fill the last threadgroup if they can."""
+    least = ceil_div(rows, each)
+    return next((count for count in range(least, least + together) if count * each % together), least)
 
 
 def log_trial(x: mx.array) -> Trial:
     """Log-softmax's trial, likewise."""
-    width, dtype = like(x), x.dtype
-    return Trial((dtype, width), lambda: (small(width, dtype),))
+    shape, dtype = tuple(x.shape), x.dtype
+    key = instantiation(_how(shape, dtype, None, True), (shape, dtype))
+    return Trial((*key, *_way(shape)), lambda: (normal(like(shape), dtype),))
 
 
-def like(x: mx.array) -> int:
-    """A small width that takes the same instantiation, and the same way through it, as the rows of x."""
-    way = _way(x.shape[-1])
-    return next(width for width in (33, 129, 257, 513, HELD // 2 + 1, HELD + 1) if _way(width) == way)
+def like(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Few rows, as rows and columns, for which as many threads are launched, that go the same way as those given."""
+    rows, width = math.prod(shape[:-1]), shape[-1]
+    by = spread(width, rows)
+    odd = 3 if width % 4 else 4
+    if by.threads > SIMD:
+        held = HELD * (_parts(width) - 1) if width > HELD else 4 * by.chunks * (by.threads - SIMD)
+        return 9, held + odd
+    few = rows if is_small(rows, width) else 9
+    # Of many, in threadgroups of several, one more than fill these.
+    return (MANY * by.together + 1 if rows >= 2 * MANY else few), width if is_small(width) else 96 * by.chunks + odd
 
 
-def _way(width: int) -> tuple[bool, int, bool]:
-    by = spread(width, 1)
-    return by.threads > SIMD, by.chunks, width > 4 * by.threads * by.chunks
+def _way(shape: tuple[int, ...]) -> tuple[int, bool]:
+    return _parts(shape[-1]), shape[-1] % 4 == 0
 
 
-def small(width: int, dtype: mx.Dtype, key: int = 0) -> mx.array:
-    """Three rows of normal numbers for a trial."""
-    return mx.random.normal((3, width), key=mx.random.key(key)).astype(dtype)
+def _parts(width: int) -> int:
+    """In how many parts a row is read, more than two being as three."""
+    return min(3, ceil_div(width, HELD))
+
+
+def trial_of_gradient(how: Launch, shape: tuple[int, ...], dtype: mx.Dtype, log: bool) -> Trial:
+    """The trial of the launch for the gradient of a result of this shape."""
+    rows = like(shape)
+
+    def arguments() -> tuple[mx.array, mx.array, float, bool]:
+        y = mx.softmax(normal(rows, mx.float32), axis=-1)
+        return (mx.log(y) if log else y).astype(dtype), normal(rows, dtype, 1), 0.5, log
+
+    return Trial((*instantiation(how, (shape, dtype)), *_way(shape)), arguments)
