@@ -25,10 +25,11 @@ def of_logits(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0)
     ``(1 - ε)·onehot + ε/v``, as in PyTorch. A target that is none of 0..v - 1 gives NaN, and its row a gradient of 0.
     """
     wide = _wide(logits)
-    # As differences to the largest: large logits would lose in their sums what they differ by. A row whose largest is
-    # not finite, or so large that a difference might overflow, stays as it is.
-    top = mx.stop_gradient(mx.max(wide, axis=-1, keepdims=True)) if wide.size else mx.zeros((1,), dtype=wide.dtype)
-    wide = wide - mx.where(mx.abs(top) < LARGE, top, mx.zeros((), dtype=wide.dtype))
+    if label_smoothing and wide.size:
+        # Differences to the largest: with the mean, large logits would lose what they differ by. A row whose largest
+        # is not finite, or so large that a difference might overflow, stays as it is.
+        top = mx.stop_gradient(mx.max(wide, axis=-1, keepdims=True))
+        wide = wide - mx.where(mx.abs(top) < LARGE, top, mx.zeros((), dtype=wide.dtype))
     at, known = places(targets, logits.shape[-1])
     picked = mx.take_along_axis(wide, at[..., None], axis=-1)[..., 0]
     if label_smoothing:
