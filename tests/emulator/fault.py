@@ -11,9 +11,9 @@ KINDS = {
     "uninitialised": "A read of threadgroup memory or of an output that nobody wrote.",
     "race": "Two accesses by different threads, one of them a write, that no barrier orders.",
     "divergence": "A barrier or a simdgroup operation that not all of its threads reach alike.",
-    "uncovered": "An output element that nobody wrote.",
+    "uncovered": "An output element that nobody wrote, or not the whole of.",
     "arithmetic": "A shift by too much, or an integer divided by zero.",
-    "endless": "A thread that goes on and on without coming to a barrier or its end.",
+    "endless": "A threadgroup that goes on and on, in one thread or through barriers.",
     "memory": "An access to memory that is not there, caught by the machine and not by a check.",
 }
 

@@ -46,7 +46,7 @@ class Recording(Emulator):
         return super().launch(program, inputs, how)
 
 
-UNORDERED = ("race", "uninitialised")
+UNORDERED = ("race",)
 UNWRITTEN = ("uninitialised",)
 PAST_THE_ROW = ("race", "bounds")  # into the next row, which another threadgroup writes, or past the last
 BARRIER = re.compile(r"threadgroup_barrier\(mem_flags::mem_threadgroup\);")
