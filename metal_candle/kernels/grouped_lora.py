@@ -258,6 +258,8 @@ def _trial(base: mx.array, x: mx.array, ids: mx.array, a: mx.array, b: mx.array,
     def arguments() -> tuple[Any, ...]:
         keys = mx.random.split(mx.random.key(0), 4)
         base, x, a, b = (mx.random.normal(shape, x_dtype, key=key) for shape, key in zip(shapes, keys))
+        # An update as large as the base, so that either would be missed.
+        a = a * (1 / (width * max(1, *adapters.ranks)) ** 0.5)
         return base, x, mx.array(np.arange(rows) % (count + 1), mx.int32), a, b, adapters
 
     x_dtype = x.dtype

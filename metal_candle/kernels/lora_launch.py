@@ -147,7 +147,10 @@ def trial(base: mx.array | None, x: mx.array, a: mx.array, b: mx.array) -> Trial
 
     def arguments() -> tuple[mx.array | float, ...]:
         keys = mx.random.split(mx.random.key(0), len(shapes))
-        return (*[mx.random.normal(shape, dtype, key=key) for shape, key in zip(shapes, keys)], 0.5)
+        given = [mx.random.normal(shape, dtype, key=key) for shape, key in zip(shapes, keys)]
+        # An update as large as the base, so that either would be missed.
+        given[-2] = given[-2] * (2 / (width * rank) ** 0.5)
+        return (*given, 0.5)
 
     # MLX passes arrays of fewer than 8 elements by another address space.
     return Trial((how.template, how.threadgroup, *[prod(shape) < 8 for shape in shapes]), arguments)

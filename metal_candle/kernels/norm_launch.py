@@ -107,7 +107,7 @@ def trial(x: mx.array, residual: bool, beside: tuple[bool, ...], more: Template 
     given = how(shape, dtype, residual, beside[0], more)
 
     def arguments() -> tuple[Any, ...]:
-        tensors = [normal(like, dtype, key=key) for key in range(1 + residual)]
+        tensors = [normal(like, dtype, key=key) + 1 for key in range(1 + residual)]
         rows = [normal(like[1:], dtype, key=2 + i) + 1 if each else None for i, each in enumerate(beside)]
         # An eps that would be missed.
         return (*tensors, *rows, 0.5)
@@ -121,7 +121,7 @@ def _like(shape: tuple[int, ...]) -> tuple[int, int]:
     rows, width = prod(shape[:-1]), shape[-1]
     odd = 3 if width % 4 else 4
     if width > 4 * CHUNKS * SIMD:
-        return 2, (HELD if width > HELD else (_threads(width) - SIMD) * 4 * CHUNKS) + odd
+        return 2, (2 * HELD if width > HELD else (_threads(width) - SIMD) * 4 * CHUNKS) + odd
     if rows >= ROWS:
         # As many as leave the last threadgroup with places for more.
         rows = 7 if is_small(rows, width) else 9

@@ -136,16 +136,16 @@ def _trial(x: mx.array, cos: mx.array, sin: mx.array, interleaved: bool = False)
         tables, heads = cos.shape, 5
         like = tuple(x.shape) if is_small(*x.shape) else (2, heads, rows, 2 * pairs)
     else:
-        # A thread a row, of a table of 3 or 4 pairs; of the largest threadgroup two.
-        simdgroups = how.threadgroup[0] // custom.SIMD
-        tables = (custom.SIMD * (simdgroups - (simdgroups < THREADS // custom.SIMD)) + 3, 3 if pairs % PAIRS else 4)
+        # One or two threads a row, as its pairs; of the largest threadgroup two.
+        full, each = how.threadgroup[0] - custom.SIMD * (how.threadgroup[0] < THREADS), 1 + (pairs > PAIRS)
+        tables = (full // each + 3, PAIRS * each - (pairs % PAIRS > 0))
         like = (2, 5, tables[0], 2 * tables[1])
 
     def arguments() -> tuple[mx.array, mx.array, mx.array, bool]:
         return normal(like, dtype), normal(tables, dtype, 1), normal(tables, dtype, 2), interleaved
 
     key = instantiation(how, (x.shape, dtype), (cos.shape, dtype))
-    return Trial((*key, pairs % PAIRS == 0), arguments)
+    return Trial((*key, pairs % PAIRS == 0, pairs > PAIRS), arguments)
 
 
 rope = Kernel(

@@ -194,8 +194,8 @@ def trial(x: mx.array, scale: float = 1.0, mask: mx.array | str | None = None) -
         # Scaled so that an omitted factor shows.
         if mask == "causal":
             seen = min(7, width)
-            return normal((_blocks(rows, seen, how.threadgroup[1]), seen, width), dtype), 0.5, mask
-        of_x = normal((rows, width), dtype)
+            return 3 * normal((_blocks(rows, seen, how.threadgroup[1]), seen, width), dtype), 0.5, mask
+        of_x = 3 * normal((rows, width), dtype)
         if not isinstance(kind, tuple):
             return of_x, 0.5, None
         of_mask, its = kind
@@ -224,7 +224,7 @@ def log_trial(x: mx.array) -> Trial:
     """Log-softmax's trial, likewise."""
     shape, dtype = tuple(x.shape), x.dtype
     key = instantiation(_how(shape, dtype, None, True), (shape, dtype))
-    return Trial((*key, *_way(shape)), lambda: (normal(like(shape), dtype),))
+    return Trial((*key, *_way(shape)), lambda: (3 * normal(like(shape), dtype),))
 
 
 def like(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -233,7 +233,7 @@ def like(shape: tuple[int, ...]) -> tuple[int, int]:
     by = spread(width, rows)
     odd = 3 if width % 4 else 4
     if by.threads > SIMD:
-        held = HELD * (_parts(width) - 1) if width > HELD else 4 * by.chunks * (by.threads - SIMD)
+        held = HELD * _parts(width) - HELD // 2 if width > HELD else 4 * by.chunks * (by.threads - SIMD)
         return 9, held + odd
     few = rows if is_small(rows, width) else 9
     # Of many, in threadgroups of several, one more than fill these.
@@ -254,7 +254,7 @@ def trial_of_gradient(how: Launch, shape: tuple[int, ...], dtype: mx.Dtype, log:
     rows = like(shape)
 
     def arguments() -> tuple[mx.array, mx.array, float, bool]:
-        y = mx.softmax(normal(rows, mx.float32), axis=-1)
+        y = mx.softmax(3 * normal(rows, mx.float32), axis=-1)
         return (mx.log(y) if log else y).astype(dtype), normal(rows, dtype, 1), 0.5, log
 
     return Trial((*instantiation(how, (shape, dtype)), *_way(shape)), arguments)

@@ -123,8 +123,8 @@ def test_the_launch_is_tried_once_a_dtype_and_then_used() -> None:
     ("fault", "says"),
     [
         ("compiler", "failed: program:7:3: error: no simd_sum"),
-        ("wrong", "is off by 1 where 0.001 is allowed"),
-        ("nan", "is off by nan where 0.002 is allowed"),
+        ("wrong", "is off by 1 where 1e-05 is allowed"),
+        ("nan", "is off by nan where 0.00101 is allowed"),
         ("shape", r"gives \[2\] where \[3\] is right"),
     ],
 )
