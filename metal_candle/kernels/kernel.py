@@ -95,7 +95,11 @@ class Kernel:
         return variant.vjp(cotangent, tuple(inputs), given, tuple(needs), *params)
 
     def __call__(self, *arguments: Any) -> Any:
-        """The result, differentiable by MLX to any order."""
+        """The result, differentiable by MLX to any order.
+
+        Under ``mx.vmap`` a launch of ours raises ``ValueError``, as MLX has no batches of it: call the mapped function
+        within ``features.disabled("custom-metal")``.
+        """
         variant = self.choose(*arguments)
         where = tuple(i for i, a in enumerate(arguments) if isinstance(a, mx.array))
         constants = tuple(None if i in where else a for i, a in enumerate(arguments))
