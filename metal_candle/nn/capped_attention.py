@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any, TypeVar
 
 import mlx.core as mx
 
 from ..dtype import DType
-from ..error import ArgumentValueError
+from ..error import ArgumentTypeError, ArgumentValueError
+from ..error.text import described
 from ..graph.node import leaf, record
 from ..graph.operations.fused import Sdpa
 from ..graph.operations.masked_softmax import FilledSoftmax, MaskedSoftmax
@@ -23,9 +25,12 @@ def capped_attention(q: T, k: T, v: T, mask: TensorBase | None, causal: bool, sc
     """softmax(cap · tanh(scale · q · kᵀ / cap) + mask) · v, shapes and masks as ``Sdpa``'s; all scores at once.
 
     Halves are computed in float32 and rounded once: a score near a cap of 50 is rounded by 0.1 in bfloat16, and its
-    exponential by a tenth. Raises ``ArgumentValueError`` for a cap that is not positive and finite, else as ``Sdpa``.
+    exponential by a tenth. Raises ``ArgumentTypeError`` for a cap that is no number, ``ArgumentValueError`` for one that
+    is not positive and finite, else as ``Sdpa``.
     Gemma Team 2024, https://arxiv.org/abs/2408.00118.
     """
+    if not isinstance(cap, Real):
+        raise ArgumentTypeError(f"sdpa: got softcapping {described(cap)}; takes a positive number, of which 1.0 is off")
     if not 0 < cap < math.inf:
         raise ArgumentValueError(f"sdpa: got softcapping {cap}; takes a positive number, of which 1.0 is off")
     masks = [] if mask is None else [q._lift(mask)]

@@ -88,10 +88,15 @@ class Compiler:
         missing = [text for text, file in kept.items() if not file.exists()]
         units = list(_units(missing, most))
         running = [self._pool.submit(_compile, unit, self._headers.embedded, options) for unit in units]
+        # What failed is not kept: a compiler that lacks a file of its own may have it the next time.
+        failed: dict[Text, Compiled] = {}
         for unit, future in zip(units, running):
             for text, compiled in zip(unit, future.result()):
-                _write(kept[text], compiled)
-        return [Compiled(**json.loads(kept[text].read_text())) for text in texts]
+                if compiled.failed:
+                    failed[text] = compiled
+                else:
+                    _write(kept[text], compiled)
+        return [failed.get(text) or Compiled(**json.loads(kept[text].read_text())) for text in texts]
 
     def _kept(self, text: Text, architecture: str, most: int) -> Path:
         key = "\0".join([self._identity, architecture, text.name, text.whole, "alone" if most == 1 else ""])

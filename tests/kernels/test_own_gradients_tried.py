@@ -75,7 +75,10 @@ def test_who_asks_for_no_gradient_does_not_wait_for_one() -> None:
 
 @pytest.mark.parametrize(
     ("fault", "says"),
-    [("compiler", "failed: gradient:3:1: error: no such name"), ("wrong", r"is off by 1\.9\d* where 0\.0038\d* is allowed")],
+    [
+        ("compiler", "failed: gradient:3:1: error: no such name"),
+        ("wrong", r"is off by 1\.9\d* where 0\.0038\d* is allowed"),
+    ],
 )
 def test_gradients_that_fail_their_trial_are_the_definitions(fault: str, says: str) -> None:
     kernel = made()

@@ -133,6 +133,8 @@ def test_refusals(cap: float) -> None:
         ops.softcap(q, cap)
     with pytest.raises(error.ArgumentTypeError, match="softcap: got cap 'x'; takes a positive number"):
         ops.softcap(q, "x")  # type: ignore[arg-type]
+    with pytest.raises(error.ArgumentTypeError, match="sdpa: got softcapping 'x'; takes a positive number"):
+        ops.sdpa(q, q, q, softcapping="x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"sdpa: got shapes \(1, 4, 3, 8\) and \(1, 3, 5, 8\); takes q"):
         ops.sdpa(q, k, k, softcapping=CAP)
     with pytest.raises(ValueError, match="sdpa: got a mask and do_causal; takes one of them"):
