@@ -25,8 +25,8 @@ def capped_attention(q: T, k: T, v: T, mask: TensorBase | None, causal: bool, sc
     """softmax(cap · tanh(scale · q · kᵀ / cap) + mask) · v, shapes and masks as ``Sdpa``'s; all scores at once.
 
     Halves are computed in float32 and rounded once: a score near a cap of 50 is rounded by 0.1 in bfloat16, and its
-    exponential by a tenth. Raises ``ArgumentTypeError`` for a cap that is no number, ``ArgumentValueError`` for one that
-    is not positive and finite, else as ``Sdpa``.
+    exponential by a tenth. Raises ``ArgumentTypeError`` for a cap that is no number, ``ArgumentValueError`` for one
+    that is not positive and finite, else as ``Sdpa``.
     Gemma Team 2024, https://arxiv.org/abs/2408.00118.
     """
     if not isinstance(cap, Real):
