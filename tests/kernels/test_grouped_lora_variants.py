@@ -50,9 +50,28 @@ def test_each_row_gets_its_adapter(way: Variant, dtype: mx.Dtype) -> None:
     expect(way, operands((2, 2, 3), [1, 2], 7, 1, dtype))
 
 
-def test_ranks_that_differ() -> None:
-    adapters = Adapters((4, 1, 16), (0.5, 2.0, -1.0))
-    expect(_ONE_BY_ONE, operands((5,), [2, 1, 0, 3, 2], 33, 17, adapters=adapters))
+@ways
+def test_ranks_that_differ(way: Variant) -> None:
+    adapters = Adapters((4, 1, 16, 0), (0.5, 2.0, -1.0, 1.0))
+    for dtype in DTYPES:
+        expect(way, operands((6,), [2, 1, 0, 4, 2, 3], 33, 17, dtype, adapters))
+        expect(way, operands((3, 5), [1, 0, 2], 33, 17, dtype, adapters))
+
+
+@ways
+def test_what_an_adapter_of_another_rank_holds_reaches_no_other_row(way: Variant) -> None:
+    adapters = Adapters((3, 1, 5), (0.5, 2.0, -1.0))
+    base, x, ids, a, b, _ = operands((4,), [0, 1, 2, -1], 33, 17, adapters=adapters)
+    (before,) = way.forward(base, x, ids, a, b, adapters)
+    # The rows of the first are what others of less rank read in vain.
+    a[0:3], b[0:3] = mx.nan, mx.inf
+    (after,) = way.forward(base, x, ids, a, b, adapters)
+    assert not bool(mx.isfinite(after[0]).any())
+    assert bool((before[1:] == after[1:]).all())
+    # An infinite row of x meets the zeros of no other adapter either.
+    x[1] = mx.inf
+    got, want = way.forward(base, x, ids, a, b, adapters)[0], grouped_lora.reference(base, x, ids, a, b, adapters)
+    assert bool(mx.array_equal(got[1:], want[1:], equal_nan=True))
 
 
 @ways
@@ -136,7 +155,12 @@ def test_gradients_and_transformations_of_mlx(
         ((8,) * 4, (5,), 5, "gathered"),
         ((32,) * 7, (5,), 5, "one by one"),
         ((32,) * 8, (5,), 5, "gathered"),
-        ((8,) * 8 + (4,), (4, 64), 4, "one by one"),
+        ((8,) * 8 + (4,), (4, 64), 4, "gathered"),
+        ((8, 4, 2, 2), (4, 64), 4, "gathered"),
+        ((8, 4, 2), (4, 64), 4, "one by one"),
+        ((32, 16, 8, 8) * 2, (4,), 4, "gathered"),
+        ((32, 16, 8, 8) * 2, (5,), 5, "one by one"),
+        ((32, 16, 8, 8), (1,), 1, "one by one"),
         ((8, 8), (0, 4), 0, "reference"),
         ((), (4, 4), 4, "reference"),
     ],
