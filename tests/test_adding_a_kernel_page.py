@@ -29,7 +29,8 @@ def excerpts(page: str) -> list[Excerpt]:
         head, _, code = block.partition("\n")
         named = re.fullmatch(r"(?:#|//) (\S+/\S+)", head)
         assert named is not None, f"{head!r} names no file"
-        found.append(Excerpt(named[1], LEFT_OUT.split(code)))
+        # The formatter sets blank lines around a mark that the file has not.
+        found.append(Excerpt(named[1], [part.strip("\n") + "\n" for part in LEFT_OUT.split(code)]))
     return found
 
 
@@ -38,8 +39,8 @@ def missing(excerpt: Excerpt, text: str) -> str | None:
     place, text = 0, "\n" + text
     for part in excerpt.parts:
         found = text.find("\n" + part, place)
-        if not part or found < 0:
-            return part or "nothing between two marks"
+        if not part.strip() or found < 0:
+            return part.strip() or "nothing between two marks"
         place = found + len(part)
     return None
 
