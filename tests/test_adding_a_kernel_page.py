@@ -40,7 +40,7 @@ def missing(excerpt: Excerpt, text: str) -> str | None:
     for part in excerpt.parts:
         found = text.find("\n" + part, place)
         if not part.strip() or found < 0:
-            return part.strip() or "nothing between two marks"
+            return part if part.strip() else "nothing between two marks"
         place = found + len(part)
     return None
 
