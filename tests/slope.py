@@ -23,16 +23,7 @@ def assert_slopes(function: Callable[..., Any], *arrays: Any) -> None:
     def loss(values: list[Any]) -> float:
         return float((function(*map(_tensor, values)).numpy() * weights).sum())
 
-    slopes = []
-    for i, array in enumerate(wide):
-        slope = np.zeros_like(array)
-        for place in np.ndindex(*array.shape):
-            moved = [value.copy() for value in wide]
-            moved[i][place] += 1e-5
-            above = loss(moved)
-            moved[i][place] -= 2e-5
-            slope[place] = (above - loss(moved)) / 2e-5
-        slopes.append(slope)
+    slopes = central_differences(loss, wide)
     for kind in (Tensor, LazyTensor):
         variables = [Var.new(array, Device.Cpu) for array in wide]
         given = variables if kind is Tensor else [LazyTensor.from_tensor(variable) for variable in variables]
@@ -41,6 +32,21 @@ def assert_slopes(function: Callable[..., Any], *arrays: Any) -> None:
         grads = result.mul(kind.new(weights, Device.Cpu)).sum_all().backward()
         for variable, slope in zip(variables, slopes):
             assert_near(grads[variable].numpy(), slope, GRADIENT[DType.F64])
+
+
+def central_differences(loss: Callable[[list[Any]], float], values: list[Any], step: float = 1e-5) -> list[Any]:
+    """For each element v of float64 arrays ``(loss(v + step) - loss(v - step)) / (2 · step)``, the others unmoved."""
+    slopes = []
+    for i, array in enumerate(values):
+        slope = np.zeros_like(array)
+        for place in np.ndindex(*array.shape):
+            moved = [value.copy() for value in values]
+            moved[i][place] += step
+            above = loss(moved)
+            moved[i][place] -= 2 * step
+            slope[place] = (above - loss(moved)) / (2 * step)
+        slopes.append(slope)
+    return slopes
 
 
 def _tensor(array: Any) -> Tensor:

@@ -51,7 +51,7 @@ class Compiled:
 
 def available() -> tuple[bool, str]:
     """Whether kernels can be compiled here, and what is missing if not."""
-    if nvrtc.library() is None or nvrtc.headers() is None:
+    if nvrtc.shared_object() is None or nvrtc.headers() is None:
         return False, "nvidia-cuda-nvrtc and nvidia-cuda-runtime are not installed: pip install '.[cuda-check]'"
     if mlx_library.found() is None:
         return False, f"{mlx_library.WHEEL} names no folder with the wheel mlx-cuda-13"

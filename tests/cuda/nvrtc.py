@@ -17,8 +17,8 @@ class Output(NamedTuple):
     log: str
 
 
-def library() -> Path | None:
-    """The compiler's library, if the package is installed."""
+def shared_object() -> Path | None:
+    """The compiler's shared object, if the package is installed."""
     return _of_nvidia("lib/libnvrtc.so.*")
 
 
@@ -37,7 +37,7 @@ def _of_nvidia(pattern: str) -> Path | None:
 
 @cache
 def _loaded() -> ctypes.CDLL:
-    found = library()
+    found = shared_object()
     if found is None:
         raise RuntimeError("nvrtc: nvidia-cuda-nvrtc is not installed")
     loaded = ctypes.CDLL(str(found))

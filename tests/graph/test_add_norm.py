@@ -14,6 +14,7 @@ from metal_candle.graph.operations.structure import Pick
 
 import numpy as np
 import pytest
+from slope import central_differences
 from tolerance import GRADIENT, VALUE, assert_near
 
 EPS = 1e-5
@@ -61,16 +62,7 @@ def test_gradients(kind: Any, shape: tuple[int, ...], rows: int, weights: tuple[
     def loss(values: list[Any]) -> float:
         return float(sum((w * upstream * y).sum() for w, y in zip(weights, kind.numpy(*values, EPS))))
 
-    slopes = []
-    for i, x in enumerate(given):
-        slope = np.zeros_like(x)
-        for place in np.ndindex(*x.shape):
-            moved = [value.copy() for value in given]
-            moved[i][place] += 1e-5
-            above = loss(moved)
-            moved[i][place] -= 2e-5
-            slope[place] = (above - loss(moved)) / 2e-5
-        slopes.append(slope)
+    slopes = central_differences(loss, given)
     for lazy in (False, True):
         variables = [Var.new(x, mc.Device.Cpu) for x in given]
         results = both(kind, [LazyTensor.from_tensor(v) for v in variables] if lazy else list(variables))
