@@ -13,6 +13,7 @@ from metal_candle.kernels.lora_launch import MOST_LOADS, MOST_RANK, MOST_ROWS, P
 import mlx.core as mx
 import numpy as np
 import pytest
+from exporting import Exporting
 from launched import DTYPES, WIDTHS, check, check_gradients, launched, normal
 from slope import central_differences
 
@@ -275,14 +276,7 @@ def test_it_can_be_exported_without_a_gpu(tmp_path: Path) -> None:
     assert how is not None
 
     def launch(*arrays: mx.array) -> Any:
-        return custom.as_metal(PROGRAM)(
-            inputs=[*arrays, custom.scalar(0.5)],
-            output_shapes=list(how.shapes),
-            output_dtypes=list(how.dtypes),
-            grid=how.grid,
-            threadgroup=how.threadgroup,
-            template=list(how.template),
-        )
+        return Exporting().launch(PROGRAM, [*arrays, custom.scalar(0.5)], how)
 
     path = tmp_path / "lora.mlxfn"
     mx.export_function(str(path), launch, *inputs)

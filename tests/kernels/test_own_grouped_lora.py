@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from metal_candle import features, settings
-from metal_candle.kernels import custom
 from metal_candle.kernels.grouped_lora import MOST_ROWS, PROGRAM, Adapters, _plan, grouped_lora
 from metal_candle.kernels.lora_launch import MOST_RANK
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from exporting import Exporting
 from launched import BACKWARD, DTYPES, FORWARD, WIDTHS, assert_near, check, check_gradients, launched, normal
 from slope import central_differences
 
@@ -210,14 +210,7 @@ def test_it_can_be_exported_without_a_gpu(tmp_path: Path) -> None:
     assert how is not None
 
     def launch(*arrays: mx.array) -> Any:
-        return custom.as_metal(PROGRAM)(
-            inputs=list(arrays),
-            output_shapes=list(how.shapes),
-            output_dtypes=list(how.dtypes),
-            grid=how.grid,
-            threadgroup=how.threadgroup,
-            template=list(how.template),
-        )
+        return Exporting().launch(PROGRAM, list(arrays), how)
 
     path = tmp_path / "grouped.mlxfn"
     tables = (mx.array(FOUR.offsets(), mx.int32), mx.array(FOUR.scales))

@@ -15,6 +15,7 @@ import emulator
 import mlx.core as mx
 import numpy as np
 import pytest
+from exporting import Exporting
 from launched import BACKWARD, FORWARD, assert_near, launched, normal
 from norm_cases import EPS, NORMS, Norm
 
@@ -119,30 +120,12 @@ def test_a_result_that_the_loss_does_not_use(device: str, norm: Norm, unused: in
     assert [gradient is None for gradient in only] == [False, *[True] * (len(inputs) - 1)]
 
 
-class _Recorded:
-    """Metal's launcher without Metal: what is launched can be recorded, not computed."""
-
-    name = "metal"
-    trusted = True
-
-    def launch(self, program: custom.Program, inputs: Sequence[mx.array], how: custom.Launch) -> list[mx.array]:
-        found: list[mx.array] = custom.as_metal(program)(
-            inputs=list(inputs),
-            output_shapes=list(how.shapes),
-            output_dtypes=list(how.dtypes),
-            grid=how.grid,
-            threadgroup=how.threadgroup,
-            template=list(how.template),
-        )
-        return found
-
-
 @pytest.mark.skipif(mx.metal.is_available() or mx.cuda.is_available(), reason="a GPU computes it")
 @pytest.mark.parametrize("norm", [NORMS["add_rms"], NORMS["add_layer"]], ids=["add_rms", "add_layer"])
 def test_it_can_be_exported_without_a_gpu(tmp_path: Path, norm: Norm) -> None:
     """Its forward half: MLX exports no function with a gradient of its own."""
     path = tmp_path / "norm.mlxfn"
-    with custom.using(_Recorded()):
+    with custom.using(Exporting()):
         given = norm.operands((4, 33), mx.float16)
         mx.export_function(str(path), lambda *arrays: list(norm.kernel.forward(*arrays, EPS)), *given)
     assert norm.kernel.last == ("one launch", "metal: unmeasured: 1 launch and 4 passes over the rows to 2 and 5")

@@ -13,6 +13,7 @@ from metal_candle.kernels.rope import HEADS, PROGRAM, _launch, rope
 import mlx.core as mx
 import numpy as np
 import pytest
+from exporting import Exporting
 from launched import BACKWARD, DTYPES, FORWARD, assert_near, check, check_gradients, normal, wide
 
 SHAPES = [
@@ -137,14 +138,7 @@ def test_it_can_be_exported_without_a_gpu(tmp_path: Path) -> None:
     how = _launch(x.shape, x.shape, x.dtype, False)
 
     def launch(x: mx.array, cos: mx.array, sin: mx.array) -> list[mx.array]:
-        return custom.as_metal(PROGRAM)(
-            inputs=[x, cos, sin, custom.scalar(1.0)],
-            output_shapes=list(how.shapes),
-            output_dtypes=list(how.dtypes),
-            grid=how.grid,
-            threadgroup=how.threadgroup,
-            template=list(how.template),
-        )
+        return Exporting().launch(PROGRAM, [x, cos, sin, custom.scalar(1.0)], how)
 
     path = tmp_path / "rope.mlxfn"
     mx.export_function(str(path), launch, x, *tables(x.shape))

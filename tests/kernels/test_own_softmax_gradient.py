@@ -15,6 +15,7 @@ from metal_candle.kernels.softmax_launch import HELD, MANY
 import mlx.core as mx
 import numpy as np
 import pytest
+from exporting import Exporting
 from launched import BACKWARD, DTYPES, assert_near, check, check_gradients, launched, normal
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -136,25 +137,6 @@ def test_mlx_transformations(device: str, case: str) -> None:
     launched(kernel, [x], *params)
     for got, want in zip(each(kernel), each(kernel.reference), strict=True):
         assert_near(got, want, BACKWARD[mx.float32])
-
-
-class Exporting:
-    """A back-end that leaves a Metal kernel in the graph, as on a Mac, without running it."""
-
-    name = "metal"
-    trusted = True
-
-    def launch(self, program: custom.Program, inputs: Sequence[mx.array], how: custom.Launch) -> list[mx.array]:
-        found: list[mx.array] = custom.as_metal(program)(
-            inputs=list(inputs),
-            output_shapes=list(how.shapes),
-            output_dtypes=list(how.dtypes),
-            grid=how.grid,
-            threadgroup=how.threadgroup,
-            template=list(how.template),
-            stream=mx.gpu,
-        )
-        return found
 
 
 @pytest.mark.skipif(mx.cuda.is_available(), reason="the exported kernel is Metal's")
