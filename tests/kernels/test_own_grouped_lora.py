@@ -198,7 +198,7 @@ def test_transformations_of_mlx(device: str) -> None:
     ):
         for one, other in zip(got(*arrays), want(*arrays)):
             assert_near(one, other, BACKWARD[mx.float32])
-    if device != "emulator":  # which needs numbers, where vmap traces
+    with features.disabled("custom-metal"):  # MLX batches no launch
         several = normal(3, 6, 12, key=5)
         batched = mx.vmap(lambda x: ours(base, x, a, b))(several)
         assert_near(batched, mx.stack([plain(base, each, a, b) for each in several]), FORWARD[mx.float32])
