@@ -112,7 +112,7 @@ def _find(holder: object, held: object) -> str | None:
     seen = {id(holder)}
     while queue:
         path, place = queue.popleft()
-        for name, value in _contents(place):
+        for name, value in contents(place):
             where = f"{path}.{name}" if path else name
             if value is held:
                 return where
@@ -122,7 +122,8 @@ def _find(holder: object, held: object) -> str | None:
     return None
 
 
-def _contents(place: object) -> list[tuple[str, object]]:
+def contents(place: object) -> list[tuple[str, object]]:
+    """What an object, list or dict holds directly, by name."""
     if isinstance(place, (list, tuple)):
         return [(str(i), value) for i, value in enumerate(place)] if len(place) <= _MOST else []
     if isinstance(place, dict):

@@ -17,9 +17,9 @@ from ..graph.scopes import scoped
 from ..nn import ops
 from ..nn.embedding import Embedding, embedding
 from ..nn.kv_cache import ConcatKvCache
+from ..nn.layer_norm import rms_norm
 from ..nn.linear import Linear, linear_b, linear_no_bias
 from ..nn.module import Module
-from ..nn.norm import rms_norm
 from ..nn.var_builder import VarBuilder
 from ..tensor.eager import Tensor
 from .config import ModelConfig

@@ -2,21 +2,28 @@
 
 from . import init, kv_cache, ops
 from .embedding import Embedding, embedding
-from .init import Init
+from .func import Func, FuncT, func, func_t
+from .init import FanInOut, Init, NonLinearity, NormalOrUniform
+from .layer_norm import RmsNorm, rms_norm
 from .linear import Linear, linear, linear_b, linear_no_bias
-from .module import Func, Module, Sequential, seq
-from .norm import RmsNorm, rms_norm
+from .module import Module, ModuleT
 from .optim import AdamW, ParamsAdamW, clip_factor, global_norm
+from .sequential import Sequential, seq
 from .var_builder import VarBuilder
 from .var_map import VarMap
 
 __all__ = [
     "AdamW",
     "Embedding",
+    "FanInOut",
     "Func",
+    "FuncT",
     "Init",
     "Linear",
     "Module",
+    "ModuleT",
+    "NonLinearity",
+    "NormalOrUniform",
     "ParamsAdamW",
     "RmsNorm",
     "Sequential",
@@ -24,6 +31,8 @@ __all__ = [
     "VarMap",
     "clip_factor",
     "embedding",
+    "func",
+    "func_t",
     "global_norm",
     "init",
     "kv_cache",

@@ -1,92 +1,108 @@
-"""``Module``: anything with a ``forward``. candle: ``candle_core::Module``."""
+"""``Module`` and ``ModuleT``: anything with a ``forward``. candle: ``candle_core::Module``, ``ModuleT``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, TypeVar
 
-from ..graph.scopes import scoped
+from ..graph.scopes import contents, scoped
 from ..tensor.base import TensorBase
+from .constructors import New
 
 T = TypeVar("T", bound=TensorBase)
+M = TypeVar("M", bound="Module")
 
 
-class Module:
+class Module(New):
     """Base of layers: calling one is its ``forward``. Lazy input gives lazy output, eager gives eager.
 
     What ``forward`` records belongs to the layer in pictures of the graph, under the name its parent has it by.
+
+    A module is in training mode until ``eval()``. The mode reaches every module that it holds as an attribute, or in a
+    list or dict that is one; ``Dropout`` and ``BatchNorm`` act by it. candle has no mode: there ``forward_t`` is told
+    of it, which works here, too.
     """
+
+    _training = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        forward: Any = cls.forward
-        if isinstance(forward, FunctionType) and forward is not Module.forward and not hasattr(forward, "is_scoped"):
-            cls.forward = scoped(forward)  # type: ignore[method-assign]
+        for name in ("forward", "forward_t"):
+            method = getattr(cls, name)
+            if isinstance(method, FunctionType) and not (
+                method is Module.__dict__[name] or hasattr(method, "is_scoped")
+            ):
+                setattr(cls, name, scoped(method))
 
     def forward(self, xs: T) -> T:
         """The layer's output."""
         raise AssertionError(f"{type(self).__name__} defines no forward")
+
+    def forward_t(self, xs: T, train: bool) -> T:
+        """``forward`` in training mode or not, whatever the mode is. candle: ``ModuleT::forward_t``."""
+        with self._in_mode(train):
+            return self.forward(xs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 1 and not kwargs:
             return self.forward(args[0])  # the usual call; passing a dict on, even an empty one, takes twice as long
         return self.forward(*args, **kwargs)
 
+    # --- training mode ------------------------------------------------------------------------
 
-class Func(Module):
-    """A function as a module."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
-
-    def forward(self, xs: T) -> T:
-        """The function's value."""
-        result: T = self._function(xs)
-        return result
-
-
-class Sequential(Module):
-    """Layers one after the other. candle: ``candle_nn::Sequential``."""
-
-    def __init__(self) -> None:
-        self._layers: list[Module] = []
-
-    def add(self, layer: Module) -> Sequential:
-        """Append a layer; returns itself."""
-        self._layers.append(layer)
+    def train(self: M, mode: bool = True) -> M:
+        """Put it and every module in it into training mode, or out of it; returns itself."""
+        for _, module in self.named_modules():
+            module._training = mode
         return self
 
-    def add_fn(self, function: Callable[[Any], Any]) -> Sequential:
-        """Append a function; returns itself."""
-        return self.add(Func(function))
+    def eval(self: M) -> M:
+        """``train(False)``: dropout passes on what it gets, batch norm uses its running statistics."""
+        return self.train(False)
+
+    def is_training(self) -> bool:
+        """Whether it is in training mode."""
+        return self._training
+
+    def named_modules(self) -> Iterator[tuple[str, Module]]:
+        """Itself, under the name "", and every module in it, by path: "layers.0.mlp". Shared ones come once."""
+        seen: set[int] = set()
+        stack: list[tuple[str, object]] = [("", self)]
+        while stack:
+            path, place = stack.pop()
+            if id(place) in seen:
+                continue
+            seen.add(id(place))
+            if isinstance(place, Module):
+                yield path, place
+            for name, value in reversed(contents(place)):
+                if isinstance(value, (Module, list, tuple, dict)):
+                    stack.append((f"{path}.{name}" if path else name, value))
+
+    @contextmanager
+    def _in_mode(self, train: bool) -> Iterator[None]:
+        others = [module for _, module in self.named_modules() if module._training is not train]
+        for module in others:
+            module._training = train
+        try:
+            yield
+        finally:
+            for module in others:
+                module._training = not train
+
+
+class ModuleT(Module):
+    """Base of modules that define ``forward_t(xs, train)``; their ``forward`` is that in their own mode.
+
+    candle: ``candle_core::ModuleT``.
+    """
 
     def forward(self, xs: T) -> T:
-        """The last layer's output."""
-        for layer in self._layers:
-            xs = layer.forward(xs)
-        return xs
+        """``forward_t`` in the mode that ``train()`` and ``eval()`` set."""
+        return self.forward_t(xs, self._training)
 
-    @scoped
-    def forward_all(self, xs: T) -> list[T]:
-        """Every layer's output."""
-        outputs = []
-        for layer in self._layers:
-            xs = layer.forward(xs)
-            outputs.append(xs)
-        return outputs
-
-    def is_empty(self) -> bool:
-        """Whether there are no layers."""
-        return not self._layers
-
-    def __len__(self) -> int:
-        return len(self._layers)
-
-    def __iter__(self) -> Iterator[Module]:
-        return iter(self._layers)
-
-
-def seq() -> Sequential:
-    """An empty ``Sequential``."""
-    return Sequential()
+    def forward_t(self, xs: T, train: bool) -> T:
+        """The layer's output, in training or not."""
+        raise AssertionError(f"{type(self).__name__} defines no forward_t")

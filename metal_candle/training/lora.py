@@ -75,7 +75,6 @@ class LoRALayer(Module):
             bound = 1 / math.sqrt(in_features)
             self._a = Var.rand(-bound, bound, (in_features, rank), where, DType.F32)
         self._b = Var.zeros((rank, out_features), DType.F32, where)
-        self._training = True
 
     def forward(self, xs: Any) -> Any:
         """The delta ``(…, out)`` of ``(…, in)``: lazy for a lazy input, eager for an eager one."""
@@ -120,16 +119,8 @@ class LoRALayer(Module):
         return self._config.rank * (self._in + self._out)
 
     def set_training(self, training: bool) -> None:
-        """Dropout acts in training mode only."""
-        self._training = training
-
-    def eval(self) -> None:
-        """Leave training mode."""
-        self._training = False
-
-    def is_training(self) -> bool:
-        """Whether it is in training mode."""
-        return self._training
+        """``train(training)``, as metal-candle calls it: dropout acts in training mode only."""
+        self.train(training)
 
     def lora_a(self) -> Var:
         """A, ``(in, rank)``."""

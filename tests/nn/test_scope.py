@@ -15,8 +15,7 @@ from metal_candle.graph import ComputationGraph, scope
 from metal_candle.graph.scopes import _outside, _Place
 from metal_candle.models.config import ModelConfig
 from metal_candle.models.decoder import Decoder
-from metal_candle.nn import VarBuilder, VarMap
-from metal_candle.nn.module import Func, Module, Sequential
+from metal_candle.nn import Func, Module, Sequential, VarBuilder, VarMap
 
 import pytest
 

@@ -108,7 +108,7 @@ def test_starts() -> None:
     assert uniform.max() < 1
     # Standard errors of a deviation over 5000 numbers: 1 % of it; four are allowed.
     assert init.Randn(0.0, 2.0).var((5000,), "f32", None).numpy().std() == pytest.approx(2.0, rel=0.04)
-    kaiming = init.Kaiming().var((100, 50), "f32", None)
+    kaiming = nn.init.DEFAULT_KAIMING_NORMAL.var((100, 50), "f32", None)
     assert kaiming.numpy().std() == pytest.approx(np.sqrt(2 / 50), rel=0.04)
     assert isinstance(kaiming, Var)
     assert init.Const(1.0) == init.Const(1.0)

@@ -1,0 +1,42 @@
+"""Functions as modules. candle: ``candle_nn::func``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .module import Module, ModuleT, T
+
+
+class Func(Module):
+    """A function of a tensor as a module. candle: ``candle_nn::Func``."""
+
+    def __init__(self, f: Callable[[Any], Any]) -> None:
+        self._f = f
+
+    def forward(self, xs: T) -> T:
+        """The function's value."""
+        result: T = self._f(xs)
+        return result
+
+
+class FuncT(ModuleT):
+    """A function of a tensor and of whether it is for training. candle: ``candle_nn::FuncT``."""
+
+    def __init__(self, f: Callable[[Any, bool], Any]) -> None:
+        self._f = f
+
+    def forward_t(self, xs: T, train: bool) -> T:
+        """The function's value."""
+        result: T = self._f(xs, train)
+        return result
+
+
+def func(f: Callable[[Any], Any]) -> Func:
+    """A module that computes ``f(xs)``. candle: ``candle_nn::func``."""
+    return Func(f)
+
+
+def func_t(f: Callable[[Any, bool], Any]) -> FuncT:
+    """A module that computes ``f(xs, train)``. candle: ``candle_nn::func_t``."""
+    return FuncT(f)

@@ -1,0 +1,105 @@
+"""``Module``, ``ModuleT``, functions and ``Sequential``: calling, training mode, names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import metal_candle as mc
+from metal_candle import LazyTensor, Tensor, nn
+
+import pytest
+
+KINDS = pytest.mark.parametrize("kind", [Tensor, LazyTensor])
+
+
+class Told(nn.ModuleT):
+    """x + 1 in training, x otherwise."""
+
+    def forward_t(self, xs: Any, train: bool) -> Any:
+        return xs + 1.0 if train else xs
+
+
+class Holder(nn.Module):
+    def __init__(self) -> None:
+        self.one = Told()
+        self.more = [Told(), (Told(),)]
+        self.by_name = {"a": Told()}
+        self.again = self.one
+        self._private = Told()
+
+    def forward(self, xs: Any) -> Any:
+        for _, module in self.named_modules():
+            if module is not self:
+                xs = module(xs)
+        return xs
+
+
+@KINDS
+def test_mode_reaches_all_modules(kind: Any) -> None:
+    holder, x = Holder(), kind.new(0.0)
+    assert [name for name, _ in holder.named_modules()] == ["", "one", "more.0", "more.1.0", "by_name.a", "private"]
+    assert (holder(x).to_scalar(), holder.is_training()) == (5.0, True)
+    assert holder.eval() is holder
+    assert (holder(x).to_scalar(), holder.one.is_training()) == (0.0, False)
+    assert holder.train()(x).to_scalar() == 5.0
+    assert holder.train(False)(x).to_scalar() == 0.0
+
+
+@KINDS
+def test_forward_t_is_told_and_leaves_the_mode(kind: Any) -> None:
+    holder, x = Holder(), kind.new(0.0)
+    holder.more[0].eval()  # type: ignore[union-attr]
+    assert holder.forward_t(x, True).to_scalar() == 5.0
+    assert holder.forward_t(x, False).to_scalar() == 0.0
+    assert holder(x).to_scalar() == 4.0
+    assert x.apply_t(holder, True).to_scalar() == 5.0
+    assert x.apply_t(nn.func(lambda t: t * 2.0), True).to_scalar() == 0.0
+
+
+def test_mode_comes_back_after_an_error() -> None:
+    def fail(xs: Any) -> Any:
+        raise ValueError("no")
+
+    layers = nn.seq().add(Told()).add_fn(fail)
+    with pytest.raises(ValueError, match="no"):
+        layers.forward_t(Tensor.new(0.0), False)
+    assert all(module.is_training() for _, module in layers.named_modules())
+
+
+def test_a_module_that_holds_itself() -> None:
+    holder = Holder()
+    holder.myself = holder  # type: ignore[attr-defined]
+    assert holder.eval().forward_t(Tensor.new(0.0), True).to_scalar() == 5.0
+
+
+@KINDS
+def test_functions(kind: Any) -> None:
+    x = kind.new([1.0, 2.0])
+    assert nn.func(lambda t: t * 2.0).forward(x).to_vec1() == [2.0, 4.0]
+    told = nn.func_t(lambda t, train: t * (3.0 if train else 1.0))
+    assert told.forward_t(x, True).to_vec1() == [3.0, 6.0]
+    assert told.eval()(x).to_vec1() == [1.0, 2.0]
+    assert isinstance(told, nn.FuncT)
+    assert nn.Func.new(lambda t: t)(x) is x
+
+
+@KINDS
+def test_sequential(kind: Any) -> None:
+    x = kind.new(1.0)
+    layers = nn.seq().add_fn(lambda t: t * 2.0).add(Told()).add(nn.func(lambda t: t * 10.0))
+    assert (len(layers), layers.len(), layers.is_empty(), nn.seq().is_empty()) == (3, 3, False, True)
+    assert [each.to_scalar() for each in layers.forward_all(x)] == [2.0, 3.0, 30.0]
+    assert (layers(x).to_scalar(), layers.forward_t(x, False).to_scalar()) == (30.0, 20.0)
+    assert nn.seq().forward(x) is x
+    assert list(layers)[1] is layers[1]
+    with pytest.raises(TypeError, match="add: got a function; takes a module"):
+        layers.add(lambda t: t)  # type: ignore[arg-type]
+
+
+def test_modes_are_compiled_apart() -> None:
+    layer = Told()
+    compiled = mc.compile(lambda t: layer(t))
+    assert compiled(Tensor.new(0.0)).to_scalar() == 1.0
+    layer.eval()
+    compiled = mc.compile(lambda t: layer(t))
+    assert compiled(Tensor.new(0.0)).to_scalar() == 0.0
