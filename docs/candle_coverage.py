@@ -3,7 +3,7 @@
     python docs/candle_coverage.py           writes the page
     python docs/candle_coverage.py --check   fails if the page is stale
 
-The names are in ``candle_names.yaml``. Every place is looked up in the package, those of tensors on ``Tensor`` and on
+The names are in ``candle_names.yaml``, those of candle-nn in ``candle_nn_names.yaml``. Every place is looked up in the package, those of tensors on ``Tensor`` and on
 ``LazyTensor``: a name that is not there and has no reason not to be fails both.
 """
 
@@ -24,14 +24,14 @@ from metal_candle.tensor.derive import method_table
 
 import yaml
 
-NAMES = Path(__file__).with_name("candle_names.yaml")
+NAMES = tuple(Path(__file__).with_name(name) for name in ("candle_names.yaml", "candle_nn_names.yaml"))
 PAGE = Path(__file__).with_name("candle_coverage.md")
 
 HEAD = """# candle's names and where they are
 
-Written by `python docs/candle_coverage.py` from `docs/candle_names.yaml`: do not edit.
+Written by `python docs/candle_coverage.py` from `docs/candle_names.yaml` and `docs/candle_nn_names.yaml`: do not edit.
 
-Every public name of candle-core and of candle's own Python binding. What is under `Tensor` is on `LazyTensor`, too,
+Every public name of candle-core, of candle-nn and of candle's own Python binding. What is under `Tensor` is on `LazyTensor`, too,
 unless it says "eager only". A difference from candle that is meant is under "notes", as *differs*.
 """
 
@@ -62,24 +62,30 @@ class Section:
     names: list[Name]
 
 
-def read(path: Path = NAMES) -> tuple[dict[str, str], list[Section]]:
-    """The kinds of reasons, and the sections. Raises ``ValueError`` for an entry that contradicts itself."""
-    content = yaml.safe_load(path.read_text("utf-8"))
-    kinds: dict[str, str] = content["kinds"]
+def read(*paths: Path) -> tuple[dict[str, str], list[Section]]:
+    """The kinds of reasons, and the sections of all files. Raises ``ValueError`` for an entry that contradicts itself."""
+    contents = [yaml.safe_load(path.read_text("utf-8")) for path in paths or NAMES]
+    kinds = {kind: text for content in contents for kind, text in content.get("kinds", {}).items()}
     sections = []
-    for given in content["sections"]:
+    for given in (section for content in contents for section in content["sections"]):
         here = f"{given['here']}." if given["here"] else ""
-        names = [Name(name, **{"at": here + name, **(entry or {})}) for name, entry in given["names"].items()]
+        listed = given["names"].items()
+        names = [Name(name, **{"at": _place(here, name), **(entry or {})}) for name, entry in listed]
         for name in names:
             if bool(name.why) != bool(name.kind) or (name.kind and name.kind not in kinds):
                 raise ValueError(
                     f"{given['title']}, {name.name}: a `why` goes with a `kind`, one of {', '.join(kinds)}"
                 )
-            if name.why and (name.differs or name.at != here + name.name):
+            if name.why and (name.differs or name.at != _place(here, name.name)):
                 raise ValueError(f"{given['title']}, {name.name}: has a place and a reason to have none")
         tensor = given.get("tensor", False)
         sections.append(Section(given["title"], given["candle"], tensor, given.get("total", tensor), names))
     return kinds, sections
+
+
+def _place(here: str, name: str) -> str:
+    """Where a name is if its entry does not say so: Rust's ``::`` is Python's dot."""
+    return here + name.replace("::", ".")
 
 
 def find(place: str, root: Any = metal_candle) -> Any:
@@ -222,16 +228,16 @@ def _row(section: Section, name: Name) -> str:
     return f"| `{name.name}` | " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def main(arguments: list[str] | None = None, names: Path = NAMES, target: Path = PAGE) -> int:
+def main(arguments: list[str] | None = None, names: Path | None = None, target: Path = PAGE) -> int:
     """Write the page, or check it. Returns the exit code: 1 for missing names or a stale page."""
     parser = argparse.ArgumentParser(description="Where every public name of candle is in metal_candle.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is stale")
     check = parser.parse_args(arguments).check
-    kinds, sections = read(names)
+    kinds, sections = read(*NAMES if names is None else (names,))
     problems = missing(sections)
     if problems:
         print(*problems, sep="\n", file=sys.stderr)
-        print(f"{len(problems)} names are not where candle_names.yaml says", file=sys.stderr)
+        print(f"{len(problems)} names are not where the lists say", file=sys.stderr)
         return 1
     text = page(kinds, sections)
     if not check:

@@ -45,9 +45,10 @@ def test_all_of_candles_tensor_is_listed() -> None:
     assert len(counted) == len(set(counted)) == 216
 
 
-def test_a_name_that_is_listed_twice_in_a_section_is_one_mistake() -> None:
+@pytest.mark.parametrize("path", coverage.NAMES, ids=lambda path: path.stem)
+def test_a_name_that_is_listed_twice_in_a_section_is_one_mistake(path: Path) -> None:
     # YAML keeps the last of two equal keys without a word.
-    for line, text in enumerate(lines := (DOCS / "candle_names.yaml").read_text("utf-8").splitlines()):
+    for line, text in enumerate(lines := path.read_text("utf-8").splitlines()):
         if text.startswith("- title"):
             seen: set[str] = set()
         elif text.startswith("    "):
