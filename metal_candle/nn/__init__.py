@@ -1,6 +1,24 @@
 """Layers, optimizers and variables, as candle-nn has them."""
 
 from . import init, kv_cache, ops
+from .conv import (
+    Conv1d,
+    Conv1dConfig,
+    Conv2d,
+    Conv2dConfig,
+    ConvTranspose1d,
+    ConvTranspose1dConfig,
+    ConvTranspose2d,
+    ConvTranspose2dConfig,
+    conv1d,
+    conv1d_no_bias,
+    conv2d,
+    conv2d_no_bias,
+    conv_transpose1d,
+    conv_transpose1d_no_bias,
+    conv_transpose2d,
+    conv_transpose2d_no_bias,
+)
 from .embedding import Embedding, embedding
 from .func import Func, FuncT, func, func_t
 from .init import FanInOut, Init, NonLinearity, NormalOrUniform
@@ -14,6 +32,14 @@ from .var_map import VarMap
 
 __all__ = [
     "AdamW",
+    "Conv1d",
+    "Conv1dConfig",
+    "Conv2d",
+    "Conv2dConfig",
+    "ConvTranspose1d",
+    "ConvTranspose1dConfig",
+    "ConvTranspose2d",
+    "ConvTranspose2dConfig",
     "Embedding",
     "FanInOut",
     "Func",
@@ -30,6 +56,14 @@ __all__ = [
     "VarBuilder",
     "VarMap",
     "clip_factor",
+    "conv1d",
+    "conv1d_no_bias",
+    "conv2d",
+    "conv2d_no_bias",
+    "conv_transpose1d",
+    "conv_transpose1d_no_bias",
+    "conv_transpose2d",
+    "conv_transpose2d_no_bias",
     "embedding",
     "func",
     "func_t",

@@ -158,3 +158,9 @@ ZERO = Const(0.0)
 ONE = Const(1.0)
 DEFAULT_KAIMING_NORMAL = Kaiming(NormalOrUniform.Normal, FanInOut.FanIn, NonLinearity.ReLU)
 DEFAULT_KAIMING_UNIFORM = Kaiming(NormalOrUniform.Uniform, FanInOut.FanIn, NonLinearity.ReLU)
+
+
+def over_root(n: int) -> Uniform:
+    """Uniform in ±1/sqrt(n), how the biases of layers with ``n`` inputs start; zeros for none."""
+    bound = 1 / math.sqrt(n) if n else 0.0
+    return Uniform(-bound, bound)

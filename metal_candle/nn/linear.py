@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
-
 from ..graph.operations.binary import Add
 from ..graph.operations.linalg import Linear as LinearOperation
 from ..tensor.eager import Tensor
-from .init import DEFAULT_KAIMING_NORMAL, Uniform
+from .init import DEFAULT_KAIMING_NORMAL, over_root
 from .module import Module, T
 from .var_builder import VarBuilder
 
 
 class Linear(Module):
-    """``x · weightᵀ + bias``: ``(…, in)`` to ``(…, out)``; weight ``(out, in)``, bias ``(out,)`` or none."""
+    """``x · weightᵀ + bias``: ``(…, in)`` to ``(…, out)``; weight ``(out, in)``, bias ``(out,)`` or none.
+
+    ``x`` may have one dim or more, where candle takes two to four. candle: ``candle_nn::Linear``.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self._weight, self._bias = weight, bias
@@ -33,17 +34,19 @@ class Linear(Module):
 
 
 def linear_no_bias(in_dim: int, out_dim: int, vb: VarBuilder) -> Linear:
-    """A layer without bias from ``vb``'s ``weight``; a new one starts Kaiming normal."""
+    """A layer without bias from ``vb``'s ``weight``; a new one starts Kaiming normal. candle: ``candle_nn::linear_no_bias``."""
     return Linear(vb.get_with_hints((out_dim, in_dim), "weight", DEFAULT_KAIMING_NORMAL))
 
 
 def linear(in_dim: int, out_dim: int, vb: VarBuilder) -> Linear:
-    """A layer from ``vb``'s ``weight`` and ``bias``; a new bias starts uniform in ±1/sqrt(in)."""
-    bound = 1 / math.sqrt(in_dim)
+    """A layer from ``vb``'s ``weight`` and ``bias``; a new bias starts uniform in ±1/sqrt(in).
+
+    candle: ``candle_nn::linear``.
+    """
     weight = vb.get_with_hints((out_dim, in_dim), "weight", DEFAULT_KAIMING_NORMAL)
-    return Linear(weight, vb.get_with_hints((out_dim,), "bias", Uniform(-bound, bound)))
+    return Linear(weight, vb.get_with_hints((out_dim,), "bias", over_root(in_dim)))
 
 
 def linear_b(in_dim: int, out_dim: int, bias: bool, vb: VarBuilder) -> Linear:
-    """``linear`` or ``linear_no_bias``."""
+    """``linear`` or ``linear_no_bias``. candle: ``candle_nn::linear_b``."""
     return linear(in_dim, out_dim, vb) if bias else linear_no_bias(in_dim, out_dim, vb)
