@@ -1,0 +1,192 @@
+"""Records of the activations that are put together of pieces, element by element, and of mish."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ...error import ShapeMismatchBinaryOpError
+from ...kernels import elementary
+from ...kernels.kernel import on_cpu
+from ...kernels.slices import sliced
+from ..operation import Gradients, Meta, Operation, Sample
+from .binary import reduce_to
+from .elementwise import ANY_SHAPE, UnaryFloat, in_float32
+from .linalg import expect_floats
+
+
+class HardSigmoid(UnaryFloat):
+    """(x + 3) / 6 kept within 0 and 1; at ±3 half of the gradient passes, as in candle.
+
+    Howard et al. 2019, https://arxiv.org/abs/1905.02244, section 5.2.
+    """
+
+    candle = "candle_nn::ops::hard_sigmoid(xs: &Tensor) -> Result<Tensor>"
+    samples = (*ANY_SHAPE, Sample(((5, 13),), low=-8.0, high=8.0))
+    flops_per_element = 4
+
+    @staticmethod
+    def function(x: mx.array) -> mx.array:
+        return in_float32(lambda wide: mx.clip((wide + 3) / 6, 0, 1), x)
+
+    @staticmethod
+    def numpy(x: Any) -> Any:
+        return np.clip((x + 3) / 6, 0, 1)
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        size = mx.abs(inputs[0])
+        inside, upto = (size < 3).astype(cotangent.dtype), (size <= 3).astype(cotangent.dtype)
+        return (cotangent * ((inside + upto) / 12),)
+
+
+class LeakyRelu(UnaryFloat):
+    """x where it is positive, else negative_slope · x; at 0 the gradient is the mean of both slopes, as in candle.
+
+    Maas et al. 2013, "Rectifier nonlinearities improve neural network acoustic models".
+    """
+
+    candle = "candle_nn::ops::leaky_relu(xs: &Tensor, negative_slope: f64) -> Result<Tensor>"
+    samples = (*(Sample(sample.shapes, (0.01,)) for sample in ANY_SHAPE), Sample(((5, 13),), (1.5,)))
+    flops_per_element = 2
+    negative_slope: float
+
+    def lower(self, x: mx.array) -> mx.array:
+        return in_float32(lambda wide: mx.where(wide > 0, wide, wide * self.negative_slope), x)
+
+    @staticmethod
+    def numpy(x: Any, negative_slope: float) -> Any:
+        return np.where(x > 0, x, x * negative_slope)
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        return (cotangent * _slope(inputs[0], mx.array(self.negative_slope, cotangent.dtype)),)
+
+
+class PRelu(Operation):
+    """x where it is positive, else weight · x, the weight broadcast to x; at 0 as ``LeakyRelu``.
+
+    He et al. 2015, https://arxiv.org/abs/1502.01852.
+    """
+
+    key = "prelu"
+    arity = 2
+    candle = "candle_nn::PReLU::forward(&self, xs: &Tensor) -> Result<Tensor>"
+    samples = (
+        Sample(((5, 13), ())),
+        Sample(((2, 3, 4), (3, 1))),
+        Sample(((2, 3, 4), (1, 3, 1))),
+        Sample(((7,), (7,))),
+        Sample(((0, 3), (3,))),
+    )
+    flops_per_element = 2
+
+    def infer(self, x: Meta, weight: Meta) -> Meta:
+        expect_floats(self.key, x, weight)
+        sizes = x.shape[len(x.shape) - len(weight.shape) :]
+        if len(weight.shape) > len(x.shape) or any(a not in (1, b) for a, b in zip(weight.shape, sizes)):
+            raise ShapeMismatchBinaryOpError(self.key, x.shape, weight.shape, "a weight that broadcasts to the tensor")
+        return x
+
+    def lower(self, x: mx.array, weight: mx.array) -> mx.array:
+        return mx.where(x > 0, x, x * weight)
+
+    @staticmethod
+    def numpy(x: Any, weight: Any) -> Any:
+        return np.where(x > 0, x, x * weight)
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        x, weight = inputs
+        of_x = cotangent * _slope(x, weight) if needs[0] else None
+        zero = mx.array(0, x.dtype)
+        return of_x, reduce_to(cotangent * mx.minimum(x, zero), weight) if needs[1] else None
+
+
+def _slope(x: mx.array, below: mx.array) -> mx.array:
+    """1 for positive x, ``below`` for negative, the mean of both at 0."""
+    above = mx.array(1, below.dtype)
+    return mx.where(x > 0, above, mx.where(x < 0, below, (below + above) * 0.5))
+
+
+class Selu(UnaryFloat):
+    """gamma · (x where it is positive, else alpha · (exp(x) - 1)); its gradient at 0 is gamma · alpha, as candle's.
+
+    Klambauer et al. 2017, https://arxiv.org/abs/1706.02515, with alpha 1.67326… and gamma 1.05070….
+    """
+
+    candle = "candle_nn::ops::selu(xs: &Tensor, alpha: f32, gamma: f32) -> Result<Tensor>"
+    samples = (
+        *(Sample(sample.shapes, (1.6732632423543772, 1.0507009873554805)) for sample in ANY_SHAPE),
+        Sample(((5, 13),), (0.25, 2.0)),
+    )
+    work = "elementary"
+    flops_per_element = 4
+    alpha: float
+    gamma: float
+
+    def lower(self, x: mx.array) -> mx.array:
+        return in_float32(lambda wide: mx.where(wide > 0, wide, mx.expm1(wide) * self.alpha) * self.gamma, x)
+
+    @staticmethod
+    def numpy(x: Any, alpha: float, gamma: float) -> Any:
+        return gamma * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        def slope(x: mx.array) -> mx.array:
+            below = elementary.exp.forward(mx.minimum(x, 0))[0] * self.alpha
+            return mx.where(x > 0, mx.array(1, x.dtype), below) * self.gamma
+
+        return (cotangent * in_float32(slope, inputs[0]),)
+
+
+class Mish(UnaryFloat):
+    """x · tanh(ln(1 + exp(x))); value and gradient are finite for every finite x (candle's gradient is NaN from 89 on).
+
+    Misra 2019, https://arxiv.org/abs/1908.08681.
+    """
+
+    candle = "candle_nn::ops::mish(xs: &Tensor) -> Result<Tensor>"
+    samples = (*ANY_SHAPE, Sample(((5, 13),), low=-30.0, high=30.0))
+    work = "exponential"
+    flops_per_element = 12
+
+    @staticmethod
+    def function(x: mx.array) -> mx.array:
+        return in_float32(lambda wide: _in_cache(_mish, wide), x)
+
+    @staticmethod
+    def numpy(x: Any) -> Any:
+        return x * np.tanh(np.logaddexp(0, x))
+
+    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
+        return (cotangent * in_float32(lambda wide: _in_cache(_slope_of_mish, wide), inputs[0]),)
+
+
+def _in_cache(function: Any, x: mx.array) -> mx.array:
+    result: mx.array = sliced(function, x) if on_cpu() else function(x)
+    return result
+
+
+def _tanh_of_softplus(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """tanh(ln(1 + exp(x))) as ``part / (part + rest)``, and exp(-|x|)."""
+    # With e = exp(x) it is ((1 + e)² - 1) / ((1 + e)² + 1), here divided by 1 for x < 0 and by e² otherwise, so that
+    # nothing overflows and nothing cancels.
+    small = elementary.exp.forward(-mx.abs(x))[0]
+    negative = x < 0
+    part = mx.where(negative, small * (small + 2), 1 + 2 * small)
+    rest = mx.where(negative, mx.array(2, x.dtype), 2 * mx.square(small))
+    return part, rest, small
+
+
+def _mish(x: mx.array) -> mx.array:
+    part, rest, _ = _tanh_of_softplus(x)
+    return x * (part / (part + rest))
+
+
+def _slope_of_mish(x: mx.array) -> mx.array:
+    part, rest, small = _tanh_of_softplus(x)
+    whole = part + rest
+    sigmoid = mx.where(x < 0, small, mx.array(1, x.dtype)) / (1 + small)
+    # 1 - (part / whole)² without its cancellation.
+    return part / whole + x * sigmoid * (rest * (2 * part + rest) / mx.square(whole))
