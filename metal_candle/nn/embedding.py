@@ -31,9 +31,9 @@ class Embedding(Module):
         return self._hidden_size
 
     def forward(self, xs: T) -> T:
-        """The rows, for ids of U8, U32, I32 or I64; the dtype's largest value, as in candle, gives a row of zeros.
+        """The rows, for ids of U8, U32, I32 or I64; the dtype's largest value gives zeros, as in candle.
 
-        Raises ``InvalidIndexError`` for any other id outside the table, ``UnsupportedDTypeForOpError`` for other dtypes.
+        Raises ``InvalidIndexError`` for another id outside the table, ``UnsupportedDTypeForOpError`` for another dtype.
         """
         table = xs._lift(self._embeddings)
         return table.embedding(xs)  # type: ignore[attr-defined, no-any-return]

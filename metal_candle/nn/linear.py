@@ -34,7 +34,10 @@ class Linear(Module):
 
 
 def linear_no_bias(in_dim: int, out_dim: int, vb: VarBuilder) -> Linear:
-    """A layer without bias from ``vb``'s ``weight``; a new one starts Kaiming normal. candle: ``candle_nn::linear_no_bias``."""
+    """A layer without bias from ``vb``'s ``weight``; a new one starts Kaiming normal.
+
+    candle: ``candle_nn::linear_no_bias``.
+    """
     return Linear(vb.get_with_hints((out_dim, in_dim), "weight", DEFAULT_KAIMING_NORMAL))
 
 
