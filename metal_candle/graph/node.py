@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -192,6 +193,8 @@ class Trace:
         # Variables of its own: they begin anew at each call, and nothing of them outlasts it.
         self.made: set[Variable] = set()
         self.keys: list[GraphNode] = []
+        # Modules that were asked whether they are in training mode: another mode is another plan.
+        self.asked: dict[int, weakref.ref[Any]] = {}
         # How often each rule rewrote what a gradient was taken of.
         self.rules: Counter[str] = Counter()
 

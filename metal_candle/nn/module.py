@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, TypeVar
 
+from ..graph.node import current_trace
 from ..graph.scopes import contents, scoped
 from ..tensor.base import TensorBase
 from .constructors import New
@@ -63,7 +65,10 @@ class Module(New):
         return self.train(False)
 
     def is_training(self) -> bool:
-        """Whether it is in training mode."""
+        """Whether it is in training mode. A compiled function that asks has a plan for either answer."""
+        trace = current_trace()
+        if trace is not None:
+            trace.asked[id(self)] = weakref.ref(self)
         return self._training
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
@@ -101,7 +106,7 @@ class ModuleT(Module):
 
     def forward(self, xs: T) -> T:
         """``forward_t`` in the mode that ``train()`` and ``eval()`` set."""
-        return self.forward_t(xs, self._training)
+        return self.forward_t(xs, self.is_training())
 
     def forward_t(self, xs: T, train: bool) -> T:
         """The layer's output, in training or not."""

@@ -6,7 +6,8 @@ import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Generic, TypeVar, overload
 
 from .. import settings
@@ -15,6 +16,7 @@ from ..graph.evaluate import evaluate
 from ..graph.node import GraphNode, current_trace
 from .base import TensorBase
 from .containers import labels, note, skeleton
+from .modes import Modes
 from .plan_store import Call, Plan, PlanStore, described
 from .program import trace
 
@@ -41,6 +43,7 @@ class Compiled(Generic[R]):
         self._function = function
         self._store = PlanStore(max_plans, shapeless)
         self._plans = self._store.plans
+        self._modes = Modes()
         self._last: Plan | None = None
         self._warned = False
         self.traces = 0
@@ -69,7 +72,7 @@ class Compiled(Generic[R]):
     def __call__(self, *args: Any, **kwargs: Any) -> R:
         if current_trace() is not None:  # inside another compiled function: part of its trace
             return self._function(*args, **kwargs)
-        key: list[Any] = [_SWITCHES.get()]
+        key: list[Any] = [_SWITCHES.get(), self._modes.now()]
         nodes: list[GraphNode] = []
         note(args, key, nodes)
         if kwargs:
@@ -92,13 +95,16 @@ class Compiled(Generic[R]):
         result: R = plan.program(nodes, plan.metas)
         return result
 
-    def _new_plan(self, key: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+    def _new_plan(self, key: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         tensors: list[TensorBase] = []
         structure = self._structure(args, kwargs, tensors)
         names = [*self._positions(len(args)), *kwargs]
-        call = Call(labels(names, [*args, *kwargs.values()]), _settings(), tuple(kwargs))
+        call = Call(labels(names, [*args, *kwargs.values()]), _settings() | self._modes.in_words(), tuple(kwargs))
         reason, dropped = self._store.reason(key, call), self._store.dropped
         program = trace(self._function, self._name(), structure, tensors)
+        if self._modes.add(program.asked):
+            key = (key[0], self._modes.now(), *key[2:])
+            call = replace(call, settings=_settings() | self._modes.in_words())
         plan, is_new = self._store.add(key, program, call, reason)
         self._last = None  # a dropped plan is not kept alive here
         self.traces += 1
@@ -215,7 +221,7 @@ def compile(
     the plan, which keeps them alive: a number that changes with every call is better a tensor. Variables, arguments
     among them, are read at each call and set when the plan has run; random numbers are drawn anew. Other tensors that
     the function takes from outside keep the value they had when it was traced. That a variable or another attribute of
-    an object is replaced, rather than set, is not noticed.
+    an object is replaced, rather than set, is not noticed; the training mode of a module is.
     Inside the function nothing can be evaluated, and only variables and what it made itself can be changed in place.
     Results are new tensors without operations: gradients are taken inside. Also usable as a decorator.
 

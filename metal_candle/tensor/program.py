@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from .grad_store import COMPILED
 class Program:
     """One trace of a function, ready to be replayed.
 
-    ``metas`` are the results' shapes and dtypes for the arguments it was traced with.
+    ``metas`` are the results' shapes and dtypes for the arguments it was traced with, ``asked`` the modules that told
+    their training mode.
     """
 
     replay: Replay
@@ -40,6 +42,7 @@ class Program:
     device: Device
     recorded: int
     rules: Counter[str]
+    asked: list[weakref.ref[Any]]
 
     def __call__(self, nodes: list[GraphNode], metas: list[Meta]) -> Any:
         """The function's results for these arguments, which give such ones; variables are set when all is computed."""
@@ -137,4 +140,5 @@ def trace(
         device,
         recorded,
         traced.rules + replay.rules(),
+        list(traced.asked.values()),
     )

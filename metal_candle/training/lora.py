@@ -103,7 +103,7 @@ class LoRALayer(Module):
         return base._record(AddLoRA(self._config.scaling()), xs, a, b)
 
     def _drops(self) -> bool:
-        return self._training and self._config.dropout > 0
+        return self._config.dropout > 0 and self.is_training()
 
     def _hidden(self, xs: Any) -> Any:
         """drop(x · A), scaled: at rank the scale costs nothing."""

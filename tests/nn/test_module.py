@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import metal_candle as mc
@@ -96,10 +97,42 @@ def test_sequential(kind: Any) -> None:
         layers.add(lambda t: t)  # type: ignore[arg-type]
 
 
-def test_modes_are_compiled_apart() -> None:
-    layer = Told()
-    compiled = mc.compile(lambda t: layer(t))
-    assert compiled(Tensor.new(0.0)).to_scalar() == 1.0
+def test_a_compiled_function_notices_the_mode() -> None:
+    holder, x = Holder(), Tensor.new(0.0)
+    compiled = mc.compile(lambda t: holder(t))
+    for mode, want in ((True, 5.0), (False, 0.0), (True, 5.0), (False, 0.0)):
+        holder.train(mode)
+        assert compiled(x).to_scalar() == want
+    assert compiled.traces == 2
+    holder.one.train()
+    assert compiled(x).to_scalar() == 1.0
+    assert "traced because training mode of Told is on, not off" in compiled.explain()
+    # What asks no module for its mode is traced once.
+    plain, layer = mc.compile(lambda t: layer(t)), nn.func(lambda t: t * 2.0)
+    plain(x)
     layer.eval()
-    compiled = mc.compile(lambda t: layer(t))
-    assert compiled(Tensor.new(0.0)).to_scalar() == 0.0
+    plain(x)
+    assert plain.traces == 1
+
+
+def test_a_compiled_function_told_of_the_mode() -> None:
+    holder = Holder()
+    compiled = mc.compile(lambda t, train: holder.forward_t(t, train))
+    assert [compiled(Tensor.new(0.0), train).to_scalar() for train in (True, False, True)] == [5.0, 0.0, 5.0]
+    assert compiled.traces == 2
+    assert all(module.is_training() for _, module in holder.named_modules())
+
+
+def test_a_compiled_function_lets_modules_go() -> None:
+    def fresh(xs: Any) -> Any:
+        return Told()(xs)
+
+    compiled = mc.compile(fresh)
+    assert [compiled(Tensor.new(0.0)).to_scalar() for _ in range(5)] == [1.0] * 5
+    assert compiled.traces == 1
+    kept = Told()
+    gone = weakref.ref(kept)
+    compiled = mc.compile(lambda t: gone()(t))  # type: ignore[misc]
+    compiled(Tensor.new(0.0))
+    del kept
+    assert gone() is None
