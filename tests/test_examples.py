@@ -48,6 +48,31 @@ def test_lazy_graph(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("model", "aim"), [("mlp", 97.0), ("cnn", 98.0)])
+def test_digits(tmp_path: Path, model: str, aim: float) -> None:
+    def run(*flags: str) -> list[str]:
+        command = [sys.executable, EXAMPLES / "digits.py", model, *flags]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.splitlines()
+
+    def accuracy(lines: list[str]) -> float:
+        return float(next(line for line in reversed(lines) if "test acc" in line).split()[-1].rstrip("%"))
+
+    assert accuracy(run("--save", "weights.safetensors")) > aim
+    # What was saved is what goes on: one more epoch, hardly any change.
+    assert accuracy(run("--load", "weights.safetensors", "--epochs", "1", "--learning-rate", "0")) > aim
+
+
+def test_digits_without_a_file_to_load(tmp_path: Path) -> None:
+    command = [sys.executable, EXAMPLES / "digits.py", "mlp", "--load", tmp_path / "none.safetensors"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the kernel's own libraries
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
 def test_notebook(path: Path) -> None:
