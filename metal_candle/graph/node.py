@@ -194,7 +194,7 @@ class Trace:
         self.made: set[Variable] = set()
         self.keys: list[GraphNode] = []
         # Modules that were asked whether they are in training mode: another mode is another plan.
-        self.asked: dict[int, weakref.ref[Any]] = {}
+        self.asked: dict[int, weakref.ref[object]] = {}
         # How often each rule rewrote what a gradient was taken of.
         self.rules: Counter[str] = Counter()
 
