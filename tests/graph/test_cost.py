@@ -58,6 +58,7 @@ BY_HAND: dict[str, tuple[Operation, tuple[Metas, ...]]] = {
     "global_norm": (Operation.GlobalNorm, (meta(5, 7), meta(3))),
     "add_rms_norm": (Operation.AddRMSNorm(1e-5), (meta(5, 7), meta(5, 7), meta(7))),
     "add_layer_norm": (Operation.AddLayerNorm(1e-5), (meta(5, 7), meta(5, 7), meta(7), meta(7))),
+    "lstm": (Operation.LSTM, (meta(2, 3, 8), meta(2, 2), meta(2, 2), meta(8, 2))),
     "adam_w_update": (
         Operation.AdamWUpdate((True, True), 0.9, 0.999, 1e-8, 0.01),
         (meta(5, 7), meta(3), meta(5, 7), meta(3), meta(38), meta(38), meta(), meta(), meta()),

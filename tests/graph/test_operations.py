@@ -42,6 +42,7 @@ WRITTEN = {
     "global_norm": "../nn/test_optim.py",
     "add_rms_norm": "test_add_norm.py",
     "add_layer_norm": "test_add_norm.py",
+    "lstm": "../nn/test_rnn_lstm.py",
 }
 # What candle and metal-candle have no name for.
 UNNAMED = ("add_lora", "grouped_lora")

@@ -1,0 +1,68 @@
+"""What the kernels of recurrent nets share: the functions of their gates, and a sequence step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from .elementary import D0, D2, LN_2_HIGH, LN_2_LOW, LOG2_E, ROUND, SMALL
+from .elementary import sigmoid as _sigmoid
+from .kernel import on_cpu
+from .slices import sliced
+from .variant import is_half
+
+
+def sigmoid(x: mx.array) -> mx.array:
+    """1 / (1 + exp(-x)), computed as fast as ``kernels.elementary`` can."""
+    return _sigmoid.forward(x)[0]
+
+
+def tanh(x: mx.array) -> mx.array:
+    """Hyperbolic tangent; of many float32 on the CPU within a relative error of 2e-6.
+
+    MLX's CPU back-end for x86 takes 28 ns an element, the same made of adds, products and one division 5; measured
+    on 4,096 and more elements.
+    """
+    if x.dtype != mx.float32 or x.size < SMALL or not on_cpu():
+        return mx.tanh(x)
+    result: mx.array = sliced(_tanh, x)
+    return result
+
+
+def _tanh(x: mx.array) -> mx.array:
+    # exp(2x) = (d + t) / (d - t) · 2**n, so tanh = (exp(2x) - 1) / (exp(2x) + 1) in one division. Where n is 0 the
+    # numerator is 2t, without cancellation; from 9 on the result is 1 in float32.
+    x = mx.clip(x, -9.5, 9.5)
+    biased = x * (2 * LOG2_E) + ROUND
+    n = biased - ROUND
+    t = 2 * x - n * LN_2_HIGH - n * LN_2_LOW
+    d = mx.square(t) * D2 + D0
+    above = (d + t) * (biased.view(mx.int32) << 23).view(mx.float32)
+    below = d - t
+    return (above - below) / (above + below)
+
+
+def wide(*arrays: mx.array) -> list[mx.array]:
+    """Halves as float32, the others as they are."""
+    return [x.astype(mx.float32) if is_half(x) else x for x in arrays]
+
+
+def by_step(x: mx.array) -> mx.array:
+    """``(b, t, …)`` as ``(t, b, …)``, each step in one piece."""
+    return mx.contiguous(mx.swapaxes(x, 0, 1))
+
+
+def states_before(first: mx.array, states: mx.array) -> mx.array:
+    """What each step started from: ``first`` ``(b, n)``, then ``states`` ``(b, t, n)`` but the last."""
+    return mx.concatenate([first[:, None], states[:, :-1]], axis=1)
+
+
+def gate_products(weight: mx.array, batch: int) -> Callable[[mx.array], mx.array]:
+    """What gives ``h · Wᵀ`` of each gate in one piece, ``(gates, b, n)``, for h ``(b, n)``; weight ``(gates, n, n)``."""
+    gates, size, _ = weight.shape
+    if batch == 1:  # one product has that order already, and costs less than one for each gate
+        flat = weight.reshape(gates * size, size).T
+        return lambda h: (h @ flat).reshape(gates, 1, size)
+    across = mx.swapaxes(weight, 1, 2)
+    return lambda h: h @ across
