@@ -160,7 +160,9 @@ DEFAULT_KAIMING_NORMAL = Kaiming(NormalOrUniform.Normal, FanInOut.FanIn, NonLine
 DEFAULT_KAIMING_UNIFORM = Kaiming(NormalOrUniform.Uniform, FanInOut.FanIn, NonLinearity.ReLU)
 
 
-def over_root(n: int) -> Uniform:
+def over_root(n: int) -> Init:
     """Uniform in ±1/sqrt(n), how the biases of layers with ``n`` inputs start; zeros for none."""
-    bound = 1 / math.sqrt(n) if n else 0.0
+    if n == 0:
+        return ZERO
+    bound = 1 / math.sqrt(n)
     return Uniform(-bound, bound)
