@@ -65,7 +65,7 @@ def test_dropout_scales_and_its_gradient_sees_the_same_mask(kind: type[Tensor] |
 
 
 def test_dropout_refuses() -> None:
-    with pytest.raises(ValueError, match=r"dropout: got p 1\.0; takes 0 <= p < 1"):
+    with pytest.raises(ValueError, match=r"dropout: got drop_p 1\.0; takes 0 <= drop_p < 1"):
         ops.dropout(Tensor([1.0]), 1.0)
 
 

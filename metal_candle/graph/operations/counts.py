@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from numbers import Real
 from typing import Any
 
 from ...error import ArgumentTypeError, ShapeMismatchError
@@ -12,11 +13,18 @@ from ...error.text import described
 def integer(op: str, name: str, value: Any, least: int | None = None) -> int:
     """``value`` as an int. Raises ``ArgumentTypeError``, ``ShapeMismatchError`` for less than ``least``."""
     try:
-        number: int | None = operator.index(value)
+        count: int | None = operator.index(value)
     except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
+        count = None
+    if count is None or isinstance(value, bool):
         raise ArgumentTypeError(f"{op}: got {name} {described(value)}; takes an integer")
-    if least is not None and number < least:
-        raise ShapeMismatchError(f"{op}: got {name} {described(number)}; takes {least} or more")
-    return number
+    if least is not None and count < least:
+        raise ShapeMismatchError(f"{op}: got {name} {described(count)}; takes {least} or more")
+    return count
+
+
+def number(op: str, name: str, value: Any) -> float:
+    """``value`` as a float. Raises ``ArgumentTypeError``."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise ArgumentTypeError(f"{op}: got {name} {described(value)}; takes a number")
+    return float(value)
