@@ -128,7 +128,7 @@ def _start(value: Any) -> None:
 
 
 def keep(node: GraphNode, value: Any) -> None:
-    """Store a computed value; a node that no gradient needs lets its inputs go."""
+    """Store a computed value; a node that no gradient needs lets its inputs go, and so does a variable's."""
     node.value = value
-    if not node.tracked:
+    if not node.tracked or node.variable is not None:
         node.let_go()

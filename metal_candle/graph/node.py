@@ -167,7 +167,7 @@ class Variable:
         self._replace(GraphNode(Operation.Input, (), old.meta, old.device, self._tracked(), value=value, variable=self))
 
     def assign_node(self, node: GraphNode) -> None:
-        """Take a recorded value, as a function that is being traced does."""
+        """Take a recorded value, as a function that is being traced does; elsewhere it is computed when it is read."""
         self._replace(GraphNode(Operation.Detach, (node,), node.meta, node.device, self._tracked(), variable=self))
 
     def _tracked(self) -> bool:

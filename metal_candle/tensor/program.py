@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from ..device import Device
 from ..dtype import DType
-from ..graph.evaluate import on_device
+from ..graph.evaluate import evaluate, on_device
 from ..graph.node import GraphNode, Variable, is_own_leaf, leaf, placeholder, topological_order, tracing
 from ..graph.operation import Meta, Operation
 from ..graph.operations.random import next_key
@@ -50,7 +50,10 @@ class Program:
         for _ in range(self.keys):
             values.append(next_key())
         for variable in self.reads:
-            values.append(variable.node.value)
+            node = variable.node
+            if node.value is None:
+                evaluate([node])
+            values.append(node.value)
         with on_device(self.device):
             outputs = self.run(values)
             mx.eval(outputs)
