@@ -12,7 +12,7 @@ from .. import display
 from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
 from ..error import Error
-from ..graph.evaluate import evaluate_in_place, evaluate_one
+from ..graph.evaluate import evaluate, evaluate_in_place, evaluate_one
 from ..graph.node import GraphNode, Variable, current_trace, record
 from ..graph.node_data import NodeData
 from ..graph.operation import Meta, Operation
@@ -159,8 +159,10 @@ def _of_cell(kind: type[K], cell: Variable) -> K:
 
 
 def _pickled_cell(cell: Variable) -> Any:
-    where = cell.node.device
-    return _cell, (pack(cell.node.value), (where.kind.value, where.index), cell.differentiable)  # type: ignore[arg-type]
+    node, where = cell.node, cell.node.device
+    if node.value is None:
+        evaluate([node])
+    return _cell, (pack(node.value), (where.kind.value, where.index), cell.differentiable)  # type: ignore[arg-type]
 
 
 def _cell(packed: Packed, device: tuple[str, int], differentiable: bool) -> Variable:
