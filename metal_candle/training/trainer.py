@@ -184,7 +184,7 @@ class AdapterTrainer:
 
     def _state(self) -> list[tuple[Var, Any]]:
         """The adapter's and the optimizer's values: arrays never change, so that keeping them is free."""
-        held = (*self.optimizer.vars(), *self.optimizer.state().values(), *self._sums)
+        held = (*self.optimizer.vars(), *self.optimizer.cells(), *self._sums)
         return [(var, var.mlx()) for var in held]
 
     def evaluate(self, examples: Sequence[Example]) -> EvalMetrics:

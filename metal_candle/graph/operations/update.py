@@ -1,94 +1,133 @@
-"""Records of an optimizer's update."""
+"""What the records of optimizers' updates share: several variables updated as one flat array."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import mlx.core as mx
 
 from ...dtype import DType
 from ...error import ShapeMismatchError
-from ...shape import Shape
 from ..operation import Arrays, Meta, Metas, Operation
 from ..work import Work, elements
 
 
-def _flat(arrays: Any) -> mx.array:
-    return mx.concatenate([array.reshape(-1).astype(mx.float32) for array in arrays])
+def flat(arrays: Sequence[mx.array], dtype: mx.Dtype) -> mx.array:
+    """The elements of all arrays, one after the other."""
+    return mx.concatenate([array.reshape(-1).astype(dtype) for array in arrays])
 
 
-class GlobalNorm(Operation):
-    """The square root of the sum of the squares of all elements of all inputs: a scalar in F32."""
-
-    arity = None
-    differentiable = False
-    work = "reduction"
-    flops_per_element = 2
-
-    def infer(self, *inputs: Meta) -> Meta:
-        return Meta(Shape(), DType.F32)
-
-    def lower(self, *inputs: mx.array) -> mx.array:
-        flat = _flat(inputs)
-        return mx.sqrt(flat @ flat)
+def cut(whole: mx.array, like: Sequence[mx.array]) -> list[mx.array]:
+    """Parts of a flat array with the shapes of ``like``, in its order."""
+    parts, start = [], 0
+    for array in like:
+        parts.append(whole[start : start + array.size].reshape(array.shape))
+        start += array.size
+    return parts
 
 
-class AdamWUpdate(Operation):
-    """One step of AdamW for several parameters at once, as one flat array: a dozen calls in place of thousands.
+class Parts(NamedTuple):
+    """The inputs of an update by what they are, metas or arrays."""
 
-    Inputs: the parameters; a gradient for each that ``present`` marks; the two moments of all of them, flat;
-    three scalars that change at every step: the rate, the number of the step, from 1, and a factor for the
-    gradients. Results: the new parameters, then the new moments; a parameter without a gradient stays as it
-    is. Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101, with Adam's bias correction.
+    parameters: Sequence[Any]
+    gradients: Sequence[Any]
+    moments: Sequence[Any]
+    rate: Any
+    step: Any
+    factor: Any
+
+
+class Update(Operation, abstract=True):
+    """One step of an optimizer for several parameters at once: a dozen calls in place of thousands.
+
+    Inputs: the parameters; a gradient for each that ``present`` marks; the moments of all of them, each flat; scalars
+    that change from step to step: the rate, which ``ratio`` multiplies, for a ``counted`` record the number of the
+    step, from 1, and for a ``scaled`` one a factor for the gradients. Results: the new parameters, then the new
+    moments; a parameter without a gradient stays as it is. It is computed in F32, of F64 in F64, whatever the
+    parameters' dtype; the moments are kept in that.
     """
 
     arity = None
     differentiable = False
+    counted: ClassVar[bool] = False
     present: tuple[bool, ...]
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
+    ratio: float
+    scaled: bool
+
+    def moments(self) -> int:
+        """How many flat arrays of moments there are."""
+        raise AssertionError(f"{self.key} declares no moments")
+
+    def new(self, parameter: Any, gradient: Any, moments: Sequence[Any], rate: Any, step: Any) -> tuple[Any, ...]:
+        """The new parameters and moments, all flat."""
+        raise AssertionError(f"{self.key} declares no new")
+
+    def parts(self, inputs: Sequence[Any]) -> Parts:
+        """The inputs by what they are."""
+        count, given = len(self.present), sum(self.present)
+        scalars = count + given + self.moments()
+        rest = iter(inputs[scalars:])
+        return Parts(
+            inputs[:count],
+            inputs[count : count + given],
+            inputs[count + given : scalars],
+            next(rest),
+            next(rest) if self.counted else None,
+            next(rest) if self.scaled else None,
+        )
 
     def infer(self, *inputs: Meta) -> Metas:
-        parameters, gradients, (m, v, *_) = self._parts(inputs)
-        given = iter(gradients)
-        for parameter, present in zip(parameters, self.present):
+        parts = self.parts(inputs)
+        given = iter(parts.gradients)
+        for parameter, present in zip(parts.parameters, self.present):
             if present and (gradient := next(given)).shape != parameter.shape:
-                raise ShapeMismatchError(f"adamw: got a gradient {gradient.shape} for a parameter {parameter.shape}")
-        return *parameters, m, v
+                raise ShapeMismatchError(
+                    f"{self.key}: got a gradient {gradient.shape} for a parameter {parameter.shape}"
+                )
+        results = (*parts.parameters, *parts.moments)
+        return results if len(results) > 1 else results[0]
 
     def steps(self, inputs: Sequence[Metas], output: Metas) -> tuple[Work, int]:
-        # For each element of the moments: 1 for the gradient's factor, 3 and 4 for the moments, 5 for the move,
-        # 2 for the decay and the difference.
-        return self.work, 15 * elements(inputs[-5])
+        return self.work, self.flops_per_step() * elements(*self.parts(inputs).parameters)
 
-    def _parts(self, inputs: Any) -> tuple[Any, Any, Any]:
-        count = len(self.present)
-        return inputs[:count], inputs[count:-5], inputs[-5:]
+    def flops_per_step(self) -> int:
+        """Operations for each element of the parameters."""
+        raise AssertionError(f"{self.key} declares no flops_per_step")
 
     def lower(self, *inputs: Any) -> Arrays:
-        parameters, gradients, (m, v, rate, step, factor) = self._parts(inputs)
-        given = iter(gradients)
-        gradient = _flat([next(given) if here else mx.zeros_like(p) for p, here in zip(parameters, self.present)])
-        gradient = gradient * factor
-        old = _flat(parameters), m, v
-        m = self.beta1 * m + (1 - self.beta1) * gradient
-        v = self.beta2 * v + ((1 - self.beta2) * gradient) * gradient
-        # 1 - beta^step by expm1: in float32 the difference itself would lose four digits at the first step.
-        first, second = (-mx.expm1(step * math.log(beta)) if beta else 1.0 for beta in (self.beta1, self.beta2))
-        # The corrections are scalars: on the denominator's side they cost nothing per element.
-        move = m * (rate / first) / (mx.sqrt(v) * second**-0.5 + self.eps)
-        new = (old[0] * (1 - rate * self.weight_decay) if self.weight_decay else old[0]) - move
+        parts = self.parts(inputs)
+        parameters, given = parts.parameters, iter(parts.gradients)
+        dtype = working_dtype(parameters)
+        gradient = flat([next(given) if here else mx.zeros_like(p) for p, here in zip(parameters, self.present)], dtype)
+        if self.scaled:
+            gradient = gradient * parts.factor.astype(dtype)
+        old = flat(parameters, dtype), *parts.moments
+        step = parts.step.astype(dtype) if self.counted else None
+        results = self.new(old[0], gradient, parts.moments, self.scaled_rate(parts.rate, dtype), step)
         if not all(self.present):
             sizes = [mx.full((p.size,), here) for p, here in zip(parameters, self.present)]
             here = mx.concatenate(sizes)
-            new, m, v = (mx.where(here, a, b) for a, b in zip((new, m, v), old))
-        results, start = [], 0
-        for parameter in parameters:
-            part = new[start : start + parameter.size]
-            results.append(part.reshape(parameter.shape).astype(parameter.dtype))
-            start += parameter.size
-        return *results, m, v
+            results = tuple(mx.where(here, a, b) for a, b in zip(results, old))
+        new = [part.astype(p.dtype) for part, p in zip(cut(results[0], parameters), parameters)]
+        return several([*new, *results[1:]])
+
+    def scaled_rate(self, rate: mx.array, dtype: mx.Dtype) -> mx.array:
+        """The rate of these parameters."""
+        rate = rate.astype(dtype)
+        return rate if self.ratio == 1 else rate * self.ratio
+
+
+def working_dtype(parameters: Sequence[mx.array]) -> mx.Dtype:
+    """What an update of these is computed in: F64 for F64, else F32."""
+    return mx.float64 if parameters[0].dtype == mx.float64 else mx.float32
+
+
+def several(results: Sequence[mx.array]) -> Arrays:
+    """A record's results: one by itself, several as a tuple."""
+    return tuple(results) if len(results) > 1 else results[0]
+
+
+def widest(metas: Sequence[Meta]) -> DType:
+    """F64 if one of them is, else F32."""
+    return DType.F64 if any(meta.dtype is DType.F64 for meta in metas) else DType.F32

@@ -1,0 +1,78 @@
+"""Parameter groups: variables with numbers of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from typing import Any, Union
+
+from ...error import ArgumentTypeError, ArgumentValueError
+from ...error.text import described
+from ...tensor.var import Var
+from ..constructors import New
+from .params import Params
+
+
+class ParamGroup(New):
+    """Variables that an optimizer updates with numbers of their own: ``ParamGroup(biases, weight_decay=0.0)``.
+
+    What is not named is the optimizer's. A learning rate keeps its ratio to the optimizer's when that changes.
+    """
+
+    def __init__(self, vars: Iterable[Var], **overrides: Any) -> None:
+        self.vars, self.overrides = listed("ParamGroup", vars), overrides
+
+    def __repr__(self) -> str:
+        named = "".join(f", {name}={value!r}" for name, value in self.overrides.items())
+        return f"ParamGroup({len(self.vars)} vars{named})"
+
+    def params(self, base: Params) -> Params:
+        """The optimizer's numbers with the group's in their place. Raises for a name that is none of them."""
+        names = [field.name for field in fields(base)]
+        for name in self.overrides:
+            if name not in names:
+                raise ArgumentValueError(f"{base.optimizer}: got a group with {name!r}; takes {', '.join(names)}")
+        own = replace(base, **self.overrides)
+        own.validate()
+        return own
+
+
+Vars = Union[Iterable[Var], Iterable[Union[ParamGroup, Mapping[str, Any]]]]
+"""What an optimizer takes: variables, or groups of them."""
+
+
+def listed(op: str, vars: Any) -> list[Var]:
+    """The variables as a list. Raises ``ArgumentTypeError`` for what is no list, or other iterable, of ``Var``s."""
+    if isinstance(vars, (Var, str, bytes, Mapping)) or not isinstance(vars, Iterable):
+        raise ArgumentTypeError(f"{op}: got {described(vars)}; takes a list of Vars, as VarMap.all_vars() gives")
+    found = list(vars)
+    for var in found:
+        if not isinstance(var, Var):
+            raise ArgumentTypeError(f"{op}: got {described(var)} in the list of variables; takes Vars")
+    return found
+
+
+def grouped(op: str, vars: Any) -> list[ParamGroup]:
+    """Groups as they are; plain variables as one group without numbers of its own.
+
+    A group may also be written as PyTorch's users do: ``{"params": [...], "lr": 0.1}``, or with ``"vars"``. Raises
+    ``ArgumentTypeError`` for a list of both.
+    """
+    if isinstance(vars, (Var, str, bytes, Mapping, ParamGroup)) or not isinstance(vars, Iterable):
+        raise ArgumentTypeError(f"{op}: got {described(vars)}; takes a list of Vars, or of ParamGroups")
+    found = list(vars)
+    kinds = {isinstance(each, (ParamGroup, Mapping)) for each in found}
+    if len(kinds) > 1:
+        raise ArgumentTypeError(f"{op}: got Vars beside ParamGroups in one list; takes Vars, or ParamGroups")
+    if kinds != {True}:
+        return [ParamGroup(listed(op, found))]
+    return [each if isinstance(each, ParamGroup) else _of_dict(op, each) for each in found]
+
+
+def _of_dict(op: str, group: Mapping[str, Any]) -> ParamGroup:
+    rest = dict(group)
+    names = [name for name in ("params", "vars") if name in rest]
+    if len(names) != 1:
+        got = ", ".join(map(str, rest)) or "nothing"
+        raise ArgumentValueError(f'{op}: got a group with {got}; takes "params" (or "vars") and numbers')
+    return ParamGroup(rest.pop(names[0]), **rest)

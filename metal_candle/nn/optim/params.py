@@ -1,0 +1,128 @@
+"""The optimizers' numbers, with their defaults and ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from ...error import TrainingError
+from ...error.text import described
+from ...tensor.arguments import boolean, number
+from ..constructors import Default
+
+Range = tuple[str, Callable[[Any], bool]]
+
+AT_LEAST_0: Range = ("at least 0", lambda value: value >= 0)
+MORE_THAN_0: Range = ("more than 0", lambda value: value > 0)
+BELOW_1: Range = ("0 <= it < 1", lambda value: 0 <= value < 1)
+COUNT: Range = ("a whole number from 1", lambda value: value >= 1 and value == int(value))
+
+
+@dataclass(frozen=True)
+class Params:
+    """Base of what an optimizer is set up with: a learning rate, and each optimizer's own numbers."""
+
+    optimizer: ClassVar[str] = ""
+    ranges: ClassVar[dict[str, Range]] = {}
+
+    lr: float
+
+    def validate(self) -> None:
+        """Raise ``TrainingError.InvalidConfig`` for numbers outside their ranges, ``ArgumentTypeError`` for others."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in self.ranges:
+                boolean(self.optimizer, field.name, value)
+                continue
+            takes, holds = self.ranges[field.name]
+            if not holds(number(self.optimizer, field.name, value)):
+                raise TrainingError.InvalidConfig(
+                    reason=f"{self.optimizer}: {field.name} is {described(value)}; takes {takes}"
+                )
+
+
+@dataclass(frozen=True)
+class ParamsSGD(Params):
+    """Ours: candle's ``SGD`` takes a learning rate only, and so does this one where the rest keeps its defaults.
+
+    ``weight_decay`` times the variable is added to the gradient. ``nesterov`` takes a ``momentum``, and no
+    ``dampening``.
+    """
+
+    optimizer: ClassVar[str] = "SGD"
+    ranges: ClassVar[dict[str, Range]] = {
+        "lr": AT_LEAST_0,
+        "momentum": AT_LEAST_0,
+        "dampening": AT_LEAST_0,
+        "weight_decay": AT_LEAST_0,
+    }
+
+    momentum: float = 0.0
+    nesterov: bool = False
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+
+    def validate(self) -> None:
+        """As ``Params.validate``; raises for ``nesterov`` without momentum or with dampening, too."""
+        super().validate()
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise TrainingError.InvalidConfig(
+                reason=f"SGD: nesterov with momentum {self.momentum}, dampening {self.dampening}; "
+                "takes a momentum more than 0 and no dampening"
+            )
+
+
+_ADAM: dict[str, Range] = {
+    "lr": AT_LEAST_0,
+    "beta1": BELOW_1,
+    "beta2": BELOW_1,
+    "eps": MORE_THAN_0,
+    "weight_decay": AT_LEAST_0,
+}
+
+
+@dataclass(frozen=True)
+class ParamsAdam(Params, Default):
+    """PyTorch's defaults. ``weight_decay`` times the variable is added to the gradient. Ours."""
+
+    optimizer: ClassVar[str] = "Adam"
+    ranges: ClassVar[dict[str, Range]] = _ADAM
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class ParamsAdamW(Params, Default):
+    """candle's defaults. Each step takes lr · ``weight_decay`` of the variable away. candle: ``ParamsAdamW``."""
+
+    optimizer: ClassVar[str] = "AdamW"
+    ranges: ClassVar[dict[str, Range]] = _ADAM
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True)
+class ParamsMuon(Params):
+    """``mlx.optimizers.Muon``'s defaults. ``weight_decay`` times the variable is added to the gradient. Ours."""
+
+    optimizer: ClassVar[str] = "Muon"
+    ranges: ClassVar[dict[str, Range]] = {
+        "lr": AT_LEAST_0,
+        "momentum": BELOW_1,
+        "weight_decay": AT_LEAST_0,
+        "ns_steps": COUNT,
+    }
+
+    momentum: float = 0.95
+    weight_decay: float = 0.01
+    nesterov: bool = True
+    ns_steps: int = 5
