@@ -9,7 +9,7 @@ from .elementary import exp_up_to_zero
 from .kernel import Kernel, on_cpu
 from .own import Own, Trial
 from .rms_norm import row_sum
-from .slices import by_rows
+from .slices import by_rows, filled_by_rows
 from .softmax import SMALL, exp_rows
 from .targets import or_nan, or_zero, places
 from .variant import Gradients, Outputs, Variant, differentiated_by_mlx, is_half
@@ -43,23 +43,27 @@ def _wide(x: mx.array) -> mx.array:
 
 def _forward(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> Outputs:
     at, known = places(targets, logits.shape[-1])
-    top, picked = _logsumexp(logits), _picked(logits, at, label_smoothing)
-    return or_nan((top - picked)[..., 0], known), top
+    seen = _seen(logits, label_smoothing)
+    top, total = seen[..., 0], seen[..., 1]
+    # Differences to the largest, as the definition has it: a logsumexp of large logits would have lost the digits.
+    loss = top - _wide(mx.take_along_axis(logits, at[..., None], axis=-1))[..., 0]
+    if label_smoothing:
+        loss = (1 - label_smoothing) * loss - label_smoothing * seen[..., 2]
+    return or_nan(loss + mx.log(total), known), seen
 
 
-def _logsumexp(logits: mx.array) -> mx.array:
+def _seen(logits: mx.array, label_smoothing: float) -> mx.array:
+    """Of each row the maximum, the sum of the exponentials shifted by it and, to smooth, the mean shifted by it."""
+
     def of_rows(rows: mx.array) -> mx.array:
-        powers, top = exp_rows(_wide(rows))
-        return top + mx.log(row_sum(powers))
+        wide = _wide(rows)
+        powers, top = exp_rows(wide)
+        columns = [top, row_sum(powers)]
+        if label_smoothing:
+            columns.append(row_sum(wide - top) / rows.shape[-1])
+        return mx.concatenate(columns, axis=-1)
 
     return by_rows(of_rows, logits)
-
-
-def _picked(logits: mx.array, targets: mx.array, label_smoothing: float) -> mx.array:
-    picked = _wide(mx.take_along_axis(logits, targets[..., None], axis=-1))
-    if not label_smoothing:
-        return picked
-    return (1 - label_smoothing) * picked + label_smoothing * mx.mean(_wide(logits), axis=-1, keepdims=True)
 
 
 def _vjp(
@@ -72,19 +76,22 @@ def _vjp(
     logits, targets = inputs
     if not needs[0]:
         return (None,) * len(needs)
-    top = outputs[1] if len(outputs) == 2 else _logsumexp(logits)
+    seen = outputs[1] if len(outputs) == 2 else _seen(logits, 0.0)
+    top, total = seen[..., :1], seen[..., 1:2]
     inside, known = places(targets, logits.shape[-1])
     upstream = or_zero(cotangent, known)[..., None]
+    even = upstream * (label_smoothing / logits.shape[-1])
 
-    def of_rows(rows: mx.array, top: mx.array, upstream: mx.array) -> mx.array:
-        even = exp_up_to_zero(_wide(rows) - top)
-        return (even - label_smoothing / rows.shape[-1] if label_smoothing else even) * upstream
+    def of_rows(rows: mx.array, top: mx.array, factor: mx.array, even: mx.array) -> mx.array:
+        softmax = exp_up_to_zero(_wide(rows) - top) * factor
+        return (softmax - even if label_smoothing else softmax).astype(logits.dtype)
 
-    gradient = by_rows(of_rows, logits, top, upstream)
+    gradient = filled_by_rows(of_rows, logits, top, upstream / total, even)
     at = inside[..., None]
-    correct = mx.take_along_axis(gradient, at, axis=-1) - upstream * (1 - label_smoothing)
-    gradient = mx.put_along_axis(gradient, at, correct, axis=-1)
-    return (gradient.astype(logits.dtype), None)[: len(needs)]
+    # Not from what was found there, which halves have rounded.
+    picked = mx.exp(_wide(mx.take_along_axis(logits, at, axis=-1)) - top) / total
+    correct = (upstream * (picked - (1 - label_smoothing)) - even).astype(logits.dtype)
+    return (mx.put_along_axis(gradient, at, correct, axis=-1), None)[: len(needs)]
 
 
 def _fast(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> mx.array:

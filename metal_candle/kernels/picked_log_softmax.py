@@ -9,7 +9,7 @@ from .elementary import exp_up_to_zero
 from .kernel import Kernel, on_cpu
 from .own import Own, Trial
 from .rms_norm import row_sum
-from .slices import by_rows
+from .slices import by_rows, filled_by_rows
 from .softmax import SMALL, exp_rows
 from .targets import or_nan, or_zero, places
 from .variant import Gradients, Outputs, Variant, differentiated_by_mlx, is_half
@@ -72,7 +72,7 @@ def _vjp(cotangent: mx.array, inputs: Outputs, outputs: Outputs, needs: tuple[bo
         gradient = softmax.reshape(-1).at[flat.reshape(-1)].add(upstream.reshape(-1))
         return gradient.reshape(rows.shape).astype(x.dtype)
 
-    return (by_rows(of_rows, x, at, upstream, top, factor), None)[: len(needs)]
+    return (filled_by_rows(of_rows, x, at, upstream, top, factor), None)[: len(needs)]
 
 
 _ROWS = Variant("rational", _forward, _vjp)

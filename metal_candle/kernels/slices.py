@@ -12,6 +12,8 @@ from .matmul import as_rows
 # Elements of a slice: 512 KiB of float32. A dozen operations in a row on larger arrays wait for memory:
 # measured 22 ns an element on 786432 elements in one piece, 4.0 in slices of this size.
 SLICE = 131072
+# Slices that are written into a result together: 2 MiB of float32.
+WRITTEN = 4
 
 
 def sliced(function: Callable[..., Any], *arrays: mx.array) -> Any:
@@ -40,6 +42,36 @@ def by_rows(function: Callable[..., mx.array], x: mx.array, *beside: mx.array) -
     parts = in_blocks(function, x, *beside)
     result = parts[0] if len(parts) == 1 else mx.concatenate(parts)
     return result if x.ndim == 2 else result.reshape(*x.shape[:-1], result.shape[-1])
+
+
+def filled_by_rows(function: Callable[..., mx.array], x: mx.array, *beside: mx.array) -> mx.array:
+    """``by_rows`` for a function that keeps shape and dtype; nothing else of x's size exists meanwhile.
+
+    Parts that are joined at last are all there beside the result, twice x. Here some at a time are written into it,
+    each time begun at once: MLX would otherwise make all of them first, or write into a copy. Measured on 1024 x 32768:
+    1.1 times x in place of 2.1, and 15 to 25 % less time. Within ``mx.compile`` nothing can be begun.
+    """
+    rows = [as_rows(array) for array in (x, *beside)]
+    count, n = rows[0].shape
+    step = max(SLICE // n, 1) * WRITTEN
+    if count <= step or not _begun(x):
+        return by_rows(function, x, *beside)
+    result = mx.zeros((count, n), x.dtype)
+    for start in range(0, count, step):
+        parts = by_rows(function, *[array[start : start + step] for array in rows])
+        result = mx.slice_update(result, parts, mx.array([start]), (0,))
+        del parts
+        _begun(result)
+    return result.reshape(x.shape)
+
+
+def _begun(array: mx.array) -> bool:
+    """Have MLX begin to compute; whether it did, which it does not within a transformation."""
+    try:
+        mx.async_eval(array)  # type: ignore[no-untyped-call]
+    except ValueError:
+        return False
+    return True
 
 
 def in_blocks(function: Callable[..., Any], x: mx.array, *beside: mx.array) -> list[Any]:

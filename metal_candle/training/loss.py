@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..device import DeviceLike
-from ..graph.operations.fused import HeadCrossEntropy
 from ..models.decoder import Decoder
+from ..nn.loss import linear_cross_entropy
 from ..tensor.eager import Tensor
 from .data.batching import Batch
 
@@ -50,9 +50,4 @@ def batch_loss(model: Decoder, ids: Any, rows: Any, targets: Any, weights: Any) 
     """The weighted sum of the rows' losses: a scalar in F32."""
     hidden = model.hidden(ids)
     picked = hidden.reshape((-1, hidden.shape[-1])).index_select(rows, 0)
-    return head_loss(picked, model.head_weight(), targets).mul(weights).sum_all()
-
-
-def head_loss(hidden: Any, weight: Tensor, targets: Any) -> Any:
-    """``-log_softmax(hidden · weightᵀ)[target]`` of each row, without the logits of all rows at once."""
-    return hidden._record(HeadCrossEntropy(), hidden._lift(weight), targets)
+    return linear_cross_entropy(picked, model.head_weight(), targets, reduction="none").mul(weights).sum_all()

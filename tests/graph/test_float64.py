@@ -9,7 +9,7 @@ from metal_candle import Device, DType, LazyTensor, Tensor
 from metal_candle.graph import operations
 from metal_candle.graph.node import record
 from metal_candle.graph.operation import REGISTRY, Operation, Sample
-from metal_candle.graph.operations.fused import HeadCrossEntropy
+from metal_candle.graph.operations.cross_entropy import HeadCrossEntropy
 from metal_candle.kernels import double, matmul
 from metal_candle.kernels.cross_entropy import cross_entropy
 

@@ -30,7 +30,7 @@ def reference(hidden: Any, weight: Any) -> tuple[Any, Any, Any]:
 
 
 def loss(hidden: Any, weight: Any) -> Any:
-    return hidden._record(Operation.HeadCrossEntropy, hidden._lift(weight), hidden._lift(Tensor(TARGETS)))
+    return hidden._record(Operation.HeadCrossEntropy(), hidden._lift(weight), hidden._lift(Tensor(TARGETS)))
 
 
 @pytest.mark.parametrize("kind", [Tensor, LazyTensor])
@@ -64,10 +64,10 @@ def test_halves_give_losses_in_float32() -> None:
 
 def test_refusals_when_recorded() -> None:
     hidden, weight = LazyTensor.new(HIDDEN), LazyTensor.new(WEIGHT)
-    record = Operation.HeadCrossEntropy
+    record = Operation.HeadCrossEntropy()
     with pytest.raises(ValueError, match=r"head_cross_entropy: got shapes \(37, 24\) and \(24, 101\); takes hidden"):
         hidden._record(record, weight.t(), LazyTensor.new(TARGETS))
     with pytest.raises(ValueError, match=r"got targets \(3,\); takes one for each of 37 rows"):
         hidden._record(record, weight, LazyTensor.new([1, 2, 3]))
-    with pytest.raises(TypeError, match="integer targets"):
+    with pytest.raises(TypeError, match="ids of u8, u32, i32 or i64"):
         hidden._record(record, weight, LazyTensor.new(TARGETS.astype(np.float32)))

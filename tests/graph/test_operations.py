@@ -36,6 +36,7 @@ WRITTEN = {
     "normal": "test_random.py",
     "dropout": "test_random.py",
     "head_cross_entropy": "test_head_cross_entropy.py",
+    "cross_entropy": "../nn/test_loss.py",
     "adam_w_update": "../nn/test_optim.py",
     "quantized_linear": "../quantized/test_qmatmul.py",
     "quantized_embedding": "../quantized/test_qtensor.py",

@@ -10,10 +10,9 @@ import mlx.core as mx
 import numpy as np
 
 from ...dtype import DType
-from ...error import ShapeMismatchBinaryOpError, ShapeMismatchError, UnsupportedDTypeForOpError
+from ...error import ShapeMismatchBinaryOpError, ShapeMismatchError
 from ...kernels.attention import attention
 from ...kernels.fused_lora import add_lora, lora
-from ...kernels.head_cross_entropy import head_cross_entropy
 from ...kernels.lora_order import merges, multiplications, order_taken
 from ...kernels.rope import rope
 from ...kernels.swiglu import swiglu
@@ -282,54 +281,3 @@ class Sdpa(Operation):
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
         q, k, v, *mask = inputs
         return attention.vjp(cotangent, (q, k, v), output, needs, self.scale, self._mask(mask))
-
-
-class HeadCrossEntropy(Operation):
-    """Loss of each row from its hidden state: ``-log_softmax(hidden · weightᵀ)[target]``.
-
-    hidden ``(n, h)``, weight ``(v, h)``, targets ``(n,)`` to the losses ``(n,)`` in F32, of F64 in F64. But for F64
-    the logits of all rows never exist at once; where a gradient is taken, the hidden state's is computed from the
-    same exponentials. Hsu et al. 2024 (Liger Kernel), https://arxiv.org/abs/2410.10989.
-    """
-
-    arity = 3
-    work = "product"
-
-    def infer(self, hidden: Meta, weight: Meta, targets: Meta) -> Meta:
-        expect_floats("head_cross_entropy", hidden, weight)
-        expect_rank(hidden.shape, 2, "head_cross_entropy")
-        if len(weight.shape) != 2 or weight.shape[1] != hidden.shape[1]:
-            takes = "hidden (n, h) and weight (v, h)"
-            raise ShapeMismatchBinaryOpError("head_cross_entropy", hidden.shape, weight.shape, takes)
-        if tuple(targets.shape) != (hidden.shape[0],):
-            raise ShapeMismatchError(
-                f"head_cross_entropy: got targets {tuple(targets.shape)}; takes one for each of {hidden.shape[0]} rows"
-            )
-        if targets.dtype.is_float_:
-            raise UnsupportedDTypeForOpError("head_cross_entropy", targets.dtype, "integer targets")
-        return Meta(Shape((hidden.shape[0],)), DType.F64 if hidden.dtype is DType.F64 else DType.F32)
-
-    def steps(self, inputs: Sequence[Any], output: Metas) -> tuple[Work, int]:
-        return "softmax", inputs[0].shape[0] * inputs[1].shape[0]
-
-    def flops(self, inputs: Sequence[Any], output: Metas) -> int:
-        (rows, width), words = inputs[0].shape, inputs[1].shape[0]
-        # The logits, their maximum, difference, exponential and sum; the target's logit by itself.
-        return int(rows * words * (2 * width + 4) + 2 * rows * width)
-
-    def vjp_steps(self, inputs: Sequence[Any], output: Metas, needs: Sequence[bool]) -> tuple[Work, int]:
-        return "softmax", inputs[0].shape[0] * inputs[1].shape[0] * needs[1]
-
-    def vjp_flops(self, inputs: Sequence[Any], output: Metas, needs: Sequence[bool]) -> int:
-        (rows, width), words = inputs[0].shape, inputs[1].shape[0]
-        # A product with the exponentials for each; those of the weight's are computed again from the logits.
-        return int(rows * words * (2 * width * needs[0] + (4 * width + 4) * needs[1]))
-
-    def lower(self, hidden: mx.array, weight: mx.array, targets: mx.array) -> mx.array:
-        return head_cross_entropy.forward(hidden, weight, targets, 0.0, False)[0]
-
-    def lower_and_save(self, hidden: mx.array, weight: mx.array, targets: mx.array) -> tuple[mx.array, ...]:
-        return head_cross_entropy.forward(hidden, weight, targets)
-
-    def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return head_cross_entropy.vjp(cotangent, inputs, output, needs)

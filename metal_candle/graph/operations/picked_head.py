@@ -14,7 +14,7 @@ from ...kernels.variant import is_half
 from ...shape import Shape, expect_rank
 from ..operation import Gradients, Meta, Operation, Sample
 from ..work import Work
-from .fused import HeadCrossEntropy
+from .cross_entropy import HeadCrossEntropy
 from .ids import blank, expect_ids, guard
 from .linalg import expect_floats
 
