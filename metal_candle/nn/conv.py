@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from ..dtype import DType
 from ..error import ArgumentValueError
 from ..graph.operations.binary import Add
 from ..tensor.eager import Tensor
@@ -132,19 +133,23 @@ class Conv2d(Convolution[Conv2dConfig]):
         """One layer that does what this one and then ``bn``, by its running statistics, do; it has a bias.
 
         Of today's values: later updates do not reach it. Gradients reach this layer's and ``bn``'s parameters, not
-        the statistics. Raises ``ArgumentValueError`` for a ``bn`` without weight and bias.
+        the statistics. Halves are computed in float32. Raises ``ArgumentValueError`` for a ``bn`` without weight and
+        bias.
 
         candle: ``Conv2d::absorb_bn(&self, bn: &BatchNorm) -> Result<Self>``
         """
         affine = bn.weight_and_bias()
         if affine is None:
             raise ArgumentValueError("absorb_bn: got a batch norm without weight and bias; takes one with both")
-        weight, bias = affine
-        mean, variance = bn.running_mean().detach(), bn.running_var().detach()
+        dtype = self._weight.dtype
+        wide = DType.F64 if dtype is DType.F64 else DType.F32
+        weight, bias, mean, variance = (
+            tensor.to_dtype(wide) for tensor in (*affine, bn.running_mean().detach(), bn.running_var().detach())
+        )
         scale = weight / (variance + bn.eps()).sqrt()
-        moved = mean if self._bias is None else mean - self._bias
-        by_channel = scale.reshape((self._weight.dim(0), 1, 1, 1))
-        return Conv2d(self._weight * by_channel, bias - scale * moved, self._config)
+        moved = mean if self._bias is None else mean - self._bias.to_dtype(wide)
+        absorbed = self._weight.to_dtype(wide) * scale.reshape((self._weight.dim(0), 1, 1, 1))
+        return Conv2d(absorbed.to_dtype(dtype), (bias - scale * moved).to_dtype(dtype), self._config)
 
 
 class ConvTranspose1d(Convolution[ConvTranspose1dConfig]):

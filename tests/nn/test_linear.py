@@ -96,7 +96,7 @@ def test_refuses() -> None:
             nn.Linear(weight).forward(kind.new(1.0))
         with pytest.raises(mc.error.ShapeMismatchBinaryOpError, match=r"linear: got shapes \(2, 4\) and \(4,\)"):
             nn.Linear(Tensor(normal(4))).forward(kind.new(normal(2, 4)))
-        with pytest.raises(mc.error.DTypeMismatchError, match="^linear: dtypes differ, lhs f16, rhs f32"):
+        with pytest.raises(mc.error.DTypeMismatchError, match="linear: dtypes differ, lhs f16, rhs f32"):
             nn.Linear(weight).forward(kind.new(normal(2, 4)).to_dtype("f16"))
         with pytest.raises(mc.error.UnsupportedDTypeForOpError, match="linear"):
             nn.Linear(weight.to_dtype("i64")).forward(kind.new(normal(2, 4)).to_dtype("i64"))
