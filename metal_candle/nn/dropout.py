@@ -18,7 +18,7 @@ class Dropout(ModuleT):
     def __init__(self, drop_p: float) -> None:
         self._drop_p = number("dropout", "drop_p", drop_p)
         if not 0 <= self._drop_p < 1:
-            raise ArgumentValueError(f"dropout: got drop_p {drop_p}; takes 0 <= drop_p < 1")
+            raise ArgumentValueError(f"dropout: got drop_p {self._drop_p}; takes 0 <= drop_p < 1")
 
     def forward(self, xs: T, train: bool | None = None) -> T:
         """``forward_t``; without ``train`` in the mode that ``train()`` and ``eval()`` set."""
