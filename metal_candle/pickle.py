@@ -57,6 +57,10 @@ class PthTensors:
         """What is known of each tensor without reading it. Raises ``PthError`` for a dtype that tensors lack."""
         return {name: _info(self._reader, info) for name, info in self._reader.tensors.items()}
 
+    def names(self) -> list[str]:
+        """The tensors' names, in the file's order. Ours."""
+        return list(self._reader.tensors)
+
     def get(self, name: str) -> Tensor | None:
         """One tensor on the CPU, or ``None`` if there is none of that name; no other is read.
 

@@ -7,7 +7,7 @@ raises ``UnsupportedSafeTensorDtypeError``, the others of the file can be had.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,7 +17,14 @@ import mlx.core as mx
 
 from .device import DeviceLike
 from .dtype import DType
-from .error import CannotFindTensorError, Error, SafeTensorError, UnsupportedSafeTensorDtypeError
+from .error import (
+    CannotFindTensorError,
+    DimOutOfRangeError,
+    Error,
+    NarrowInvalidArgsError,
+    SafeTensorError,
+    UnsupportedSafeTensorDtypeError,
+)
 from .formats import safetensors as one_file
 from .formats import sharded
 from .formats.raw import Buffer
@@ -26,7 +33,7 @@ from .shape import Shape
 from .tensor import Tensor
 from .tensor.base import TensorBase
 
-_DTYPES = {
+DTYPES = {
     "U8": DType.U8,
     "U16": DType.U32,
     "U32": DType.U32,
@@ -38,6 +45,7 @@ _DTYPES = {
     "F32": DType.F32,
     "F64": DType.F64,
 }
+"""The file's names of the dtypes that tensors have."""
 
 PathOrStr = Union[str, PathLike[str]]
 
@@ -139,11 +147,14 @@ def _buffer(op: str, data: Buffer) -> Buffer:
 
 
 def _tensor(reader: one_file.Reader, name: str, device: DeviceLike) -> Tensor:
+    return _as_tensor(reader, name, lambda: reader.array(name), device)
+
+
+def _as_tensor(reader: one_file.Reader, name: str, array: Callable[[], mx.array], device: DeviceLike) -> Tensor:
     dtype = reader.header.tensors[name].dtype
-    if dtype not in _DTYPES:
-        raise UnsupportedSafeTensorDtypeError(name, dtype, ", ".join(_DTYPES))
-    array = reader.array(name)
-    return Tensor._from_array(array.astype(mx.uint32) if dtype == "U16" else array, device)
+    if dtype not in DTYPES:
+        raise UnsupportedSafeTensorDtypeError(name, dtype, ", ".join(DTYPES))
+    return Tensor._from_array(array().astype(mx.uint32) if dtype == "U16" else array(), device)
 
 
 # --- single tensors ---------------------------------------------------------------------------
@@ -178,6 +189,18 @@ class TensorView:
     def load(self, device: DeviceLike = None) -> Tensor:
         """It as a tensor. Raises as ``safetensors.load``."""
         return _tensor(self._reader, self._name, device)
+
+    def load_part(self, dim: int, start: int, stop: int, device: DeviceLike = None) -> Tensor:
+        """Its entries from ``start`` to ``stop`` along ``dim`` as a tensor; along dim 0 no others are read. Ours.
+
+        Raises as ``safetensors.load``, ``DimOutOfRangeError`` and ``NarrowInvalidArgsError``.
+        """
+        if not -len(self.shape) <= dim < len(self.shape):
+            raise DimOutOfRangeError("load_part", self.shape, dim)
+        dim %= len(self.shape)
+        if not 0 <= start <= stop <= self.shape[dim]:
+            raise NarrowInvalidArgsError(self.shape, dim, start, stop - start)
+        return _as_tensor(self._reader, self._name, lambda: self._reader.part(self._name, dim, start, stop), device)
 
 
 class SliceSafetensors:

@@ -57,6 +57,7 @@ from .tensor import (
     UnexpectedNumberOfDimsError,
     UnexpectedShapeError,
     UnsupportedDTypeForOpError,
+    VariablesError,
 )
 
 __all__ = [
@@ -105,4 +106,5 @@ __all__ = [
     "UnexpectedShapeError",
     "UnsupportedDTypeForOpError",
     "UnsupportedSafeTensorDtypeError",
+    "VariablesError",
 ]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from .base import Error
 from .text import described, shown
 
+# Problems that one line lists.
+_LISTED = 10
+
 # --- arguments --------------------------------------------------------------------------------
 
 
@@ -170,11 +173,12 @@ class DeviceMismatchBinaryOpError(Error, ValueError):
 
 
 class UnexpectedShapeError(ShapeMismatchError):
-    """A named tensor has another shape than the one asked for."""
+    """A named tensor has another shape than the one asked for; ``asked`` is the name before a renamer's."""
 
-    def __init__(self, name: str, expected: tuple[int, ...], got: tuple[int, ...]) -> None:
-        super().__init__(f"{name}: expected shape {tuple(expected)}, got {tuple(got)}")
-        self.name, self.expected, self.got = name, expected, got
+    def __init__(self, name: str, expected: tuple[int, ...], got: tuple[int, ...], asked: str | None = None) -> None:
+        both = shown(name) if asked is None else f"{shown(name)}, asked for as {shown(asked)}"
+        super().__init__(f"{both}: expected shape {tuple(expected)}, got {tuple(got)}")
+        self.name, self.expected, self.got, self.asked = name, expected, got, asked
 
 
 class BroadcastIncompatibleShapesError(ShapeMismatchError):
@@ -209,16 +213,35 @@ class InvalidIndexError(Error, IndexError):
 
 
 class CannotFindTensorError(Error, KeyError):
-    """No tensor of that name; the message lists the nearest names there are."""
+    """No tensor of that name; the message lists the nearest names there are, ``note`` what else there is.
 
-    def __init__(self, path: str, nearest: list[str] | None = None) -> None:
+    ``asked`` is the name it was asked for by, where a renamer made ``path`` of it.
+    """
+
+    def __init__(
+        self, path: str, nearest: list[str] | None = None, note: str | None = None, asked: str | None = None
+    ) -> None:
+        name = shown(path) if asked is None else f"{shown(path)}, asked for as {shown(asked)}"
         hint = f"; nearest: {', '.join(map(shown, nearest))}" if nearest else ""
-        super().__init__(f"cannot find tensor {shown(path)}{hint}")
-        self.path = path
+        super().__init__(f"cannot find tensor {name}{hint}{f'; {note}' if note else ''}")
+        self.path, self.nearest, self.note, self.asked = path, nearest or [], note, asked
 
 
 class CannotSetVarError(Error, RuntimeError):
     """A variable cannot take this value."""
+
+
+class VariablesError(Error, ValueError):
+    """Several of ``count`` variables cannot take the values they were given; none was changed.
+
+    ``problems`` has the error of each.
+    """
+
+    def __init__(self, op: str, problems: list[Error], count: int) -> None:
+        first = "; ".join(map(str, problems[:_LISTED]))
+        more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        super().__init__(f"{op}: {len(problems)} of {count} do not fit, nothing is changed: {first}{more}")
+        self.op, self.problems, self.count = op, problems, count
 
 
 class BackwardNotSupportedError(Error, NotImplementedError):

@@ -7,6 +7,7 @@ Specification: https://github.com/huggingface/safetensors
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Union
 
 import mlx.core as mx
+import numpy as np
 
 from ..error import SafeTensorError, UnsupportedSafeTensorDtypeError
 from ..files import parse_json_object, write_atomically
@@ -97,20 +99,41 @@ class Reader:
             self.source, self._bytes, size = str(file.path), file.read, file.size
         self.header = _read_header(self.source, self._bytes, size)
 
-    def data(self, name: str) -> Buffer:
-        """The bytes of one tensor; no others are read. Raises ``SafeTensorError`` when they are gone."""
+    def data(self, name: str, begin: int = 0, end: int | None = None) -> Buffer:
+        """The bytes of one tensor, or those from ``begin`` to ``end`` of them; no others are read.
+
+        Raises ``SafeTensorError`` when they are gone.
+        """
         info = self.header.tensors[name]
-        data = self._bytes(info.begin, info.end)
-        if len(data) != info.end - info.begin:
+        begin, end = info.begin + begin, info.end if end is None else info.begin + end
+        data = self._bytes(begin, end)
+        if len(data) != end - begin:
             raise SafeTensorError(self.source, f"tensor {shown(name)}: cut short since the file was opened")
         return data
 
     def array(self, name: str) -> mx.array:
         """One tensor. Raises ``UnsupportedSafeTensorDtypeError`` for a dtype that arrays do not have."""
-        info = self.header.tensors[name]
-        if info.dtype not in DTYPES:
-            raise UnsupportedSafeTensorDtypeError(name, info.dtype, ", ".join(DTYPES))
-        return from_bytes(self.data(name), DTYPES[info.dtype], info.shape)
+        return from_bytes(self.data(name), self._dtype(name), self.header.tensors[name].shape)
+
+    def part(self, name: str, dim: int, start: int, stop: int) -> mx.array:
+        """A tensor's entries from ``start`` to ``stop`` along ``dim``, both within it; of dim 0 no others are read.
+
+        Raises as ``array``.
+        """
+        dtype, shape = self._dtype(name), self.header.tensors[name].shape
+        row = math.prod(shape[dim + 1 :]) * dtype.size
+        if dim == 0:
+            data = self.data(name, start * row, stop * row)
+        else:
+            blocks = np.frombuffer(self.data(name), np.uint8).reshape(math.prod(shape[:dim]), shape[dim] * row)
+            data = blocks[:, start * row : stop * row].tobytes()
+        return from_bytes(data, dtype, (*shape[:dim], stop - start, *shape[dim + 1 :]))
+
+    def _dtype(self, name: str) -> mx.Dtype:
+        dtype = self.header.tensors[name].dtype
+        if dtype not in DTYPES:
+            raise UnsupportedSafeTensorDtypeError(name, dtype, ", ".join(DTYPES))
+        return DTYPES[dtype]
 
 
 def read_header(path: str | PathLike[str]) -> Header:

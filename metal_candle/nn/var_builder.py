@@ -2,149 +2,130 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import Any, Union
 
-from ..device import Device, DeviceLike
-from ..dtype import DType, DTypeLike
-from ..error import CannotFindTensorError, UnexpectedShapeError
-from ..shape import Shape, ShapeLike
-from ..tensor.eager import Tensor
-from .init import ZERO, Init
+from ..device import DeviceLike
+from ..dtype import DTypeLike
+from ..error import ArgumentTypeError
+from ..error.text import described
+from ..formats.raw import Buffer
+from ..npy import NpzTensors
+from ..pickle import PthTensors
+from ..safetensors import BufferedSafetensors, SliceSafetensors
+from .backends import Backend, SimpleBackend, Zeros
+from .init import Init
+from .rename import Rename, Renamer
+from .sharded import Shard, ShardedSafeTensors, ShardedVarBuilder
+from .stored import SafeTensorWithRouting, TensorMap, as_backend
+from .var_builder_args import VarBuilderArgs
 from .var_map import VarMap
+from .weight_files import Paths, open_weights
+
+__all__ = [
+    "Backend",
+    "Rename",
+    "Renamer",
+    "SafeTensorWithRouting",
+    "Shard",
+    "ShardedSafeTensors",
+    "ShardedVarBuilder",
+    "SimpleBackend",
+    "VarBuilder",
+    "VarBuilderArgs",
+]
+
+PathOrStr = Union[str, PathLike[str]]
 
 
-class _Tensors:
-    """A source of ready tensors. An entry is taken over when it is first asked for."""
+class VarBuilder(VarBuilderArgs[Init]):
+    """A source of tensors by name: a checkpoint, or a ``VarMap`` that makes them.
 
-    def __init__(self, tensors: Mapping[str, Any]) -> None:
-        self._tensors, self.used = tensors, set[str]()
+    Stored tensors are read when they are asked for, no others. As in candle all are converted to the builder's dtype,
+    integers too; where that would change an integer it raises, and ``get_with_hints_dtype`` or ``get_unchecked_dtype``
+    takes that one in its own.
+    """
 
-    def get(self, shape: Shape | None, name: str, init: Init, dtype: DType, device: Device) -> Tensor:
-        if name not in self._tensors:
-            raise CannotFindTensorError(name, difflib.get_close_matches(name, list(self._tensors), n=3))
-        self.used.add(name)
-        value = self._tensors[name]
-        if shape is not None and tuple(value.shape) != tuple(shape):
-            raise UnexpectedShapeError(name, shape, tuple(value.shape))
-        tensor = value if isinstance(value, Tensor) else Tensor.from_mlx(value, device)
-        return tensor if tensor.dtype is dtype or not tensor.dtype.is_float() else tensor.to_dtype(dtype)
+    # --- sources without a file ---------------------------------------------------------------
 
-    def contains(self, name: str) -> bool:
-        return name in self._tensors
+    @staticmethod
+    def from_backend(backend: Any, dtype: DTypeLike, device: DeviceLike = None) -> VarBuilder:
+        """A source of one's own: an object with the methods of ``SimpleBackend``.
 
-    def unused(self) -> list[str]:
-        return [name for name in self._tensors if name not in self.used]
-
-
-class _Variables:
-    """A source that makes variables on demand."""
-
-    def __init__(self, varmap: VarMap) -> None:
-        self._varmap = varmap
-
-    def get(self, shape: Shape | None, name: str, init: Init, dtype: DType, device: Device) -> Tensor:
-        if shape is None:
-            raise CannotFindTensorError(f"{name} (a VarMap makes tensors, so it needs their shape)")
-        return self._varmap.get(shape, name, init, dtype, device)
-
-    def contains(self, name: str) -> bool:
-        return name in self._varmap.data()
-
-    def unused(self) -> list[str]:
-        return []
-
-
-class _Zeros:
-    """A source of zeros."""
-
-    def get(self, shape: Shape | None, name: str, init: Init, dtype: DType, device: Device) -> Tensor:
-        if shape is None:
-            raise CannotFindTensorError(f"{name} (zeros need a shape)")
-        return Tensor.zeros(shape, dtype, device)
-
-    def contains(self, name: str) -> bool:
-        return True
-
-    def unused(self) -> list[str]:
-        return []
-
-
-@dataclass(frozen=True)
-class VarBuilder:
-    """A source of tensors together with a prefix, a dtype and a device."""
-
-    _source: _Tensors | _Variables | _Zeros
-    _dtype: DType
-    _device: Device
-    _path: tuple[str, ...] = field(default=())
+        Also what candle implements that for: a dictionary, a ``VarMap``, ``NpzTensors``, ``PthTensors``, and the
+        classes of ``metal_candle.safetensors``. Raises ``ArgumentTypeError`` for an object that lacks a method.
+        """
+        return VarBuilder.new_with_args(as_backend(backend), dtype, device)
 
     @staticmethod
     def from_varmap(varmap: VarMap, dtype: DTypeLike, device: DeviceLike = None) -> VarBuilder:
-        """Variables made on demand."""
-        return VarBuilder(_Variables(varmap), DType.of(dtype), Device.of(device))
+        """Variables made on demand; layers that ask by one name share one."""
+        if not isinstance(varmap, VarMap):
+            raise ArgumentTypeError(f"from_varmap: got {described(varmap)}; takes a VarMap")
+        return VarBuilder.from_backend(varmap, dtype, device)
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Any], dtype: DTypeLike, device: DeviceLike = None) -> VarBuilder:
-        """Ready tensors or MLX arrays by full name; float ones are converted to ``dtype`` when taken."""
-        return VarBuilder(_Tensors(tensors), DType.of(dtype), Device.of(device))
+        """Ready tensors, MLX or NumPy arrays by full name."""
+        if not isinstance(tensors, Mapping):
+            raise ArgumentTypeError(f"from_tensors: got {described(tensors)}; takes a dict of names to tensors")
+        return VarBuilder.from_backend(TensorMap(tensors), dtype, device)
 
     @staticmethod
     def zeros(dtype: DTypeLike, device: DeviceLike = None) -> VarBuilder:
-        """Zeros of every shape asked for."""
-        return VarBuilder(_Zeros(), DType.of(dtype), Device.of(device))
+        """Zeros of every shape and name asked for."""
+        return VarBuilder.from_backend(Zeros(), dtype, device)
 
-    def pp(self, s: object) -> VarBuilder:
-        """The builder one level down, at ``prefix.s``."""
-        return replace(self, _path=(*self._path, str(s)))
+    # --- files --------------------------------------------------------------------------------
 
-    push_prefix = pp
+    @staticmethod
+    def from_mmaped_safetensors(paths: Paths, dtype: DTypeLike, device: DeviceLike = None) -> VarBuilder:
+        """The tensors of safetensors files; of one name the last file's is taken.
 
-    def root(self) -> VarBuilder:
-        """The builder without a prefix."""
-        return replace(self, _path=())
+        Takes a list of paths as candle, or one path. A path is a file, a folder with ``model.safetensors`` or an
+        index, or an ``.index.json``. candle maps the files into memory; here they stay open and are read tensor by
+        tensor, because a mapped file that somebody cuts short ends the process.
 
-    def prefix(self) -> str:
-        """The dotted prefix."""
-        return ".".join(self._path)
-
-    def device(self) -> Device:
-        """Where its tensors are."""
-        return self._device
-
-    def dtype(self) -> DType:
-        """The dtype its tensors get."""
-        return self._dtype
-
-    def to_dtype(self, dtype: DTypeLike) -> VarBuilder:
-        """The builder with another dtype."""
-        return replace(self, _dtype=DType.of(dtype))
-
-    def path(self, name: str) -> str:
-        """The full name of a tensor."""
-        return ".".join((*self._path, name))
-
-    def get(self, shape: ShapeLike, name: str) -> Tensor:
-        """The tensor ``prefix.name``, of this shape.
-
-        Raises ``CannotFindTensorError`` with the nearest names, ``UnexpectedShapeError`` with both shapes.
+        Raises ``NotFoundError``, ``IoError``, ``SafeTensorError`` for a damaged file or index.
         """
-        return self.get_with_hints(shape, name, ZERO)
+        return VarBuilder.from_backend(open_weights("from_mmaped_safetensors", paths), dtype, device)
 
-    def get_with_hints(self, shape: ShapeLike, name: str, init: Init) -> Tensor:
-        """As ``get``; a ``VarMap`` makes a missing one with ``init``."""
-        return self._source.get(Shape.of(shape), self.path(name), init, self._dtype, self._device)
+    @staticmethod
+    def from_buffered_safetensors(data: Buffer, dtype: DTypeLike, device: DeviceLike = None) -> VarBuilder:
+        """The tensors of a safetensors file's bytes, which it owns. Raises ``SafeTensorError``."""
+        return VarBuilder.from_backend(BufferedSafetensors.new(data), dtype, device)
 
-    def get_unchecked(self, name: str) -> Tensor:
-        """The tensor ``prefix.name``, whatever its shape."""
-        return self._source.get(None, self.path(name), ZERO, self._dtype, self._device)
+    @staticmethod
+    def from_slice_safetensors(data: Buffer, dtype: DTypeLike, device: DeviceLike = None) -> VarBuilder:
+        """The tensors of a safetensors file's bytes, which are shared. Raises ``SafeTensorError``."""
+        return VarBuilder.from_backend(SliceSafetensors.new(data), dtype, device)
 
-    def contains_tensor(self, name: str) -> bool:
-        """Whether there is a tensor ``prefix.name``."""
-        return self._source.contains(self.path(name))
+    @staticmethod
+    def from_npz(p: PathOrStr, dtype: DTypeLike, device: DeviceLike = None) -> VarBuilder:
+        """The arrays of an npz file. Raises ``NotFoundError``, ``IoError``, ``NpyError``."""
+        return VarBuilder.from_backend(NpzTensors.new(p), dtype, device)
 
-    def unused(self) -> list[str]:
-        """The full names that no layer has asked for."""
-        return self._source.unused()
+    @staticmethod
+    def from_pth(p: PathOrStr, dtype: DTypeLike, device: DeviceLike = None) -> VarBuilder:
+        """The tensors of a PyTorch checkpoint, read without running it. Raises ``NotFoundError``, ``PthError``."""
+        return VarBuilder.from_backend(PthTensors.new(p), dtype, device)
+
+    @staticmethod
+    def from_pth_with_state(p: PathOrStr, dtype: DTypeLike, state_key: str, device: DeviceLike = None) -> VarBuilder:
+        """As ``from_pth``, of the dictionary that the checkpoint has under ``state_key``, "state_dict" say."""
+        return VarBuilder.from_backend(PthTensors.new(p, state_key), dtype, device)
+
+    # --- other names --------------------------------------------------------------------------
+
+    def rename_f(self, f: Callable[[str], str]) -> VarBuilder:
+        """The builder that asks its source for ``f`` of each full name: ``f("model.norm.weight")`` say.
+
+        candle puts the prefix in front twice where this is called below the root; here the name that ``f`` gives is
+        the source's.
+        """
+        return self.rename(f)
+
+    def rename(self, renamer: Union[Renamer, Callable[[str], str]]) -> VarBuilder:
+        """As ``rename_f``, with an object that has ``rename(name)``, or a function."""
+        return VarBuilder(Rename(self.root(), renamer), self._dtype, self._device, self._path)

@@ -1,14 +1,13 @@
-"""``VarMap``, ``VarBuilder`` and how variables start."""
+"""``VarMap`` and ``VarBuilder``."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import metal_candle as mc
-from metal_candle import DType, Tensor, Var, nn
+from metal_candle import DType, Tensor, nn
 
 import mlx.core as mx
-import numpy as np
 import pytest
 
 
@@ -97,18 +96,3 @@ def test_zeros() -> None:
     assert vb.contains_tensor("x")
     with pytest.raises(mc.Error, match="zeros need a shape"):
         vb.get_unchecked("x")
-
-
-def test_starts() -> None:
-    init = nn.Init
-    mc.Device.Cpu.set_seed(0)
-    assert init.Const(2.5).var((2,), "f32", None).to_vec1() == [2.5, 2.5]
-    uniform = init.Uniform(-1.0, 1.0).var((5000,), "f32", None).numpy()
-    assert uniform.min() >= -1
-    assert uniform.max() < 1
-    # Standard errors of a deviation over 5000 numbers: 1 % of it; four are allowed.
-    assert init.Randn(0.0, 2.0).var((5000,), "f32", None).numpy().std() == pytest.approx(2.0, rel=0.04)
-    kaiming = nn.init.DEFAULT_KAIMING_NORMAL.var((100, 50), "f32", None)
-    assert kaiming.numpy().std() == pytest.approx(np.sqrt(2 / 50), rel=0.04)
-    assert isinstance(kaiming, Var)
-    assert init.Const(1.0) == init.Const(1.0)
