@@ -182,5 +182,8 @@ class Elu(UnaryFloat):
         return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        # Below 0 the derivative, alpha · exp(x), is the result and alpha.
-        return (mx.where(inputs[0] > 0, cotangent, cotangent * (output + self.alpha)),)
+        def slope(x: mx.array) -> mx.array:
+            # The result and alpha, its difference, would cancel.
+            return mx.where(x > 0, mx.array(1, x.dtype), elementary.exp.forward(mx.minimum(x, 0))[0] * self.alpha)
+
+        return (cotangent * in_float32(slope, inputs[0]),)
