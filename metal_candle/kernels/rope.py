@@ -27,9 +27,11 @@ THREADS = 256
 def _reference(x: mx.array, cos: mx.array, sin: mx.array, interleaved: bool = False) -> mx.array:
     """Each pair ``(a, b)`` of ``x`` ``(…, t, d)`` turned by the angle of cos and sin ``(t, d/2)``.
 
-    The first half of d is paired with the second or, ``interleaved``, each element with its neighbour.
-    Su et al. 2021, https://arxiv.org/abs/2104.09864.
+    Tables ``(b, t, d/2)`` are for each of a batch ``(b, h, t, d)`` its own. The first half of d is paired with the
+    second or, ``interleaved``, each element with its neighbour. Su et al. 2021, https://arxiv.org/abs/2104.09864.
     """
+    if cos.ndim == 3:
+        cos, sin = mx.expand_dims(cos, 1), mx.expand_dims(sin, 1)
     if interleaved:
         a, b = x[..., ::2], x[..., 1::2]
         turned = mx.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)

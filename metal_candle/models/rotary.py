@@ -11,7 +11,7 @@ import numpy as np
 
 from ..device import Device
 from ..dtype import DType
-from ..nn import ops
+from ..nn.rotary_emb import rope
 from ..tensor.eager import Tensor
 from .config import ModelConfig
 from .weights.gguf import llama3_divisors
@@ -77,4 +77,4 @@ class RotaryEmbedding:
     def apply(self, x: Any, start: int = 0) -> Any:
         """``(b, h, t, head_dim)`` rotated for positions ``start`` on."""
         cos, sin = self._given or self.tables(start, x.dim(2))
-        return ops.rope(x, cos, sin)
+        return rope(x, cos, sin)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from metal_candle import LazyTensor, Tensor, Var, features
-from metal_candle.nn import ops
+from metal_candle.nn import rotary_emb
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def test_tables_that_queries_and_keys_share() -> None:
     names, _ = applied(*both)
     assert names.count("rope") == 2
     assert "cat" not in names
-    expected = ops.rope(q, cos.narrow(0, 2, 5).contiguous(), sin.narrow(0, 2, 5).contiguous())
+    expected = rotary_emb.rope(q, cos.narrow(0, 2, 5).contiguous(), sin.narrow(0, 2, 5).contiguous())
     np.testing.assert_array_equal(both[0].numpy(), expected.numpy())
 
 

@@ -429,7 +429,9 @@ FUSED: dict[str, Callable[[Any, Any], Any]] = {
     "softmax": lambda x, w: x.softmax(-1),
     "log_softmax": lambda x, w: x.log_softmax(-1),
     "silu": lambda x, w: nn.ops.silu(x),
-    "rope": lambda x, w: nn.ops.rope(x.reshape((1, 1, 4, 4)), *[w.reshape((2, 2)).repeat((2, 1)) * n for n in (1, 2)]),
+    "rope": lambda x, w: nn.rotary_emb.rope(
+        x.reshape((1, 1, 4, 4)), *[w.reshape((2, 2)).repeat((2, 1)) * n for n in (1, 2)]
+    ),
     "sdpa": lambda x, w: nn.ops.sdpa(*[(x * n).reshape((1, 2, 2, 4)) for n in (1.0, 0.5, 2.0)], scale=0.5),
     "causal sdpa": lambda x, w: nn.ops.sdpa(*[x.reshape((1, 1, 4, 4))] * 3, do_causal=True),
 }

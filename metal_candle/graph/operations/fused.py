@@ -150,23 +150,32 @@ class Swiglu(Operation):
         return swiglu.vjp(cotangent, inputs, output, needs)
 
 
+def expect_tables(op: str, x: Meta, cos: Meta, sin: Meta) -> None:
+    """Raise unless cos and sin turn the pairs of x ``(b, h, t, d)``: ``(t, d/2)``, or ``(b, t, d/2)``."""
+    expect_floats(op, x, cos, sin)
+    expect_rank(x.shape, 4, op)
+    b, _, t, d = x.shape
+    for table in (cos, sin):
+        if d % 2 or tuple(table.shape) not in ((t, d // 2), (b, t, d // 2)):
+            takes = f"(b, h, t, d) with an even d, and cos and sin (t, d/2), here {(t, d // 2)}, or (b, t, d/2)"
+            raise ShapeMismatchBinaryOpError(op, x.shape, table.shape, takes)
+    if cos.shape != sin.shape:
+        raise ShapeMismatchBinaryOpError(op, cos.shape, sin.shape, "cos and sin of one shape")
+
+
 class Rope(Operation):
     """Rotary embedding of ``(b, h, t, d)``, the first half of d paired with the second.
 
-    cos and sin ``(t, d/2)``. Su et al. 2021, https://arxiv.org/abs/2104.09864.
+    cos and sin ``(t, d/2)``, or ``(b, t, d/2)``. Su et al. 2021, https://arxiv.org/abs/2104.09864.
     """
 
     arity = 3
     candle = "candle_nn::rotary_emb::rope(xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor>"
-    samples = (Sample(((2, 3, 5, 8), (5, 4), (5, 4))),)
+    samples = (Sample(((2, 3, 5, 8), (5, 4), (5, 4))), Sample(((2, 3, 5, 8), (2, 5, 4), (2, 5, 4))))
     flops_per_element = 3
 
     def infer(self, x: Meta, cos: Meta, sin: Meta) -> Meta:
-        expect_floats("rope", x, cos, sin)
-        expect_rank(x.shape, 4, "rope")
-        wanted = (x.shape[2], x.shape[3] // 2)
-        if tuple(cos.shape) != wanted or cos.shape != sin.shape or x.shape[3] % 2:
-            raise ShapeMismatchBinaryOpError("rope", x.shape, cos.shape, f"(b, h, t, d) and cos, sin {wanted}")
+        expect_tables("rope", x, cos, sin)
         return x
 
     def lower(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
@@ -174,6 +183,7 @@ class Rope(Operation):
 
     @staticmethod
     def numpy(x: Any, cos: Any, sin: Any) -> Any:
+        cos, sin = (table[:, None] if table.ndim == 3 else table for table in (cos, sin))
         a, b = np.split(x, 2, axis=-1)
         return np.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
