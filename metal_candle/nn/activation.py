@@ -36,7 +36,6 @@ class Activation(Module):
 
     def __init__(self, variant: str, parameter: float | None = None) -> None:
         self._variant, self._parameter = variant, parameter
-        self._function = _PLAIN[variant] if parameter is None else _WITH_PARAMETER[variant]
 
     @staticmethod
     def Elu(alpha: float) -> Activation:
@@ -84,7 +83,11 @@ class Activation(Module):
 
         Raises ``UnsupportedDTypeForOpError`` for integers, but for ``Relu``, ``Relu2`` and ``Relu6``.
         """
-        result: T = self._function(xs) if self._parameter is None else self._function(xs, self._parameter)
+        result: T
+        if self._parameter is None:
+            result = _PLAIN[self._variant](xs)
+        else:
+            result = _WITH_PARAMETER[self._variant](xs, self._parameter)
         return result
 
     def __eq__(self, other: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -126,7 +127,9 @@ def test_values_compare_by_content() -> None:
     assert Activation.default() is Activation.Gelu
     assert repr([Activation.Relu, Activation.Elu(1.5)]) == "[Activation.Relu, Activation.Elu(1.5)]"
     for activation in NUMPY:
-        assert copy.deepcopy(activation) == activation
+        for same in (copy.deepcopy(activation), pickle.loads(pickle.dumps(activation))):
+            assert same == activation
+            assert same(Tensor([0.5, -0.5])).tolist() == activation(Tensor([0.5, -0.5])).tolist()
 
 
 NAMES = {

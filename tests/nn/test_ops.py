@@ -8,6 +8,7 @@ from typing import Any
 
 import metal_candle as mc
 from metal_candle import DType, LazyTensor, Tensor, Var, nn
+from metal_candle.graph.operations import piecewise
 from metal_candle.nn import ops
 
 import mlx.core as mx
@@ -113,6 +114,20 @@ def test_mish_anywhere(x: float) -> None:
 def test_mish_in_pieces_that_fit_the_cache() -> None:
     x = 5 * normal(300_000)
     check(ops.mish, (x,), x * np.tanh(np.logaddexp(0, x.astype(np.float64))))
+
+
+def test_the_launch_that_a_gpu_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mx.compile works on the CPU, too; the others are compiled by the same lines, and each takes a second."""
+
+    def both() -> tuple[Any, Any]:
+        variable = Var.new(4 * normal(5, 7), dtype=DType.BF16)
+        result = ops.mish(variable)
+        return result.to_dtype(DType.F32).numpy(), result.sum_all().backward()[variable].to_dtype(DType.F32).numpy()
+
+    want = both()
+    monkeypatch.setattr(piecewise, "on_cpu", lambda: False)
+    for got, wanted in zip(both(), want):
+        np.testing.assert_allclose(got, wanted, rtol=2**-7, atol=1e-6)
 
 
 KINKS = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -10,12 +10,38 @@ import numpy as np
 
 from ...error import ShapeMismatchBinaryOpError
 from ...kernels import elementary
+from ...kernels.elementary import one_launch
 from ...kernels.kernel import on_cpu
 from ...kernels.slices import sliced
 from ..operation import Gradients, Meta, Operation, Sample
 from .binary import reduce_to
 from .elementwise import ANY_SHAPE, UnaryFloat, in_float32
 from .linalg import expect_floats
+
+
+def _everywhere(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """``function`` of a float32 array and numbers for every float dtype, halves rounded once.
+
+    On the CPU it goes through the cache's size at a time, on a GPU it is one launch.
+    """
+
+    def through_float32(x: mx.array, *numbers: float) -> mx.array:
+        return function(x.astype(mx.float32), *numbers).astype(x.dtype)
+
+    launched = one_launch(through_float32)
+
+    def computed(x: mx.array, *numbers: float) -> mx.array:
+        if not on_cpu():
+            result: mx.array = launched(x, *numbers)
+            return result
+        return in_float32(lambda wide: sliced(lambda part: function(part, *numbers), wide), x)
+
+    return computed
+
+
+@_everywhere
+def _hard_sigmoid(x: mx.array) -> mx.array:
+    return mx.clip((x + 3) / 6, 0, 1)
 
 
 class HardSigmoid(UnaryFloat):
@@ -30,7 +56,7 @@ class HardSigmoid(UnaryFloat):
 
     @staticmethod
     def function(x: mx.array) -> mx.array:
-        return in_float32(lambda wide: mx.clip((wide + 3) / 6, 0, 1), x)
+        return _hard_sigmoid(x)
 
     @staticmethod
     def numpy(x: Any) -> Any:
@@ -40,6 +66,11 @@ class HardSigmoid(UnaryFloat):
         size = mx.abs(inputs[0])
         inside, upto = (size < 3).astype(cotangent.dtype), (size <= 3).astype(cotangent.dtype)
         return (cotangent * ((inside + upto) / 12),)
+
+
+@_everywhere
+def _leaky_relu(x: mx.array, negative_slope: float) -> mx.array:
+    return mx.where(x > 0, x, x * negative_slope)
 
 
 class LeakyRelu(UnaryFloat):
@@ -54,7 +85,7 @@ class LeakyRelu(UnaryFloat):
     negative_slope: float
 
     def lower(self, x: mx.array) -> mx.array:
-        return in_float32(lambda wide: mx.where(wide > 0, wide, wide * self.negative_slope), x)
+        return _leaky_relu(x, self.negative_slope)
 
     @staticmethod
     def numpy(x: Any, negative_slope: float) -> Any:
@@ -109,6 +140,17 @@ def _slope(x: mx.array, below: mx.array) -> mx.array:
     return mx.where(x > 0, above, mx.where(x < 0, below, (below + above) * 0.5))
 
 
+@_everywhere
+def _selu(x: mx.array, alpha: float, gamma: float) -> mx.array:
+    return mx.where(x > 0, x, mx.expm1(x) * alpha) * gamma
+
+
+@_everywhere
+def _slope_of_selu(x: mx.array, alpha: float, gamma: float) -> mx.array:
+    below = elementary.exp.forward(mx.minimum(x, 0))[0] * alpha
+    return mx.where(x > 0, mx.array(1, x.dtype), below) * gamma
+
+
 class Selu(UnaryFloat):
     """gamma · (x where it is positive, else alpha · (exp(x) - 1)); its gradient at 0 is gamma · alpha, as candle's.
 
@@ -126,18 +168,40 @@ class Selu(UnaryFloat):
     gamma: float
 
     def lower(self, x: mx.array) -> mx.array:
-        return in_float32(lambda wide: mx.where(wide > 0, wide, mx.expm1(wide) * self.alpha) * self.gamma, x)
+        return _selu(x, self.alpha, self.gamma)
 
     @staticmethod
     def numpy(x: Any, alpha: float, gamma: float) -> Any:
         return gamma * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        def slope(x: mx.array) -> mx.array:
-            below = elementary.exp.forward(mx.minimum(x, 0))[0] * self.alpha
-            return mx.where(x > 0, mx.array(1, x.dtype), below) * self.gamma
+        return (cotangent * _slope_of_selu(inputs[0], self.alpha, self.gamma),)
 
-        return (cotangent * in_float32(slope, inputs[0]),)
+
+def _tanh_of_softplus(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """tanh(ln(1 + exp(x))) as ``part / (part + rest)``, and exp(-|x|)."""
+    # With e = exp(x) it is ((1 + e)² - 1) / ((1 + e)² + 1), here divided by 1 for x < 0 and by e² otherwise, so that
+    # nothing overflows and nothing cancels.
+    small = elementary.exp.forward(-mx.abs(x))[0]
+    negative = x < 0
+    part = mx.where(negative, small * (small + 2), 1 + 2 * small)
+    rest = mx.where(negative, mx.array(2, x.dtype), 2 * mx.square(small))
+    return part, rest, small
+
+
+@_everywhere
+def _mish(x: mx.array) -> mx.array:
+    part, rest, _ = _tanh_of_softplus(x)
+    return x * (part / (part + rest))
+
+
+@_everywhere
+def _slope_of_mish(x: mx.array) -> mx.array:
+    part, rest, small = _tanh_of_softplus(x)
+    whole = part + rest
+    sigmoid = mx.where(x < 0, small, mx.array(1, x.dtype)) / (1 + small)
+    # 1 - (part / whole)² without its cancellation.
+    return part / whole + x * sigmoid * (rest * (2 * part + rest) / mx.square(whole))
 
 
 class Mish(UnaryFloat):
@@ -153,40 +217,11 @@ class Mish(UnaryFloat):
 
     @staticmethod
     def function(x: mx.array) -> mx.array:
-        return in_float32(lambda wide: _in_cache(_mish, wide), x)
+        return _mish(x)
 
     @staticmethod
     def numpy(x: Any) -> Any:
         return x * np.tanh(np.logaddexp(0, x))
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return (cotangent * in_float32(lambda wide: _in_cache(_slope_of_mish, wide), inputs[0]),)
-
-
-def _in_cache(function: Any, x: mx.array) -> mx.array:
-    result: mx.array = sliced(function, x) if on_cpu() else function(x)
-    return result
-
-
-def _tanh_of_softplus(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """tanh(ln(1 + exp(x))) as ``part / (part + rest)``, and exp(-|x|)."""
-    # With e = exp(x) it is ((1 + e)² - 1) / ((1 + e)² + 1), here divided by 1 for x < 0 and by e² otherwise, so that
-    # nothing overflows and nothing cancels.
-    small = elementary.exp.forward(-mx.abs(x))[0]
-    negative = x < 0
-    part = mx.where(negative, small * (small + 2), 1 + 2 * small)
-    rest = mx.where(negative, mx.array(2, x.dtype), 2 * mx.square(small))
-    return part, rest, small
-
-
-def _mish(x: mx.array) -> mx.array:
-    part, rest, _ = _tanh_of_softplus(x)
-    return x * (part / (part + rest))
-
-
-def _slope_of_mish(x: mx.array) -> mx.array:
-    part, rest, small = _tanh_of_softplus(x)
-    whole = part + rest
-    sigmoid = mx.where(x < 0, small, mx.array(1, x.dtype)) / (1 + small)
-    # 1 - (part / whole)² without its cancellation.
-    return part / whole + x * sigmoid * (rest * (2 * part + rest) / mx.square(whole))
+        return (cotangent * _slope_of_mish(inputs[0]),)
