@@ -95,15 +95,13 @@ class StoredTensors(SimpleBackend):
         """The tensor of that name and shape, converted."""
         if not self.contains_tensor(name):
             raise missing(name, self.names())
-        known = self.shape_of(name)
+        tensor, known = None, self.shape_of(name)
         if known is None:
             tensor = self.read(name, dev)
             known = tensor.shape
-        else:
-            tensor = None
         if tuple(known) != tuple(shape):
             raise UnexpectedShapeError(name, shape, known)
-        return self._taken(name, tensor or self.read(name, dev), dtype, dev)
+        return self._taken(name, self.read(name, dev) if tensor is None else tensor, dtype, dev)
 
     def get_unchecked(self, name: str, dtype: DType, dev: Device) -> Tensor:
         """The tensor of that name, converted."""
