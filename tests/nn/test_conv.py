@@ -371,6 +371,15 @@ def test_absorbs_a_batch_norm(bias: bool, dtype: DType) -> None:
     assert_near(got.to_dtype("f32").numpy(), want.numpy(), near)
 
 
+def test_absorbs_statistics_that_a_half_does_not_hold() -> None:
+    weight = Tensor.full(1000.0, (1, 1, 1, 1)).to_dtype("f16")
+    norm = nn.BatchNorm(1, Tensor([0.0]), Tensor([1e6]), Tensor([1.0]), Tensor([0.25]), 0.0)
+    one = nn.Conv2d(weight).absorb_bn(norm)
+    absorbed = one.bias()
+    assert absorbed is not None
+    assert (one.weight().flatten_all().to_vec1(), absorbed.to_vec1()) == ([1.0], [0.25])
+
+
 def test_gradients_go_through_an_absorbed_batch_norm() -> None:
     """They are those of the two layers: for weights and biases of both, none for the statistics."""
     weight, of_bias, norm = Var(normal(6, 2, 3, 3, seed=1)), Var(normal(6, seed=2)), batch_norm(6)
