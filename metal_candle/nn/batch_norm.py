@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from numbers import Real
 
-from ..error import ArgumentTypeError, ArgumentValueError, ShapeMismatchError
+from ..error import ArgumentTypeError, ArgumentValueError, ShapeMismatchBinaryOpError, ShapeMismatchError
 from ..error.text import described
 from ..graph.evaluate import evaluate, evaluate_one
 from ..graph.node import GraphNode, current_trace, record
@@ -27,6 +27,8 @@ from .module import ModuleT, T
 from .var_builder import VarBuilder
 
 MOMENTUM = 0.1
+MOST_WAITING = 16
+"""After so many lazy forwards without a computed result the statistics are computed, and the batches let go."""
 _first, _second, _third, _detach = Pick(0), Pick(1), Pick(2), Detach()
 
 
@@ -53,9 +55,9 @@ class BatchNorm(ModuleT):
     dtype than x: in bfloat16 they stop moving where a step is less than 1/256.
 
     The running statistics are variables that get no gradient. A training forward sets them: of an eager tensor when it
-    returns, inside ``compile`` when the plan has run, of a lazy tensor when somebody reads them, at the latest when
-    the layer is called again. What the batch's statistics have in common with the output is computed once, whichever
-    comes first; a picture of the graph computes nothing and sets nothing.
+    returns, inside ``compile`` when the plan has run. Of a lazy tensor the update is recorded, and computed when
+    somebody reads the statistics, from what computing the output or the loss has left: nothing is computed twice for
+    it. Reading them before computes the batch up to here. A picture of the graph computes nothing and sets nothing.
 
     Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167. candle: ``candle_nn::BatchNorm``, where a batch of one
     value per channel makes the running variance NaN; here it raises, as in PyTorch.
@@ -118,6 +120,7 @@ class BatchNorm(ModuleT):
                 )
         self._running_mean, self._running_var = Var.from_tensor(running_mean), Var.from_tensor(running_var)
         self._weight_and_bias, self._eps, self._momentum = weight_and_bias, eps, momentum
+        self._waiting = 0  # lazy forwards whose results were not computed when the next one came
 
     def running_mean(self) -> Tensor:
         """The running mean, ``(c,)``; the tensor sees later updates."""
@@ -146,17 +149,23 @@ class BatchNorm(ModuleT):
         channels, ``DTypeMismatchError`` where dtypes differ; in training ``ShapeMismatchError`` for a channel that has
         fewer than two values.
         """
+        shape, channels = xs.shape, self._running_mean.shape
+        if len(shape) > 1 and shape[1] != channels[0]:
+            raise ShapeMismatchBinaryOpError("batch_norm", shape, channels, "(b, c, …) and statistics (c,)")
         affine = [xs._lift(tensor)._node for tensor in self._weight_and_bias or ()]
         if not train:
-            statistics = _constant(self._running_mean), _constant(self._running_var)
+            statistics = [_constant(each) for each in self._statistics(False)]
             return xs._wrap(record(RunningBatchNorm(self._eps), (xs._node, *statistics, *affine)))
         node = record(BatchNormOperation(self._eps, self._remove_mean), (xs._node, *affine))
         if not isinstance(xs, LazyTensor) and current_trace() is None:
             evaluate_one(node)
-        count = values_per_channel(xs.shape)
+        mean, variance = self._statistics(isinstance(xs, LazyTensor))
         if self._remove_mean:
-            self._update(self._running_mean, xs, record(_second, (node,)), 1.0)
-        self._update(self._running_var, xs, record(_third, (node,)), count / (count - 1))
+            new = record(RunningStatistic(self._momentum, 1.0), (mean, record(_second, (node,))))
+            _set(self._running_mean, xs, new)
+        count = values_per_channel(shape)
+        unbiased = RunningStatistic(self._momentum, count / (count - 1))
+        _set(self._running_var, xs, record(unbiased, (variance, record(_third, (node,)))))
         return xs._wrap(record(_first, (node,)))
 
     @scoped
@@ -164,30 +173,49 @@ class BatchNorm(ModuleT):
         """``forward_t(xs, True)``. candle: ``BatchNorm::forward_train``."""
         return self.forward_t(xs, True)
 
-    def _update(self, running: Var, xs: TensorBase, batch: GraphNode, factor: float) -> None:
-        new = record(RunningStatistic(self._momentum, factor), (_settled(running), batch))
-        if isinstance(xs, LazyTensor):
-            running._variable.assign_node(new)
-        else:
-            running._store(new)
+    def _statistics(self, may_wait: bool) -> tuple[GraphNode, GraphNode]:
+        """The nodes of the running statistics, computed unless they may wait for a batch that is not."""
+        nodes = self._running_mean._node, self._running_var._node
+        if current_trace() is None and (nodes[0].value is None or nodes[1].value is None):
+            self._waiting += 1
+            if not (may_wait and self._waiting < MOST_WAITING and _waits_for_a_batch(nodes[1])):
+                try:
+                    evaluate(nodes)
+                except BaseException:
+                    # What could not be computed is told once more; then the statistics are what they were before.
+                    for node in nodes:
+                        _restore(node)
+                    raise
+                finally:
+                    self._waiting = 0
+        return nodes
 
 
-def _settled(running: Var) -> GraphNode:
-    """The node of a statistic, computed if a lazy forward has left that to who reads it."""
-    node = running._node
-    if node.value is None and current_trace() is None:
-        try:
-            evaluate([node])
-        except BaseException:
-            # What could not be computed is told once; then the statistic is what it was before.
-            running._variable.restore(node.inputs[0].inputs[0])
-            raise
-    return node
+def _waits_for_a_batch(node: GraphNode) -> bool:
+    """Whether computing a statistic's update would compute a batch's result, which the loss may not want so soon."""
+    if node.value is not None:
+        return False
+    _, batch = node.inputs[0].inputs
+    return batch.value is None and batch.inputs[0].value is None
 
 
-def _constant(running: Var) -> GraphNode:
+def _restore(node: GraphNode) -> None:
+    variable = node.variable
+    while node.value is None:
+        node = node.inputs[0].inputs[0]
+    if variable is not None:
+        variable.restore(node)
+
+
+def _set(running: Var, xs: TensorBase, new: GraphNode) -> None:
+    if isinstance(xs, LazyTensor):
+        running._variable.assign_node(new)
+    else:
+        running._store(new)
+
+
+def _constant(node: GraphNode) -> GraphNode:
     """A statistic as a node that gradients end at."""
-    node = _settled(running)
     if current_trace() is not None:
         return record(_detach, (node,))
     return GraphNode(Operation.Input, (), node.meta, node.device, value=node.value)

@@ -121,6 +121,8 @@ class RunningStatistic(Operation):
     factor: float
 
     def infer(self, running: Meta, batch: Meta) -> Meta:
+        if running.shape != batch.shape:
+            raise ShapeMismatchBinaryOpError("batch_norm", running.shape, batch.shape, "two statistics (c,)")
         return running
 
     def lower(self, running: mx.array, batch: mx.array) -> mx.array:
