@@ -66,5 +66,5 @@ def _children(prefix: Sequence[str], names: list[str]) -> str:
     found.sort(key=lambda child: (int(child), "") if child.isascii() and child.isdigit() else (-1, child))
     if len(found) > _SHOWN:
         found = [*found[: _SHOWN - 2], "…", found[-1]]
-    listed = ", ".join(map(shown, found))
+    listed = ", ".join(shown(child) or '""' for child in found)
     return f"{shown('.'.join(prefix))} has {listed}" if prefix else f"there are {listed}"

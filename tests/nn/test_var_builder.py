@@ -324,6 +324,32 @@ def test_files_that_are_damaged(tmp_path: Path) -> None:
         nn.VarBuilder.from_pth(path, "f32")
 
 
+PTH = Path(__file__).parents[1] / "formats" / "data"
+
+
+def test_pytorch_checkpoints() -> None:
+    vb = nn.VarBuilder.from_pth_with_state(PTH / "nested.pth", "f16", "state_dict", "cpu")
+    assert vb.pp(0).get((3, 2), "weight").to_dtype("f32").to_vec2() == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    assert vb.pp(1).get((), "num_batches_tracked").dtype is DType.F16
+    assert vb.get_unchecked_dtype("1.num_batches_tracked", "i64").to_scalar() == 0
+    assert vb.pp(0).contains_tensor("bias")
+    assert not vb.pp(0).contains_tensor("bais")
+    with pytest.raises(error.UnexpectedShapeError, match=r"^0\.weight: expected shape \(2, 3\), got \(3, 2\)$"):
+        vb.get((2, 3), "0.weight")
+    with pytest.raises(error.CannotFindTensorError, match=r"^cannot find tensor 0\.bais; nearest: 0\.bias"):
+        vb.get(3, "0.bais")
+    assert set(vb.unused()) == {"0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"}
+    with pytest.raises(error.PthError, match="stat_dict"):
+        nn.VarBuilder.from_pth_with_state(PTH / "nested.pth", "f32", "stat_dict")
+
+
+def test_the_keys_of_a_checkpoint_are_prefixes() -> None:
+    vb = nn.VarBuilder.from_pth(PTH / "nested.pth", "f32")
+    assert vb.pp("state_dict").pp(0).get(3, "bias").to_vec1() == [0.0, 1.0, 2.0]
+    assert "state_dict.0.bias" not in vb.unused()
+    assert "list.2.0" in vb.unused()
+
+
 def test_threads_take_tensors_of_one_file(tmp_path: Path) -> None:
     vb, want = from_safetensors(tmp_path), arrays()
     wrong: list[str] = []
@@ -373,6 +399,7 @@ MISSING = [
         "transformer.wte.weight",
         "; nearest: wte.weight; nothing is below transformer; there are",
     ),
+    ([""], "weight", '; there are ""'),
     (["a.b.weight", "a.c.weight"], "a.d.weight", "; nearest: a.c.weight, a.b.weight"),
 ]
 
