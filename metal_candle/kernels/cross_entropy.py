@@ -11,7 +11,7 @@ from .own import Own, Trial
 from .rms_norm import row_sum
 from .slices import by_rows, filled_by_rows
 from .softmax import SMALL, exp_rows
-from .targets import or_nan, or_zero, places
+from .targets import or_nan, or_zero, places, surely
 from .variant import Gradients, Outputs, Variant, differentiated_by_mlx, is_half
 
 # Less than this added to any float32 does not make it infinite.
@@ -24,13 +24,13 @@ def of_logits(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0)
     The result is float32, of float64 float64. With label smoothing ε the target distribution is
     ``(1 - ε)·onehot + ε/v``, as in PyTorch. A target that is none of 0..v - 1 gives NaN, and its row a gradient of 0.
     """
-    wide = _wide(logits)
-    if label_smoothing and wide.size:
-        # Differences to the largest: with the mean, large logits would lose what they differ by. A row whose largest
-        # is not finite, or so large that a difference might overflow, stays as it is.
+    at, known = places(targets, logits.shape[-1])
+    wide = or_zero(_wide(logits), known[..., None])
+    if wide.size:
+        # Differences to the largest: large logits would lose what they differ by. A row whose largest is not finite, or
+        # so large that a difference might overflow, stays as it is.
         top = mx.stop_gradient(mx.max(wide, axis=-1, keepdims=True))
         wide = wide - mx.where(mx.abs(top) < LARGE, top, mx.zeros((), dtype=wide.dtype))
-    at, known = places(targets, logits.shape[-1])
     picked = mx.take_along_axis(wide, at[..., None], axis=-1)[..., 0]
     if label_smoothing:
         picked = (1 - label_smoothing) * picked + label_smoothing * wide.mean(axis=-1)
@@ -79,24 +79,36 @@ def _vjp(
     seen = outputs[1] if len(outputs) == 2 else _seen(logits, 0.0)
     top, total = seen[..., :1], seen[..., 1:2]
     inside, known = places(targets, logits.shape[-1])
-    upstream = or_zero(cotangent, known)[..., None]
+    upstream, at = or_zero(cotangent, known)[..., None], inside[..., None]
     even = upstream * (label_smoothing / logits.shape[-1])
-
-    def of_rows(rows: mx.array, top: mx.array, factor: mx.array, even: mx.array) -> mx.array:
-        softmax = exp_up_to_zero(_wide(rows) - top) * factor
-        return (softmax - even if label_smoothing else softmax).astype(logits.dtype)
-
-    gradient = filled_by_rows(of_rows, logits, top, upstream / total, even)
-    at = inside[..., None]
-    # Not from what was found there, which halves have rounded.
+    # Not from what the blocks find there, which halves have rounded.
     picked = mx.exp(_wide(mx.take_along_axis(logits, at, axis=-1)) - top) / total
-    correct = (upstream * (picked - (1 - label_smoothing)) - even).astype(logits.dtype)
-    return (mx.put_along_axis(gradient, at, correct, axis=-1), None)[: len(needs)]
+    correct = upstream * (picked - (1 - label_smoothing)) - even
+    all_known = surely(known)
+
+    def of_rows(
+        rows: mx.array,
+        top: mx.array,
+        factor: mx.array,
+        even: mx.array,
+        at: mx.array,
+        correct: mx.array,
+        known: mx.array,
+    ) -> mx.array:
+        gradient = exp_up_to_zero(_wide(rows) - top) * factor
+        if label_smoothing:
+            gradient = gradient - even
+        gradient = mx.put_along_axis(gradient.astype(rows.dtype), at, correct.astype(rows.dtype), axis=-1)
+        # 0 times what is no number is none.
+        return gradient if all_known else or_zero(gradient, known)
+
+    beside = (top, upstream / total, even, at, correct, known[..., None])
+    return (filled_by_rows(of_rows, logits, *beside), None)[: len(needs)]
 
 
 def _fast(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> mx.array:
     at, known = places(targets, logits.shape[-1])
-    return or_nan(mx.fast.cross_entropy(logits, at), known)
+    return or_nan(mx.fast.cross_entropy(or_zero(logits, known[..., None]), at), known)
 
 
 _ROWS = Variant("rational", _forward, _vjp)

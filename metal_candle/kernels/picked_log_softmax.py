@@ -11,7 +11,7 @@ from .own import Own, Trial
 from .rms_norm import row_sum
 from .slices import by_rows, filled_by_rows
 from .softmax import SMALL, exp_rows
-from .targets import or_nan, or_zero, places
+from .targets import or_nan, or_zero, places, surely
 from .variant import Gradients, Outputs, Variant, differentiated_by_mlx, is_half
 
 
@@ -23,18 +23,18 @@ def _reference(x: mx.array, ids: mx.array) -> mx.array:
     """``log_softmax(x)`` over the last dim at ``ids``: x ``(…, v)``, ids ``(…, k)`` below v, to ``(…, k)``.
 
     Sums are float32's, of float64 float64's, rounded once to x's dtype. A row without a finite maximum is NaN; so is
-    the result of an id that is none of 0..v - 1, and its gradient 0.
+    the result of an id that is none of 0..v - 1, and its gradient 0, whatever the row is if it has no other id.
     """
-    wide = _wide(x)
+    at, known = places(ids, x.shape[-1])
+    wide = or_zero(_wide(x), mx.any(known, axis=-1, keepdims=True))
     shifted = wide - mx.max(wide, axis=-1, keepdims=True)
     rest = mx.log(mx.sum(double.exp(shifted), axis=-1, keepdims=True))
-    at, known = places(ids, x.shape[-1])
     return or_nan((mx.take_along_axis(shifted, at, axis=-1) - rest).astype(x.dtype), known)
 
 
 def _fast(x: mx.array, ids: mx.array) -> mx.array:
     at, known = places(ids, x.shape[-1])
-    return or_nan(-mx.fast.cross_entropy(x, at[..., 0])[..., None].astype(x.dtype), known)
+    return or_nan(-mx.fast.cross_entropy(or_zero(x, known), at[..., 0])[..., None].astype(x.dtype), known)
 
 
 def _maximum_and_total(x: mx.array) -> tuple[mx.array, mx.array]:
@@ -64,15 +64,19 @@ def _vjp(cotangent: mx.array, inputs: Outputs, outputs: Outputs, needs: tuple[bo
     at, known = places(ids, x.shape[-1])
     upstream = or_zero(_wide(cotangent), known)
     factor = -mx.sum(upstream, axis=-1, keepdims=True) / total
+    all_known, some = surely(known), mx.any(known, axis=-1, keepdims=True)
 
-    def of_rows(rows: mx.array, at: mx.array, upstream: mx.array, top: mx.array, factor: mx.array) -> mx.array:
+    def of_rows(
+        rows: mx.array, at: mx.array, upstream: mx.array, top: mx.array, factor: mx.array, some: mx.array
+    ) -> mx.array:
         softmax = exp_up_to_zero(_wide(rows) - top) * factor
         # Added, since a row may pick a class several times.
         flat = mx.arange(rows.shape[0])[:, None] * rows.shape[1] + at
         gradient = softmax.reshape(-1).at[flat.reshape(-1)].add(upstream.reshape(-1))
-        return gradient.reshape(rows.shape).astype(x.dtype)
+        gradient = gradient.reshape(rows.shape).astype(x.dtype)
+        return gradient if all_known else or_zero(gradient, some)
 
-    return (filled_by_rows(of_rows, x, at, upstream, top, factor), None)[: len(needs)]
+    return (filled_by_rows(of_rows, x, at, upstream, top, factor, some), None)[: len(needs)]
 
 
 _ROWS = Variant("rational", _forward, _vjp)

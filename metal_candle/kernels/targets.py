@@ -6,6 +6,7 @@ MLX reads, and writes, what is not the row's for an id outside it. Here such an 
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
 
 # Those of 8 and 16 bits may not hold the count, and become uint32.
 _UNSIGNED = {mx.int32: mx.uint32, mx.uint32: mx.uint32, mx.int64: mx.uint64, mx.uint64: mx.uint64}
@@ -34,5 +35,13 @@ def or_nan(values: mx.array, known: mx.array) -> mx.array:
 
 
 def or_zero(values: mx.array, known: mx.array) -> mx.array:
-    """``values``, a cotangent, where ``known``, else 0."""
+    """``values``, a cotangent say, where ``known``, else 0, which 0 times what is no number would not be."""
     return mx.where(known, values, 0)
+
+
+def surely(known: mx.array) -> bool:
+    """Whether all are true, as far as it can be seen: within a transformation there are no values."""
+    try:
+        return bool(np.array(known).all())
+    except ValueError:
+        return False

@@ -52,7 +52,7 @@ class CrossEntropy(Operation):
         return self.lower_and_save(logits, targets)[0]
 
     def lower_and_save(self, logits: mx.array, targets: mx.array) -> tuple[mx.array, ...]:
-        places, nothing = guard("cross_entropy", targets, logits.shape[-1])
+        places, nothing = self._guarded(targets, logits.shape[-1])
         if not logits.size:
             return (mx.zeros(targets.shape, mx.float64 if logits.dtype == mx.float64 else mx.float32),)
         losses, *seen = cross_entropy.forward(logits, places, self.label_smoothing)
@@ -62,12 +62,16 @@ class CrossEntropy(Operation):
         logits, targets = inputs
         if not logits.size:
             return mx.zeros_like(logits), None
-        places, nothing = guard("cross_entropy", targets, logits.shape[-1])
-        upstream = blank(cotangent, nothing)
-        gradient = cross_entropy.vjp(upstream, (logits, places), output, (True, False), self.label_smoothing)[0]
-        assert gradient is not None
-        # 0 times what is no number would be none.
-        return blank(gradient, nothing), None
+        places, _ = self._guarded(targets, logits.shape[-1])
+        return cross_entropy.vjp(cotangent, (logits, places), output, (True, False), self.label_smoothing)
+
+    def _guarded(self, targets: mx.array, classes: int) -> tuple[mx.array, mx.array | None]:
+        """Ids for the kernel, which leaves rows out whose id is none of the classes, and a mask of these."""
+        places, nothing = guard("cross_entropy", targets, classes)
+        if nothing is None:
+            return places, None
+        # Of U8 no number may be left that is none of the classes.
+        return mx.where(nothing, mx.array(-1, mx.int64), places), nothing
 
 
 class HeadCrossEntropy(Operation):
@@ -124,6 +128,8 @@ class HeadCrossEntropy(Operation):
             return (mx.zeros(targets.shape, mx.float64 if hidden.dtype == mx.float64 else mx.float32),)
         if rows is not None:
             hidden, places = hidden[rows], places[rows]
+        else:
+            hidden = blank(hidden, nothing)
         losses, *saved = head_cross_entropy.forward(hidden, weight, places, self.label_smoothing, gradient)
         if rows is None:
             return (blank(losses, nothing), *saved)
@@ -135,7 +141,7 @@ class HeadCrossEntropy(Operation):
         if not weight.shape[0] or (rows is not None and not rows.size):
             return mx.zeros_like(hidden), mx.zeros_like(weight), None
         if rows is None:
-            upstream = blank(cotangent, nothing)
+            hidden, upstream = blank(hidden, nothing), blank(cotangent, nothing)
             return head_cross_entropy.vjp(upstream, (hidden, weight, places), output, needs, self.label_smoothing)
         losses, *saved = output if isinstance(output, tuple) else (output,)
         given, seen = (hidden[rows], weight, places[rows]), (losses[rows], *saved)

@@ -17,8 +17,9 @@ if (row < rows) {
   auto to = gradient + size_t(row) * n;
   const float smoothing = numbers[0];
   const int64_t target = int64_t(targets[row]);
-  // An id outside the row has no gradient: its loss is NaN whatever the logits are.
-  const float upstream = target >= 0 && target < int64_t(n) ? float(cotangent[row]) * numbers[1] : 0.0f;
+  // An id outside the row has no gradient, whatever the logits are: 0 times what is no number would be none.
+  const bool known = target >= 0 && target < int64_t(n);
+  const float upstream = known ? float(cotangent[row]) * numbers[1] : 0.0f;
   const float top = seen[2 * row];
   const float sum = seen[2 * row + 1];
   // The softmax of a row that holds +inf, of which the sum is infinite, is NaN.
@@ -33,7 +34,7 @@ if (row < rows) {
     for (int i = 0; i < 4 * CHUNKS; ++i) {
       // Of halves the rounding exceeds what the faster function loses.
       const float power = sizeof(T) == 2 ? metal::fast::exp(values[i] - top) : metal::exp(values[i] - top);
-      values[i] = power * factor - even;
+      values[i] = known ? power * factor - even : 0.0f;
     }
     _Pragma("unroll")
     for (int chunk = 0; chunk < CHUNKS; ++chunk) {
