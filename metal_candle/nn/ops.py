@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import Any, TypeVar
 
-from ..error import ArgumentTypeError, ArgumentValueError, ShapeMismatchError
-from ..error.text import described
+from ..error import ArgumentValueError, ShapeMismatchError
 from ..graph.node import record
-from ..graph.operations.fused import Rope, Sdpa, Swiglu
-from ..graph.operations.norm import WeightedRMSNorm
+from ..graph.operations.counts import number
+from ..graph.operations.fused import Sdpa, Swiglu
+from ..graph.operations.norm import LayerNorm, WeightedRMSNorm
+from ..graph.operations.piecewise import HardSigmoid, LeakyRelu, Mish, Selu
 from ..graph.operations.random import Dropout, random_key
 from ..graph.operations.softcap import Softcap
-from ..shape import DimLike
+from ..shape import DimLike, resolve_dim
 from ..tensor.base import TensorBase
 from .capped_attention import capped_attention
+from .constructors import Default
+from .module import Module
+from .pixels import pixel_shuffle as pixel_shuffle
+from .pixels import pixel_unshuffle as pixel_unshuffle
+from .pixels import replication_pad2d as replication_pad2d
+from .plain_norms import layer_norm_slow as layer_norm_slow
+from .plain_norms import rms_norm_slow as rms_norm_slow
 
 T = TypeVar("T", bound=Any)
 
@@ -44,15 +51,45 @@ def silu(xs: T) -> T:
 
 
 def sigmoid(xs: T) -> T:
-    """1 / (1 + exp(-x))."""
+    """1 / (1 + exp(-x)). Raises ``UnsupportedDTypeForOpError`` for integers, as do the functions below."""
     result: T = xs.sigmoid()
     return result
 
 
+def hard_sigmoid(xs: T) -> T:
+    """(x + 3) / 6 kept within 0 and 1."""
+    result: T = xs._record(HardSigmoid())
+    return result
+
+
+def mish(xs: T) -> T:
+    """x · tanh(ln(1 + exp(x))); value and gradient are finite for every finite x."""
+    result: T = xs._record(Mish())
+    return result
+
+
+def leaky_relu(xs: T, negative_slope: float) -> T:
+    """x where it is positive, else negative_slope · x; at 0 the gradient is the mean of both slopes."""
+    result: T = xs._record(LeakyRelu(number("leaky_relu", "negative_slope", negative_slope)))
+    return result
+
+
+def selu(xs: T, alpha: float, gamma: float) -> T:
+    """gamma · (x where it is positive, else alpha · (exp(x) - 1)), in every float dtype; candle's takes F32 only.
+
+    Klambauer et al. 2017 have alpha 1.6732632423543772 and gamma 1.0507009873554805.
+    """
+    result: T = xs._record(Selu(number("selu", "alpha", alpha), number("selu", "gamma", gamma)))
+    return result
+
+
 def swiglu(xs: T) -> T:
-    """The last dim in two halves: silu(first) · second."""
-    gate, up = xs.chunk(2, -1)
-    result: T = silu_mul(gate, up)
+    """The last dim in two halves: silu(first) · second. Raises ``ShapeMismatchError`` where its size is odd."""
+    dim = resolve_dim(-1, xs.shape, "swiglu")
+    half, rest = divmod(xs.shape[dim], 2)
+    if rest:
+        raise ShapeMismatchError(f"swiglu: got shape {tuple(xs.shape)}; takes a last dim of even size")
+    result: T = silu_mul(xs.narrow(dim, 0, half), xs.narrow(dim, half, half))
     return result
 
 
@@ -68,29 +105,34 @@ def rms_norm(xs: T, alpha: TensorBase, eps: float) -> T:
     return result
 
 
+def layer_norm(xs: T, alpha: TensorBase, beta: TensorBase, eps: float) -> T:
+    """``(x - mean) / sqrt(variance + eps) · alpha + beta`` over the last dim; alpha and beta ``(n,)``."""
+    result: T = xs._record(LayerNorm(eps), xs._lift(alpha), xs._lift(beta))
+    return result
+
+
 def softcap(xs: T, cap: float) -> T:
     """cap · tanh(xs / cap) in one operation, as Gemma 2 caps its logits. candle spells it out.
 
     Raises ``ArgumentTypeError`` for a cap that is no number, ``ArgumentValueError`` for one that is not positive and
     finite.
     """
-    if not isinstance(cap, Real):
-        raise ArgumentTypeError(f"softcap: got cap {described(cap)}; takes a positive number")
-    if not 0 < cap < math.inf:
+    if not 0 < number("softcap", "cap", cap) < math.inf:
         raise ArgumentValueError(f"softcap: got cap {cap}; takes a positive number")
     result: T = xs._record(Softcap(cap))
     return result
 
 
-def dropout(xs: T, p: float) -> T:
-    """Elements set to 0 with probability p, the others scaled by 1 / (1 - p)."""
-    result: T = xs._wrap(record(Dropout(p), (xs._node, random_key(xs.device))))
-    return result
+def dropout(xs: T, drop_p: float) -> T:
+    """Elements set to 0 with probability ``drop_p``, the others scaled by 1 / (1 - drop_p).
 
-
-def rope(xs: T, cos: TensorBase, sin: TensorBase) -> T:
-    """Rotary embedding of ``(b, h, t, d)``, halves paired; cos and sin ``(t, d/2)``."""
-    result: T = xs._record(Rope(), xs._lift(cos), xs._lift(sin))
+    Each call draws anew from the generator that ``Device.set_seed`` seeds, but none for 0: that gives the tensor
+    itself. Raises ``ArgumentValueError`` unless 0 <= drop_p < 1, ``UnsupportedDTypeForOpError`` for integers.
+    """
+    operation = Dropout(number("dropout", "drop_p", drop_p))
+    if operation.p == 0:
+        return xs
+    result: T = xs._wrap(record(operation, (xs._node, random_key(xs.device))))
     return result
 
 
@@ -116,3 +158,11 @@ def sdpa(
     masks = () if mask is None else (q._lift(mask),)
     result: T = q._record(Sdpa(scale, do_causal), k, v, *masks)
     return result
+
+
+class Identity(Default, Module):
+    """What it is given. candle: ``candle_nn::ops::Identity``."""
+
+    def forward(self, xs: T) -> T:
+        """The tensor itself."""
+        return xs
