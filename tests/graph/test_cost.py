@@ -59,11 +59,24 @@ BY_HAND: dict[str, tuple[Operation, tuple[Metas, ...]]] = {
     "global_norm": (Operation.GlobalNorm, (meta(5, 7), meta(3))),
     "add_rms_norm": (Operation.AddRMSNorm(1e-5), (meta(5, 7), meta(5, 7), meta(7))),
     "add_layer_norm": (Operation.AddLayerNorm(1e-5), (meta(5, 7), meta(5, 7), meta(7), meta(7))),
+    "batch_norm": (Operation.BatchNorm(1e-5, True), (meta(5, 7), meta(7), meta(7))),
+    "expert_linear": (Operation.ExpertLinear(32), (meta(5, 7), ids(5), meta(3, 2, 7))),
     "lstm": (Operation.LSTM, (meta(2, 3, 8), meta(2, 2), meta(2, 2), meta(8, 2))),
-    "adam_w_update": (
-        Operation.AdamWUpdate((True, True), 0.9, 0.999, 1e-8, 0.01),
+    "adam_update": (
+        Operation.AdamUpdate((True, True), 1.0, True, 0.9, 0.999, 1e-8, 0.01, True),
         (meta(5, 7), meta(3), meta(5, 7), meta(3), meta(38), meta(38), meta(), meta(), meta()),
     ),
+    "sgd_update": (
+        Operation.SGDUpdate((True, True), 1.0, False, 0.9, True, 0.0, 0.0),
+        (meta(5, 7), meta(3), meta(5, 7), meta(3), meta(38), meta(), meta()),
+    ),
+    "muon_update": (
+        Operation.MuonUpdate((True, False), 1.0, False, 0.95, 0.01, True, 5),
+        (meta(5, 7), meta(3, 2), meta(5, 7), meta(41), meta(), meta()),
+    ),
+    "clip_factor": (Operation.ClipFactor(1.0), (meta(),)),
+    "scale_gradients": (Operation.ScaleGradients, (meta(5, 7), meta(3), meta())),
+    "clamp_gradients": (Operation.ClampGradients(1.0), (meta(5, 7), meta(3))),
 }
 CASES = [
     pytest.param(operation, inputs, id=f"{key}-{n}")
@@ -324,8 +337,14 @@ def test_views_move_nothing_and_their_gradients_only_what_they_must() -> None:
 
 
 def test_the_optimizer() -> None:
-    operation, inputs = BY_HAND["adam_w_update"]
+    operation, inputs = BY_HAND["adam_update"]
     assert flops(operation, *inputs) == 15 * 38
+    operation, inputs = BY_HAND["sgd_update"]
+    assert flops(operation, *inputs) == (2 + 2 + 2) * 38
+    # Of the 5 x 7 matrix alone: five steps of three products, with 5 the smaller side.
+    operation, inputs = BY_HAND["muon_update"]
+    assert flops(operation, *inputs) == 5 * (2 * 2 * 5 * 35 + 2 * 5**3) + 12 * 35
+    assert flops(*BY_HAND["scale_gradients"][:1], *BY_HAND["scale_gradients"][1]) == 38
 
 
 # --- costs of graphs ------------------------------------------------------------------------------

@@ -37,13 +37,20 @@ WRITTEN = {
     "dropout": "test_random.py",
     "head_cross_entropy": "test_head_cross_entropy.py",
     "cross_entropy": "../nn/test_loss.py",
-    "adam_w_update": "../nn/test_optim.py",
+    "adam_update": "../nn/test_optim_adam.py",
+    "sgd_update": "../nn/test_optim_sgd.py",
+    "muon_update": "../nn/test_optim_muon.py",
     "quantized_linear": "../quantized/test_qmatmul.py",
     "quantized_embedding": "../quantized/test_qtensor.py",
-    "global_norm": "../nn/test_optim.py",
+    "global_norm": "../nn/test_optim_clip.py",
+    "clip_factor": "../nn/test_optim_clip.py",
+    "scale_gradients": "../nn/test_optim_clip.py",
+    "clamp_gradients": "../nn/test_optim_clip.py",
     "add_rms_norm": "test_add_norm.py",
     "add_layer_norm": "test_add_norm.py",
     "lstm": "../nn/test_rnn_lstm.py",
+    "expert_linear": "../nn/test_moe.py",
+    "batch_norm": "../nn/test_batch_norm.py",
 }
 # What candle and metal-candle have no name for.
 UNNAMED = ("add_lora", "grouped_lora")

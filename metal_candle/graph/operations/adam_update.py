@@ -21,7 +21,6 @@ class AdamUpdate(Update):
     (0.00100000005 becomes 0.00099998713), and it corrects only when told to: hence a rule of our own.
     """
 
-    counted = True
     beta1: float
     beta2: float
     eps: float

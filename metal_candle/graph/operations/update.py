@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -42,15 +42,14 @@ class Update(Operation, abstract=True):
     """One step of an optimizer for several parameters at once: a dozen calls in place of thousands.
 
     Inputs: the parameters; a gradient for each that ``present`` marks; the moments of all of them, each flat; scalars
-    that change from step to step: the rate, which ``ratio`` multiplies, for a ``counted`` record the number of the
-    step, from 1, and for a ``scaled`` one a factor for the gradients. Results: the new parameters, then the new
+    that change from step to step: the rate, which ``ratio`` multiplies, the number of the step, from 1, and for a
+    ``scaled`` record a factor for the gradients. Results: the new parameters, then the new
     moments; a parameter without a gradient stays as it is. It is computed in F32, of F64 in F64, whatever the
     parameters' dtype; the moments are kept in that.
     """
 
     arity = None
     differentiable = False
-    counted: ClassVar[bool] = False
     present: tuple[bool, ...]
     ratio: float
     scaled: bool
@@ -73,7 +72,7 @@ class Update(Operation, abstract=True):
             inputs[count : count + given],
             inputs[count + given : scalars],
             next(rest),
-            next(rest) if self.counted else None,
+            next(rest),
             next(rest) if self.scaled else None,
         )
 
@@ -103,8 +102,8 @@ class Update(Operation, abstract=True):
         if self.scaled:
             gradient = gradient * parts.factor.astype(dtype)
         old = flat(parameters, dtype), *parts.moments
-        step = parts.step.astype(dtype) if self.counted else None
-        results = self.new(old[0], gradient, parts.moments, self.scaled_rate(parts.rate, dtype), step)
+        scalars = self.scaled_rate(parts.rate, dtype), parts.step.astype(dtype)
+        results = self.new(old[0], gradient, parts.moments, *scalars)
         if not all(self.present):
             sizes = [mx.full((p.size,), here) for p, here in zip(parameters, self.present)]
             here = mx.concatenate(sizes)

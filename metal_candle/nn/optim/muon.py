@@ -35,9 +35,8 @@ class Muon(Optimizer[ParamsMuon]):
 
     def _check(self, var: Var, place: int) -> None:
         if var.rank < 2:
-            raise UnexpectedNumberOfDimsError(
-                f"Muon: variable {place}", "2 or more (AdamW is for the others)", var.shape
-            )
+            takes = "2 or more, AdamW the others"
+            raise UnexpectedNumberOfDimsError(f"Muon: variable {place}", takes, var.shape)
 
     def _moments(self, params: ParamsMuon) -> tuple[str, ...]:
         return ("v",)

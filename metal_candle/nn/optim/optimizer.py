@@ -269,11 +269,7 @@ class Optimizer(New, Generic[P]):
         """The update of each bundle, with what it sets, and the count's."""
         count = record(_next, (self._count._node,))
         results: list[tuple[GraphNode, Sequence[CellTensor]]] = [(count, [self._count])]
-        scalars = [self._rate._node]
-        if self.record_type.counted:
-            scalars.append(count)
-        if scale is not None:
-            scalars.append(scale)
+        scalars = [self._rate._node, count] if scale is None else [self._rate._node, count, scale]
         for bundle in self._bundles:
             gradients = [known.get(int(var._variable.id)) for var in bundle.vars]
             present = tuple([gradient is not None for gradient in gradients])

@@ -8,6 +8,7 @@ from typing import Any, Union
 
 from ...error import ArgumentTypeError, ArgumentValueError
 from ...error.text import described
+from ...tensor.base import TensorBase
 from ...tensor.var import Var
 from ..constructors import New
 from .params import Params
@@ -48,7 +49,8 @@ def listed(op: str, vars: Any) -> list[Var]:
     found = list(vars)
     for var in found:
         if not isinstance(var, Var):
-            raise ArgumentTypeError(f"{op}: got {described(var)} in the list of variables; takes Vars")
+            got = "a tensor" if isinstance(var, TensorBase) else described(var)
+            raise ArgumentTypeError(f"{op}: got {got} in the list of variables; takes Vars, as VarMap.all_vars() gives")
     return found
 
 
