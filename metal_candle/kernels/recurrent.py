@@ -59,7 +59,7 @@ def states_before(first: mx.array, states: mx.array) -> mx.array:
 
 
 def gate_products(weight: mx.array, batch: int) -> Callable[[mx.array], mx.array]:
-    """What gives ``h · Wᵀ`` of each gate in one piece, ``(gates, b, n)``, for h ``(b, n)``; weight ``(gates, n, n)``."""
+    """What gives ``h · Wᵀ`` of each gate, ``(gates, b, n)``, for h ``(b, n)``; weight ``(gates, n, n)``."""
     gates, size, _ = weight.shape
     if batch == 1:  # one product has that order already, and costs less than one for each gate
         flat = weight.reshape(gates * size, size).T
