@@ -40,20 +40,14 @@ def missing(path: str, names: Iterable[str]) -> CannotFindTensorError:
 def _nearest(path: str, parts: Sequence[str], names: list[str], below: list[str], whole_prefix: bool) -> list[str]:
     if not whole_prefix:
         # Most often a prefix is too much or too little: the same end of the name is elsewhere.
-        shared = {name: _shared_end(parts, name.split(".")) for name in names}
-        most = max(shared.values())
-        if most > 1:
-            return [name for name in names if shared[name] == most][:3]
+        for start in range(len(parts) - 1):
+            end = ".".join(parts[start:])
+            found = [name for name in names if name.endswith(end) and name[: -len(end)][-1:] in ("", ".")]
+            if found:
+                return found[:3]
     if len(names) > _COMPARED:
         names = below[:_COMPARED]
     return difflib.get_close_matches(path, names, n=3)
-
-
-def _shared_end(parts: Sequence[str], others: Sequence[str]) -> int:
-    count = 0
-    while count < min(len(parts), len(others)) and parts[-1 - count] == others[-1 - count]:
-        count += 1
-    return count
 
 
 def _children(prefix: Sequence[str], names: list[str]) -> str:
@@ -63,7 +57,7 @@ def _children(prefix: Sequence[str], names: list[str]) -> str:
     while not prefix and len({tuple(parts[: depth + 1]) for parts in split}) == 1 < min(map(len, split)) - depth:
         depth += 1
     found = list(dict.fromkeys(".".join(parts[len(prefix) : depth + 1]) for parts in split))
-    found.sort(key=lambda child: (int(child), "") if child.isascii() and child.isdigit() else (-1, child))
+    found.sort(key=lambda child: [(part.zfill(20) if part.isdigit() else part) for part in child.split(".")])
     if len(found) > _SHOWN:
         found = [*found[: _SHOWN - 2], "…", found[-1]]
     listed = ", ".join(shown(child) or '""' for child in found)

@@ -44,7 +44,9 @@ class TensorMap(StoredTensors):
         value = self._checked(name)
         if isinstance(value, Tensor):
             return value
-        return Tensor.from_mlx(value, dev) if isinstance(value, mx.array) else Tensor.from_numpy(value, Device.Cpu)
+        if isinstance(value, np.ndarray):
+            return Tensor.from_numpy(value, Device.Cpu)
+        return Tensor.from_mlx(value, Device.Cpu if value.dtype == mx.float64 else dev)
 
     def _checked(self, name: str) -> Tensor | mx.array | np.ndarray[Any, Any]:
         value = self._tensors[name]

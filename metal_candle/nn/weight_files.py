@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Union
@@ -16,7 +16,7 @@ from ..safetensors import SliceSafetensors
 from .stored import SafeTensorWithRouting
 
 PathOrStr = Union[str, PathLike[str]]
-Paths = Union[PathOrStr, Sequence[PathOrStr]]
+Paths = Union[PathOrStr, Iterable[PathOrStr]]
 
 
 def open_weights(op: str, paths: Paths) -> SafeTensorWithRouting:
@@ -26,9 +26,9 @@ def open_weights(op: str, paths: Paths) -> SafeTensorWithRouting:
     names; these give the tensors that the index puts there. Raises ``NotFoundError``, ``IoError``,
     ``SafeTensorError`` for a damaged file or index, ``ArgumentTypeError``, and ``ArgumentValueError`` for no path.
     """
-    listed = [paths] if isinstance(paths, (str, PathLike)) else paths
-    if not isinstance(listed, Sequence) or isinstance(listed, (bytes, bytearray)):
+    if isinstance(paths, (bytes, bytearray)) or not isinstance(paths, (str, PathLike, Iterable)):
         raise ArgumentTypeError(f"{op}: got {described(paths)}; takes a list of paths, or one")
+    listed = [paths] if isinstance(paths, (str, PathLike)) else list(paths)
     if not listed:
         raise ArgumentValueError(f"{op}: got no paths; takes one at least")
     readers: list[one_file.Reader] = []

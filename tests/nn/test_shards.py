@@ -78,6 +78,17 @@ def test_along_the_first_dim_only_the_part_is_read(path: Path, monkeypatch: pyte
     assert sizes == [24]
 
 
+def test_a_part_of_a_view(path: Path) -> None:
+    view = mc.safetensors.MmapedSafetensors.new(path).get("a.weight")
+    np.testing.assert_array_equal(view.load_part(-1, 1, 3).numpy(), WEIGHT[:, 1:3])
+    np.testing.assert_array_equal(view.load_part(0, 4, 4).numpy(), WEIGHT[4:])
+    with pytest.raises(error.DimOutOfRangeError, match=r"^load_part: dim 2 is out of range for shape \(4, 6\)"):
+        view.load_part(2, 0, 1)
+    for start, stop in ((3, 5), (-1, 2), (2, 1)):
+        with pytest.raises(error.NarrowInvalidArgsError):
+            view.load_part(0, start, stop)
+
+
 def test_shards() -> None:
     assert Shard.default() == Shard() == Shard(dim=0, rank=0, world_size=1)
     for bad in ((0, 2, 2), (0, -1, 2), (-1, 0, 1), (0, 0, 0)):
