@@ -17,7 +17,6 @@ from ..graph.operations.counts import number
 from ..graph.operations.structure import Detach, Pick
 from ..graph.scopes import scoped
 from ..kernels.batch_norm import values_per_channel
-from ..tensor.base import TensorBase
 from ..tensor.eager import Tensor
 from ..tensor.lazy import LazyTensor
 from ..tensor.var import Var
@@ -157,15 +156,17 @@ class BatchNorm(ModuleT):
             statistics = [_constant(each) for each in self._statistics(False)]
             return xs._wrap(record(RunningBatchNorm(self._eps), (xs._node, *statistics, *affine)))
         node = record(BatchNormOperation(self._eps, self._remove_mean), (xs._node, *affine))
-        if not isinstance(xs, LazyTensor) and current_trace() is None:
-            evaluate_one(node)
-        mean, variance = self._statistics(isinstance(xs, LazyTensor))
+        batch = [record(_second, (node,)), record(_third, (node,))]
+        lazy = isinstance(xs, LazyTensor) or current_trace() is not None
+        if not lazy:
+            for each in (node, *batch):
+                evaluate_one(each)
+        mean, variance = self._statistics(lazy)
         if self._remove_mean:
-            new = record(RunningStatistic(self._momentum, 1.0), (mean, record(_second, (node,))))
-            _set(self._running_mean, xs, new)
+            _set(self._running_mean, record(RunningStatistic(self._momentum, 1.0), (mean, batch[0])), lazy)
         count = values_per_channel(shape)
         unbiased = RunningStatistic(self._momentum, count / (count - 1))
-        _set(self._running_var, xs, record(unbiased, (variance, record(_third, (node,)))))
+        _set(self._running_var, record(unbiased, (variance, batch[1])), lazy)
         return xs._wrap(record(_first, (node,)))
 
     @scoped
@@ -207,11 +208,12 @@ def _restore(node: GraphNode) -> None:
         variable.restore(node)
 
 
-def _set(running: Var, xs: TensorBase, new: GraphNode) -> None:
-    if isinstance(xs, LazyTensor):
+def _set(running: Var, new: GraphNode, lazy: bool) -> None:
+    if lazy:
         running._variable.assign_node(new)
     else:
-        running._store(new)
+        evaluate_one(new)
+        running._variable.assign(new.value)  # type: ignore[arg-type]
 
 
 def _constant(node: GraphNode) -> GraphNode:

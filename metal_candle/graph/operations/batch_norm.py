@@ -116,6 +116,7 @@ class RunningStatistic(Operation):
 
     arity = 2
     differentiable = False
+    samples = (Sample(((12,), (12,)), (0.1, 1.25)),)
     flops_per_element = 3
     momentum: float
     factor: float
@@ -128,3 +129,7 @@ class RunningStatistic(Operation):
     def lower(self, running: mx.array, batch: mx.array) -> mx.array:
         wide = running.astype(batch.dtype) if is_half(running) else running
         return (wide * (1 - self.momentum) + batch * (self.momentum * self.factor)).astype(running.dtype)
+
+    @staticmethod
+    def numpy(running: Any, batch: Any, momentum: float, factor: float) -> Any:
+        return running * (1 - momentum) + batch * (momentum * factor)
