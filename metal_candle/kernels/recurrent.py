@@ -6,11 +6,15 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from .elementary import D0, D2, LN_2_HIGH, LN_2_LOW, LOG2_E, ROUND, SMALL
+from .elementary import LN_2_HIGH, LN_2_LOW, LOG2_E, ROUND
 from .elementary import sigmoid as _sigmoid
 from .kernel import on_cpu
 from .slices import sliced
 from .variant import is_half
+
+# Below this many elements the operations that tanh is made of cost more than they save. Measured, MLX's against ours:
+# 18 and 21 ns an element for 8,192 of them, 19 and 7 for 32,768.
+SMALL = 16384
 
 
 def sigmoid(x: mx.array) -> mx.array:
@@ -19,11 +23,7 @@ def sigmoid(x: mx.array) -> mx.array:
 
 
 def tanh(x: mx.array) -> mx.array:
-    """Hyperbolic tangent; of many float32 on the CPU within a relative error of 2e-6.
-
-    MLX's CPU back-end for x86 takes 28 ns an element, the same made of adds, products and one division 5; measured
-    on 4,096 and more elements.
-    """
+    """Hyperbolic tangent; of many float32 on the CPU within a relative error of 5e-7."""
     if x.dtype != mx.float32 or x.size < SMALL or not on_cpu():
         return mx.tanh(x)
     result: mx.array = sliced(_tanh, x)
@@ -31,16 +31,18 @@ def tanh(x: mx.array) -> mx.array:
 
 
 def _tanh(x: mx.array) -> mx.array:
-    # exp(2x) = (d + t) / (d - t) · 2**n, so tanh = (exp(2x) - 1) / (exp(2x) + 1) in one division. Where n is 0 the
-    # numerator is 2t, without cancellation; from 9 on the result is 1 in float32.
+    # exp(2x) = (d + t) / (d - t) · p with p = 2**n and d = t·coth(t/2), |t| <= ln(2)/2, here to its term t⁴; so that
+    # tanh = (exp(2x) - 1) / (exp(2x) + 1) is one division, whose numerator has no cancellation: it is 2t where n is 0.
+    # From 9.02 on the result is 1 in float32.
     x = mx.clip(x, -9.5, 9.5)
     biased = x * (2 * LOG2_E) + ROUND
     n = biased - ROUND
     t = 2 * x - n * LN_2_HIGH - n * LN_2_LOW
-    d = mx.square(t) * D2 + D0
-    above = (d + t) * (biased.view(mx.int32) << 23).view(mx.float32)
-    below = d - t
-    return (above - below) / (above + below)
+    square = mx.square(t)
+    d = square * (1 / 6 - square * (1 / 360)) + 2
+    power = (biased.view(mx.int32) << 23).view(mx.float32)
+    more, less = power + 1, power - 1
+    return (t * more + d * less) / (d * more + t * less)
 
 
 def wide(*arrays: mx.array) -> list[mx.array]:
