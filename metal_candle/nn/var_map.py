@@ -122,8 +122,9 @@ class VarMap(New):
         """Give every variable of the map the values of the file's tensor of its name; others are not looked at.
 
         A folder and an index are taken, too, as by ``from_mmaped_safetensors``. All tensors are read before the first
-        variable changes, so that for a moment memory holds both. Raises ``CannotFindTensorError``, ``UnexpectedShapeError``, ``UnexpectedDTypeError``, or
-        ``VariablesError`` with all that does not fit; ``NotFoundError``, ``IoError``, ``SafeTensorError``.
+        variable changes: for a moment memory holds both. Raises ``CannotFindTensorError``, ``UnexpectedShapeError``,
+        ``UnexpectedDTypeError``, or ``VariablesError`` with all that does not fit; ``NotFoundError``, ``IoError``,
+        ``SafeTensorError``.
         """
         if not isinstance(path, (str, PathLike)):
             raise ArgumentTypeError(f"load: got {described(path)}; takes a path")
