@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from typing import Any
 
 import metal_candle as mc
@@ -215,6 +216,19 @@ def test_an_append_is_written_into_the_block() -> None:
         assert k.numpy().shape[2] == position + 1
         assert place() == start
     np.testing.assert_array_equal(k.numpy(), entries(0, 20))
+
+
+@PAIRS
+def test_one_thread_appends_and_another_reads(make: Any) -> None:
+    cache = make()
+    for position in range(6):
+        key = Tensor.new(entries(position, 1))
+        appending = threading.Thread(target=lambda key=key: cache.append(key, key))
+        appending.start()
+        appending.join()
+        np.testing.assert_array_equal(cache.k().numpy(), entries(0, position + 1))
+    k, _ = cache.append(Tensor.new(entries(6, 1)), Tensor.new(entries(6, 1)))
+    np.testing.assert_array_equal(k.numpy(), entries(0, 7))
 
 
 def test_keys_and_values_by_their_caches() -> None:

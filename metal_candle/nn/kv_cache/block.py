@@ -32,10 +32,6 @@ class Block:
         self._like: tuple[tuple[int, ...], DType] | None = None
         self._trace = current_trace()
 
-    def is_empty(self) -> bool:
-        """Whether nothing was written yet."""
-        return self._like is None
-
     def clear(self) -> None:
         """Forget all entries; what was given away keeps them."""
         self._store = self._joined = self._like = None
@@ -88,9 +84,14 @@ class Block:
         if at == 0 and src.shape[axis] >= self.length:
             return src
         held = src._lift(self.entries())
+        self.start()
         if at == self.length:
             return (LazyTensor if isinstance(src, LazyTensor) else Tensor).cat([held, src], axis)
         return held.slice_scatter(src, axis, at)
+
+    def start(self, *others: Block) -> None:
+        """Begin to compute what was written to this block and others, and what they gave."""
+        Store.start(self._store, *[other._store for other in others])
 
     def entries(self) -> Any:
         """The entries, which no write will change; ``None`` before the first."""

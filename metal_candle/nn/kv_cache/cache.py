@@ -38,11 +38,15 @@ class Cache(New):
 
     def all_data(self) -> Any:
         """The whole block, 0 behind the entries; ``None`` before the first append."""
-        return self._block.whole(self._room)
+        whole = self._block.whole(self._room)
+        self._block.start()
+        return whole
 
     def current_data(self) -> Any:
         """All entries, ``None`` before the first append. An eager one is a view of the block."""
-        return self._block.entries()
+        entries = self._block.entries()
+        self._block.start()
+        return entries
 
     def reset(self) -> None:
         """Forget everything; tensors that were given away keep their values."""
@@ -54,6 +58,7 @@ class Cache(New):
         Raises ``ShapeMismatchError``, ``DTypeMismatchError``, ``DimOutOfRangeError``.
         """
         self._put(src, self._block.expect("entries", src))
+        self._block.start()
 
     def _put(self, src: Any, count: int) -> None:
         length = self._block.length
@@ -94,10 +99,13 @@ class KvCache(New):
 
     def append(self, k: Any, v: Any) -> tuple[Any, Any]:
         """All keys and values up to and including these. Raises as ``Cache.append``; nothing has changed then."""
-        count = expect_pair(self._k._block, self._v._block, k, v)
+        keys, values = self._k._block, self._v._block
+        count = expect_pair(keys, values, k, v)
         self._k._put(k, count)
         self._v._put(v, count)
-        return self._k.current_data(), self._v.current_data()
+        both = keys.entries(), values.entries()
+        keys.start(values)
+        return both
 
     def current_seq_len(self) -> int:
         """How many keys are in."""

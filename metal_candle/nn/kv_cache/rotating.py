@@ -46,11 +46,15 @@ class RotatingCache(New):
 
     def all_data(self) -> Any:
         """The whole ring, 0 where nothing was written; ``None`` before the first append."""
-        return self._block.whole(self._room)
+        whole = self._block.whole(self._room)
+        self._block.start()
+        return whole
 
     def current_data(self) -> Any:
         """The entries that are there, in the ring's order; ``None`` before the first append."""
-        return None if self._block.is_empty() else self._block.snapshot()
+        entries = self._block.snapshot()
+        self._block.start()
+        return entries
 
     def reset(self) -> None:
         """Forget everything; tensors that were given away keep their values."""
@@ -63,7 +67,9 @@ class RotatingCache(New):
         ``src`` may be of any size in ``dim`` and is like the others in every other. Raises ``ShapeMismatchError``,
         ``DTypeMismatchError``, ``DimOutOfRangeError``.
         """
-        return self._put(src, self._block.expect("entries", src))
+        entries = self._put(src, self._block.expect("entries", src))
+        self._block.start()
+        return entries
 
     def _put(self, src: Any, count: int) -> Any:
         block, room, axis = self._block, self._room, self._block.axis(src)
@@ -140,8 +146,11 @@ class RotatingKvCache(New):
 
     def append(self, k: Any, v: Any) -> tuple[Any, Any]:
         """The keys and values as ``RotatingCache.append`` gives them. Raises as it does; nothing has changed then."""
-        count = expect_pair(self._k._block, self._v._block, k, v)
-        return self._k._put(k, count), self._v._put(v, count)
+        keys, values = self._k._block, self._v._block
+        count = expect_pair(keys, values, k, v)
+        both = self._k._put(k, count), self._v._put(v, count)
+        keys.start(values)
+        return both
 
     def offset(self) -> int:
         """Where in the ring the next key goes."""

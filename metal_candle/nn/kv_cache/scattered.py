@@ -110,15 +110,17 @@ class ScatteredKvCache:
                 takes = f"as many as its indices were made for, {count} of {batch} streams"
                 raise ShapeMismatchError(f"append: got {what} {list(new.shape)}; takes {takes}")
         self._k, self._v = _written(self._k, k, iam), _written(self._v, v, iam)
-        return (k, v) if k.shape[2] >= self._shape[2] else (self.k(), self.v())
+        both = (k, v) if k.shape[2] >= self._shape[2] else (_snapshot(self._k), _snapshot(self._v))
+        Store.start(*[held for held in (self._k, self._v) if isinstance(held, Store)])
+        return both
 
     def k(self) -> Any:
         """All keys, 0 where nothing was written."""
-        return _snapshot(self._k)
+        return _started(self._k)
 
     def v(self) -> Any:
         """All values, 0 where nothing was written."""
-        return _snapshot(self._v)
+        return _started(self._v)
 
 
 def _written(held: Any, new: Any, iam: IndicesAndMask) -> Any:
@@ -129,12 +131,20 @@ def _written(held: Any, new: Any, iam: IndicesAndMask) -> Any:
             if stream.size:
                 held.write((stream, slice(None), place), new.mlx()[stream, :, token])
             return held
-        held = held.snapshot()
+        held = _started(held)
     return new._lift(held)._record(ScatteredWrite(), new, new._lift(iam._places))
 
 
 def _snapshot(held: Any) -> Any:
     return held.snapshot() if isinstance(held, Store) else held
+
+
+def _started(held: Any) -> Any:
+    """The snapshot, with its computation begun."""
+    shown = _snapshot(held)
+    if isinstance(held, Store):
+        Store.start(held)
+    return shown
 
 
 class ScatteredCacheBuilder(New):

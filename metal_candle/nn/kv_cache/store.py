@@ -16,23 +16,24 @@ from ...shape import Shape
 from ...tensor.eager import Tensor
 
 MOST = 16
-"""Arrays that may be on their way at once: who reads again and again without a write waits then."""
+"""Arrays read since a write that may be on their way at once: who reads again and again waits then."""
 
 
 class Store:
     """An MLX array that is written to: in place where nobody else holds what was there, else MLX copies it.
 
-    Nobody waits for a write; the next one does, as it could not be in place before.
+    What was written and read is computed from ``start`` on, of several stores at once: that takes longer than the
+    writing. Nobody waits for it but the next write, which could not be in place before.
     """
 
     def __init__(self, array: mx.array, device: Device) -> None:
         self.array, self.device = array, device
-        # Since the last write: what is perhaps still being computed, and with it held, and what was shown.
-        self._started: list[mx.array] = []
+        # Since the last write: what is perhaps not computed yet, and until then held, and what was shown.
+        self._fresh: list[mx.array] = []
         self._shown: list[ref[Shown]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_started": [], "_shown": []}  # a copy has done nothing yet
+        return {**self.__dict__, "_fresh": [], "_shown": []}  # a copy has done nothing yet
 
     @classmethod
     def zeros(cls, shape: tuple[int, ...], dtype: DType, device: Device) -> Store:
@@ -41,28 +42,29 @@ class Store:
 
     def write(self, index: Any, values: mx.array) -> None:
         """Put ``values`` where MLX's ``index`` says."""
-        mx.eval(self._started)
+        mx.eval(self._fresh)
         for shown in self._shown:
             tensor = shown()
             if tensor is not None:
                 tensor.let_go()
-        self._started, self._shown = [], []
         with on_device(self.device):
             self.array[index] = values
-            self._start(self.array)
+        self._fresh, self._shown = [self.array], []
 
-    def _start(self, array: mx.array) -> None:
-        mx.async_eval(array)  # type: ignore[no-untyped-call]
-        self._started.append(array)
-        if len(self._started) == MOST:
-            mx.eval(self._started)
-            self._started = []
+    @staticmethod
+    def start(*stores: Store | None) -> None:
+        """Begin to compute what was written to these stores and read from them."""
+        arrays = [array for store in stores if store is not None for array in store._fresh]
+        mx.async_eval(arrays)  # type: ignore[no-untyped-call]
 
     def read(self, index: Any) -> GraphNode:
         """A leaf with what is at ``index`` now."""
         with on_device(self.device):
             part = self.array[index]
-            self._start(part)
+        if len(self._fresh) == MOST:
+            mx.eval(self._fresh)
+            self._fresh = []
+        self._fresh.append(part)
         return GraphNode(Operation.Input, (), Meta(Shape(part.shape), DType.of(part.dtype)), self.device, value=part)
 
     def show(self, index: Any) -> Tensor:
@@ -92,6 +94,7 @@ class Shown(Tensor):
         own = self._own
         if own is None:
             own = self._own = self._from.read(self._index)
+            Store.start(self._from)
         return own
 
     @_node.setter
