@@ -1,6 +1,6 @@
 """Layers, optimizers and variables, as candle-nn has them."""
 
-from . import init, kv_cache, ops
+from . import init, kv_cache, loss, ops
 from .conv import (
     Conv1d,
     Conv1dConfig,
@@ -73,6 +73,7 @@ __all__ = [
     "linear",
     "linear_b",
     "linear_no_bias",
+    "loss",
     "ops",
     "rms_norm",
     "seq",

@@ -9,6 +9,7 @@ import mlx.core as mx
 from ...dtype import DType
 from ...error import ArgumentTypeError, ArgumentValueError, ShapeMismatchBinaryOpError, UnexpectedNumberOfDimsError
 from ...error.text import described
+from ...graph.operation import Meta
 from ...graph.operations.counts import integer, number
 from ...graph.operations.cross_entropy import CrossEntropy, HeadCrossEntropy
 from ...graph.operations.ids import expect_ids
@@ -113,7 +114,7 @@ def _targets(
         raise ArgumentTypeError(f"{op}: got target {described(target)}; takes a tensor of ids")
     if inp.rank < 2:
         raise UnexpectedNumberOfDimsError(op, "2 or more", inp.shape)
-    expect_ids(op, target._node.meta)
+    expect_ids(op, Meta(target.shape, target.dtype))
     if inp.shape[:-1] != target.shape:
         takes = "(n, c) or (…, c), and a target for each row, (n,) or (…)"
         raise ShapeMismatchBinaryOpError(op, inp.shape, target.shape, takes)

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from ...error import ArgumentTypeError, ArgumentValueError, ShapeMismatchBinaryOpError
 from ...error.text import described
+from ...graph.operation import Meta
 from ...graph.operations.binary import Sub
 from ...graph.operations.counts import number
 from ...graph.operations.linalg import expect_floats
@@ -70,7 +71,7 @@ def _operands(op: str, inp: Any, target: object, mask: object, reduction: object
     checked_reduction(op, reduction)
     if not isinstance(target, TensorBase):
         raise ArgumentTypeError(f"{op}: got target {described(target)}; takes a tensor")
-    expect_floats(op, inp._node.meta, target._node.meta)
+    expect_floats(op, Meta(inp.shape, inp.dtype), Meta(target.shape, target.dtype))
     if inp.shape != target.shape:
         raise ShapeMismatchBinaryOpError(op, inp.shape, target.shape, "equal shapes; nothing is broadcast")
     return inp, inp._lift(target), weights_of(op, inp, mask)
