@@ -1,6 +1,8 @@
 """Layers, optimizers and variables, as candle-nn has them."""
 
-from . import init, kv_cache, loss, ops
+from . import attention, encoding, init, kv_cache, loss, moe, ops, optim, rnn, rotary_emb, sampling, varlen_attention
+from .activation import Activation
+from .batch_norm import BatchNorm, BatchNormConfig, batch_norm
 from .conv import (
     Conv1d,
     Conv1dConfig,
@@ -19,19 +21,46 @@ from .conv import (
     conv_transpose2d,
     conv_transpose2d_no_bias,
 )
+from .dropout import Dropout
 from .embedding import Embedding, embedding
 from .func import Func, FuncT, func, func_t
+from .group_norm import GroupNorm, group_norm
 from .init import FanInOut, Init, NonLinearity, NormalOrUniform
-from .layer_norm import RmsNorm, rms_norm
+from .layer_norm import LayerNorm, LayerNormConfig, RmsNorm, layer_norm, layer_norm_no_bias, rms_norm
 from .linear import Linear, linear, linear_b, linear_no_bias
 from .module import Module, ModuleT
-from .optim import AdamW, ParamsAdamW, clip_factor, global_norm
+from .optim import (
+    SGD,
+    Adam,
+    AdamW,
+    Muon,
+    Optimizer,
+    ParamGroup,
+    ParamsAdam,
+    ParamsAdamW,
+    ParamsMuon,
+    ParamsSGD,
+    clip_factor,
+    clip_grad_norm,
+    clip_grad_value,
+    global_norm,
+)
+from .prelu import PReLU, prelu
+from .rnn import GRU, LSTM, RNN, GRUConfig, LSTMConfig, gru, lstm
 from .sequential import Sequential, seq
 from .var_builder import VarBuilder
 from .var_map import VarMap
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "SGD",
+    "Activation",
+    "Adam",
     "AdamW",
+    "BatchNorm",
+    "BatchNormConfig",
     "Conv1d",
     "Conv1dConfig",
     "Conv2d",
@@ -40,22 +69,39 @@ __all__ = [
     "ConvTranspose1dConfig",
     "ConvTranspose2d",
     "ConvTranspose2dConfig",
+    "Dropout",
     "Embedding",
     "FanInOut",
     "Func",
     "FuncT",
+    "GRUConfig",
+    "GroupNorm",
     "Init",
+    "LSTMConfig",
+    "LayerNorm",
+    "LayerNormConfig",
     "Linear",
     "Module",
     "ModuleT",
+    "Muon",
     "NonLinearity",
     "NormalOrUniform",
+    "Optimizer",
+    "PReLU",
+    "ParamGroup",
+    "ParamsAdam",
     "ParamsAdamW",
+    "ParamsMuon",
+    "ParamsSGD",
     "RmsNorm",
     "Sequential",
     "VarBuilder",
     "VarMap",
+    "attention",
+    "batch_norm",
     "clip_factor",
+    "clip_grad_norm",
+    "clip_grad_value",
     "conv1d",
     "conv1d_no_bias",
     "conv2d",
@@ -65,16 +111,29 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose2d_no_bias",
     "embedding",
+    "encoding",
     "func",
     "func_t",
     "global_norm",
+    "group_norm",
+    "gru",
     "init",
     "kv_cache",
+    "layer_norm",
+    "layer_norm_no_bias",
     "linear",
     "linear_b",
     "linear_no_bias",
     "loss",
+    "lstm",
+    "moe",
     "ops",
+    "optim",
+    "prelu",
     "rms_norm",
+    "rnn",
+    "rotary_emb",
+    "sampling",
     "seq",
+    "varlen_attention",
 ]
