@@ -18,7 +18,7 @@ from metal_candle.graph.plans import planned
 from metal_candle.inference.step import CachedStep
 from metal_candle.kernels import custom
 from metal_candle.models import load_model
-from metal_candle.nn.norm import RmsNorm
+from metal_candle.nn import RmsNorm
 from metal_candle.training import LoRAAdapter, LoRAAdapterConfig, TargetModule
 
 import emulator

@@ -253,6 +253,10 @@ def test_what_steps_refuse() -> None:
             lambda: optimizer.step(loss.backward(), Tensor(1.0), 1.0),
             "step: got both factor and max_norm; takes one of them",
         ),
+        (
+            lambda: optimizer.step(loss.backward(), Tensor([1.0, 2.0])),
+            "step: got a factor of shape [2]; takes a scalar",
+        ),
         (lambda: optimizer.step(loss.backward(), max_norm=-1.0), "step: got max_norm -1.0; takes at least 0"),
         (lambda: optimizer.set_learning_rate("fast"), "set_learning_rate: got 'fast' for lr; takes a number"),
         (lambda: nn.SGD(w, 0.1), "SGD: got a Var; takes a list of Vars, or of ParamGroups"),
