@@ -134,8 +134,8 @@ def test_any_distribution_keeps_the_order_of_the_logits(
     assert chances.sum() == pytest.approx(1)
     assert len(set(ids.tolist())) == len(ids) <= (k or len(values))
     kept, lost = array[ids], np.delete(array, ids)
-    # Logits so near that their probabilities are one float are a tie.
-    assert not lost.size or kept.min() >= lost.max() - 1e-6
+    # Logits so near that the rounding of float32 exponentials decides are a tie.
+    assert not lost.size or kept.min() >= lost.max() - 1e-5
     order = np.argsort(kept, kind="stable")
     assert (np.diff(chances[order]) >= -1e-12).all()
 
