@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import mlx.core as mx
+
 from ..operation import Arrays, Meta, Metas
 from ..work import Work, elements
 from .update import Update, cut, flat, several, working_dtype
@@ -29,14 +31,35 @@ class SGDUpdate(Update):
         momentum = (3 if self.dampening else 2) + 2 * self.nesterov if self.momentum else 0
         return self.scaled + 2 * bool(self.weight_decay) + momentum + 2
 
+    def lower(self, *inputs: Any) -> Arrays:
+        if self.momentum:
+            return super().lower(*inputs)
+        # Two operations for each parameter are fewer than it takes to join them and to part them again.
+        parts = self.parts(inputs)
+        dtype = working_dtype(parts.parameters)
+        rule, given = self._rule(self.scaled_rate(parts.rate, dtype)), iter(parts.gradients)
+        new = []
+        for parameter, here in zip(parts.parameters, self.present):
+            if here:
+                gradient = next(given).astype(dtype)
+                if self.scaled:
+                    gradient = gradient * parts.factor.astype(dtype)
+                moved = rule.apply_single(gradient, parameter.astype(dtype), {})
+                parameter = moved.astype(parameter.dtype)
+            new.append(parameter)
+        return several(new)
+
     def new(self, parameter: Any, gradient: Any, moments: Sequence[Any], rate: Any, step: Any) -> tuple[Any, ...]:
+        state = {"v": moments[0]}
+        parameter = self._rule(rate).apply_single(gradient, parameter, state)
+        return parameter, state["v"]
+
+    def _rule(self, rate: mx.array) -> Any:
         from mlx.optimizers import SGD  # brings mlx.nn along, which who trains otherwise does not wait for
 
         rule = SGD(0.0, self.momentum, self.weight_decay, self.dampening, self.nesterov)
         rule.state["learning_rate"] = rate
-        state = {"v": moments[0]} if moments else {}
-        parameter = rule.apply_single(gradient, parameter, state)
-        return (parameter, state["v"]) if moments else (parameter,)
+        return rule
 
 
 class MuonUpdate(Update):

@@ -15,11 +15,15 @@ from ..work import Work, elements
 
 def flat(arrays: Sequence[mx.array], dtype: mx.Dtype) -> mx.array:
     """The elements of all arrays, one after the other."""
+    if len(arrays) == 1:
+        return arrays[0].reshape(-1).astype(dtype)
     return mx.concatenate([array.reshape(-1).astype(dtype) for array in arrays])
 
 
 def cut(whole: mx.array, like: Sequence[mx.array]) -> list[mx.array]:
     """Parts of a flat array with the shapes of ``like``, in its order."""
+    if len(like) == 1:
+        return [whole.reshape(like[0].shape)]
     parts, start = [], 0
     for array in like:
         parts.append(whole[start : start + array.size].reshape(array.shape))

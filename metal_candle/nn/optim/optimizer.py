@@ -26,7 +26,7 @@ from ...tensor.var import Var
 from ..constructors import New
 from .bundle import Bundle, cell, distribute
 from .clip import Gradients, checked_norm, expect_gradients
-from .param_group import Vars, grouped
+from .param_group import GroupParams, Vars, grouped
 from .params import Params
 from .state import checked, read, write
 
@@ -52,18 +52,16 @@ class Optimizer(New, Generic[P]):
     record_type: ClassVar[type[Update]]
 
     def __init__(self, vars: Vars, config: P | float) -> None:
-        self._params = self._configured(config)
         groups = grouped(self._name(), vars)
-        self._overrides = [group.overrides for group in groups]
-        self._ratios = [self._ratio(group.params(self._params).lr) for group in groups]
+        self._group_params: GroupParams[P] = GroupParams(self._configured(config), groups)
         self._owner: dict[int, int] = {}
         self._vars: list[Var] = []
         self._bundles: list[Bundle] = []
         self._traced = False
         chosen = [self._chosen(group.vars, index) for index, group in enumerate(groups)]
-        self._start(self._params.lr, 0.0)
+        self._start(self._group_params.base.lr, 0.0)
         for index, numbered in enumerate(chosen):
-            distribute(numbered, index, self._moments(self._own_params(index)), self._bundles)
+            distribute(numbered, index, self._moments(self._group_params.group(index)), self._bundles)
 
     # --- what each optimizer says of itself ---------------------------------------------------
 
@@ -96,13 +94,10 @@ class Optimizer(New, Generic[P]):
         Raises ``TrainingError.StateError`` after a step was compiled, which would not know of it.
         """
         self._refuse_after_tracing("push: the variable")
-        if {} not in self._overrides:
-            self._overrides.append({})
-            self._ratios.append(1.0)
-        index = self._overrides.index({})
+        index = self._group_params.plain()
         chosen = self._chosen(grouped("push", [var])[0].vars, index)
         self._start(self.learning_rate(), self._count.to_scalar())
-        distribute(chosen, index, self._moments(self._own_params(index)), self._bundles)
+        distribute(chosen, index, self._moments(self._group_params.group(index)), self._bundles)
 
     def _name(self) -> str:
         return type(self).__name__
@@ -114,17 +109,6 @@ class Optimizer(New, Generic[P]):
             config = kind(lr=number(self._name(), "the configuration", config, takes))
         config.validate()
         return cast("P", config)
-
-    def _ratio(self, lr: float) -> float:
-        base = self._params.lr
-        if lr == base:
-            return 1.0
-        if base == 0:
-            raise ArgumentValueError(
-                f"{self._name()}: got lr {lr} for a group beside lr 0; takes a base rate above 0, which it keeps "
-                "its ratio to"
-            )
-        return lr / base
 
     def _start(self, lr: float, count: float) -> None:
         """Rate and count, on the variables' device; the rate as exact as the widest of them."""
@@ -159,7 +143,8 @@ class Optimizer(New, Generic[P]):
 
     def params(self) -> P:
         """The parameters, with the learning rate in force; groups may have others. candle: ``AdamW::params``."""
-        return replace(self._params, lr=self.learning_rate())
+        params: P = replace(self._group_params.base, lr=self.learning_rate())
+        return params
 
     def set_params(self, params: P) -> None:
         """Use others from the next step on; what a group has of its own stays. candle: ``AdamW::set_params``.
@@ -170,16 +155,16 @@ class Optimizer(New, Generic[P]):
         if not isinstance(params, self.config_type):
             raise ArgumentTypeError(f"set_params: got {described(params)}; takes {self.config_type.__name__}")
         params.validate()
-        new = cast("P", params)
-        if replace(new, lr=self._params.lr) != self._params:
-            self._refuse_after_tracing("set_params: what is not the learning rate")
-        before = [self._moments(self._own_params(group)) for group in range(len(self._overrides))]
+        numbers = self._group_params
         # Groups keep their ratio to the first learning rate, which the new one takes the place of.
-        self._params, old = replace(new, lr=self._params.lr), self._params
-        if [self._moments(self._own_params(group)) for group in range(len(self._overrides))] != before:
-            self._params = old
-            raise TrainingError.StateError(reason="set_params: momentum would come or go; takes another optimizer")
-        self.set_learning_rate(new.lr)
+        new = replace(params, lr=numbers.base.lr)
+        if new != numbers.base:
+            self._refuse_after_tracing("set_params: what is not the learning rate")
+        for group in range(len(numbers.overrides)):
+            if self._moments(numbers.group(group, new)) != self._moments(numbers.group(group)):
+                raise TrainingError.StateError(reason="set_params: momentum would come or go; takes another optimizer")
+        numbers.base = new
+        self.set_learning_rate(params.lr)
 
     def learning_rate(self) -> float:
         """The rate in force: of a group with its own, see ``learning_rates``."""
@@ -190,7 +175,7 @@ class Optimizer(New, Generic[P]):
 
     def learning_rates(self) -> list[float]:
         """The rate in force of every group."""
-        return [self.learning_rate() * ratio for ratio in self._ratios]
+        return [self.learning_rate() * ratio for ratio in self._group_params.ratios]
 
     def set_learning_rate(self, lr: float) -> None:
         """Use another rate from the next step on; a compiled step sees it too. Groups keep their ratios to it."""
@@ -204,10 +189,6 @@ class Optimizer(New, Generic[P]):
     def vars(self) -> list[Var]:
         """The variables it changes, in order."""
         return list(self._vars)
-
-    def _own_params(self, group: int) -> P:
-        overrides = {name: value for name, value in self._overrides[group].items() if name != "lr"}
-        return replace(self._params, **overrides)
 
     # --- steps --------------------------------------------------------------------------------
 
@@ -247,6 +228,8 @@ class Optimizer(New, Generic[P]):
         """Record an update by the gradients of ``known``, which it empties: nothing else may hold them then."""
         if factor is not None and max_norm is not None:
             raise ArgumentValueError("step: got both factor and max_norm; takes one of them")
+        if factor is not None and factor.shape:
+            raise ArgumentValueError(f"step: got a factor of shape {list(factor.shape)}; takes a scalar")
         self._traced = self._traced or current_trace() is not None
         norm: GraphNode | None = None
         scale = None if factor is None else factor._node
@@ -275,7 +258,8 @@ class Optimizer(New, Generic[P]):
             present = tuple([gradient is not None for gradient in gradients])
             if any(present):
                 given = [gradient for gradient in gradients if gradient is not None]
-                numbers = (self._ratios[bundle.group], *self._numbers(self._own_params(bundle.group)))
+                own = self._group_params
+                numbers = (own.ratios[bundle.group], *self._numbers(own.group(bundle.group)))
                 update = bundle.update(present, scale is not None, self.record_type, numbers)
                 results.append((record(update, (*bundle.inputs(given), *scalars)), bundle.cells()))
         return results

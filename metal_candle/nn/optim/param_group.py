@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, Union
+from typing import Any, Generic, TypeVar, Union
 
 from ...error import ArgumentTypeError, ArgumentValueError
 from ...error.text import described
@@ -12,6 +12,8 @@ from ...tensor.base import TensorBase
 from ...tensor.var import Var
 from ..constructors import New
 from .params import Params
+
+P = TypeVar("P", bound=Params)
 
 
 class ParamGroup(New):
@@ -78,3 +80,38 @@ def _of_dict(op: str, group: Mapping[str, Any]) -> ParamGroup:
         got = ", ".join(map(str, rest)) or "nothing"
         raise ArgumentValueError(f'{op}: got a group with {got}; takes "params" (or "vars") and numbers')
     return ParamGroup(rest.pop(names[0]), **rest)
+
+
+class GroupParams(Generic[P]):
+    """The numbers of each group: the optimizer's, with the group's own in their place.
+
+    ``ratios`` are the groups' learning rates to the optimizer's: what has to change under a compiled step is one rate.
+    """
+
+    def __init__(self, base: P, groups: Sequence[ParamGroup]) -> None:
+        self.base = base
+        self.overrides = [group.overrides for group in groups]
+        self.ratios = [_ratio(base, group.params(base).lr) for group in groups]
+
+    def group(self, index: int, base: P | None = None) -> P:
+        """A group's numbers, but for the learning rate, with ``base`` in place of the optimizer's."""
+        overrides = {name: value for name, value in self.overrides[index].items() if name != "lr"}
+        return replace(self.base if base is None else base, **overrides)
+
+    def plain(self) -> int:
+        """The first group without numbers of its own; made if there is none."""
+        if {} not in self.overrides:
+            self.overrides.append({})
+            self.ratios.append(1.0)
+        return self.overrides.index({})
+
+
+def _ratio(base: Params, lr: float) -> float:
+    if lr == base.lr:
+        return 1.0
+    if base.lr == 0:
+        raise ArgumentValueError(
+            f"{base.optimizer}: got lr {lr} for a group beside lr 0; takes a base rate above 0, which it keeps its "
+            "ratio to"
+        )
+    return lr / base.lr
