@@ -26,8 +26,8 @@ import numpy as np
 
 # What a run gives: the loss and the gradients asked for, computed.
 Run = Callable[[bool], tuple[float, Any]]
-# Two float32 means over thousands of rows; our result in bfloat16 has 8 bits.
-AGREE = {"f32": 1e-4, "bf16": 5e-2}
+# Two float32 means over thousands of rows; results in bfloat16 have 8 bits, and torch rounds before it adds.
+AGREE = {"f32": 1e-4, "bf16": 0.2}
 
 # MLX's products of halves take minutes on a CPU: the last is for a GPU.
 CASES = ["f32-logits", "f32-hidden", "bf16-logits", "bf16-hidden"]
