@@ -22,7 +22,7 @@ class Dropout(ModuleT):
 
     def forward(self, xs: T, train: bool | None = None) -> T:
         """``forward_t``; without ``train`` in the mode that ``train()`` and ``eval()`` set."""
-        return self.forward_t(xs, self._training if train is None else train)
+        return self.forward_t(xs, self.is_training() if train is None else train)
 
     def forward_t(self, xs: T, train: bool) -> T:
         """The tensor with elements dropped, or itself where ``train`` is false."""

@@ -12,6 +12,7 @@ from ..graph.node import current_trace
 from ..graph.scopes import contents, scoped
 from ..tensor.base import TensorBase
 from .constructors import New
+from .picture import picture
 
 T = TypeVar("T", bound=TensorBase)
 M = TypeVar("M", bound="Module")
@@ -51,6 +52,9 @@ class Module(New):
         if len(args) == 1 and not kwargs:
             return self.forward(args[0])  # the usual call; passing a dict on, even an empty one, takes twice as long
         return self.forward(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return picture(self, Module)
 
     # --- training mode ------------------------------------------------------------------------
 

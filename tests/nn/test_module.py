@@ -136,3 +136,42 @@ def test_a_compiled_function_lets_modules_go() -> None:
     compiled(Tensor.new(0.0))
     del kept
     assert gone() is None
+
+
+class Block(nn.Module):
+    def __init__(self, vb: nn.VarBuilder) -> None:
+        self.inner, self._eps, self._secret = nn.linear(2, 3, vb.pp("inner")), 1e-5, 7
+        self.myself = self
+
+    def eps(self) -> float:
+        return self._eps
+
+
+class Net(nn.Module):
+    def __init__(self, vb: nn.VarBuilder) -> None:
+        self.blocks = [Block(vb.pp(f"blocks.{i}")) for i in range(3)]
+        self.last = [nn.Dropout(0.5), nn.Activation.Elu(1.5), nn.func(lambda t: t)]
+        self.scale = vb.get((2,), "scale")
+
+
+def test_printed() -> None:
+    net = Net(nn.VarBuilder.zeros("f32"))
+    assert repr(net) == "\n".join(
+        [
+            "Net(",
+            "  scale [2] f32",
+            "  blocks.0 to 2: Block(",
+            "    eps=1e-05",
+            "    inner: Linear(weight [3, 2] f32, bias [3] f32)",
+            "    myself: Block(…)",
+            "  )",
+            "  last.0: Dropout(drop_p=0.5)",
+            "  last.1: Activation.Elu(1.5)",
+            "  last.2: Func()",
+            ")",
+        ]
+    )
+    vb = nn.VarBuilder.zeros("f16")
+    conv = nn.conv2d_no_bias(1, 4, 3, nn.Conv2dConfig(padding=1), vb)
+    assert repr(conv) == "Conv2d(weight [4, 1, 3, 3] f16, padding=1)"
+    assert repr(nn.seq()) == "Sequential()"
