@@ -97,10 +97,7 @@ class Network:
 
         def step(xs: Tensor, targets: Tensor) -> Tensor:
             outputs = net(xs)
-            if classes:
-                found = loss.nll(ops.log_softmax(outputs, D.Minus1), targets)
-            else:
-                found = loss.mse(outputs, targets)
+            found = loss.nll(ops.log_softmax(outputs, D.Minus1), targets) if classes else loss.mse(outputs, targets)
             optimizer.backward_step(found)
             return found
 
