@@ -9,7 +9,7 @@ from ..dtype import DType
 from ..error import ArgumentValueError
 from ..graph.operations.binary import Add
 from ..tensor.eager import Tensor
-from .constructors import Default
+from .constructors import Default, expect_config
 from .init import DEFAULT_KAIMING_NORMAL, Init, over_root
 from .module import Module, T
 from .var_builder import VarBuilder
@@ -103,7 +103,7 @@ class Conv1d(Convolution[Conv1dConfig]):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, config: Conv1dConfig = Conv1dConfig()) -> None:
-        super().__init__(weight, bias, config)
+        super().__init__(weight, bias, expect_config("Conv1d", config, Conv1dConfig))
 
     def forward(self, xs: T) -> T:
         """The convolution. Raises ``Conv1dInvalidArgsError`` where channels or sizes do not fit."""
@@ -120,7 +120,7 @@ class Conv2d(Convolution[Conv2dConfig]):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, config: Conv2dConfig = Conv2dConfig()) -> None:
-        super().__init__(weight, bias, config)
+        super().__init__(weight, bias, expect_config("Conv2d", config, Conv2dConfig))
 
     def forward(self, xs: T) -> T:
         """The convolution, ``(b, c_out, h', w')``. Raises ``ShapeMismatchError`` where something does not fit."""
@@ -163,7 +163,7 @@ class ConvTranspose1d(Convolution[ConvTranspose1dConfig]):
     def __init__(
         self, weight: Tensor, bias: Tensor | None = None, config: ConvTranspose1dConfig = ConvTranspose1dConfig()
     ) -> None:
-        super().__init__(weight, bias, config)
+        super().__init__(weight, bias, expect_config("ConvTranspose1d", config, ConvTranspose1dConfig))
 
     def forward(self, xs: T) -> T:
         """The transposed convolution. Raises ``Conv1dInvalidArgsError`` where channels or sizes do not fit."""
@@ -182,7 +182,7 @@ class ConvTranspose2d(Convolution[ConvTranspose2dConfig]):
     def __init__(
         self, weight: Tensor, bias: Tensor | None = None, config: ConvTranspose2dConfig = ConvTranspose2dConfig()
     ) -> None:
-        super().__init__(weight, bias, config)
+        super().__init__(weight, bias, expect_config("ConvTranspose2d", config, ConvTranspose2dConfig))
 
     def forward(self, xs: T) -> T:
         """The transposed convolution. Raises ``ShapeMismatchError`` where channels or sizes do not fit."""
@@ -198,25 +198,30 @@ class ConvTranspose2d(Convolution[ConvTranspose2dConfig]):
 def conv1d(in_channels: int, out_channels: int, kernel_size: int, cfg: Conv1dConfig, vb: VarBuilder) -> Conv1d:
     """A layer from ``vb``'s ``weight`` and ``bias``. New ones start Kaiming normal, and uniform in ±1/sqrt(in).
 
-    Raises ``ArgumentValueError`` unless ``cfg.groups`` divides both numbers of channels. candle: ``candle_nn::conv1d``.
+    Raises ``ArgumentValueError`` unless ``cfg.groups`` divides both numbers of channels, ``ArgumentTypeError`` for
+    another config. candle: ``candle_nn::conv1d``.
     """
+    expect_config("conv1d", cfg, Conv1dConfig)
     weight = _weight(in_channels, out_channels, (kernel_size,), cfg.groups, vb)
     return Conv1d(weight, _bias(out_channels, over_root(in_channels), vb), cfg)
 
 
 def conv1d_no_bias(in_channels: int, out_channels: int, kernel_size: int, cfg: Conv1dConfig, vb: VarBuilder) -> Conv1d:
     """As ``conv1d``, without bias. candle: ``candle_nn::conv1d_no_bias``."""
+    expect_config("conv1d_no_bias", cfg, Conv1dConfig)
     return Conv1d(_weight(in_channels, out_channels, (kernel_size,), cfg.groups, vb), None, cfg)
 
 
 def conv2d(in_channels: int, out_channels: int, kernel_size: int, cfg: Conv2dConfig, vb: VarBuilder) -> Conv2d:
     """As ``conv1d``, with a square kernel. candle: ``candle_nn::conv2d``."""
+    expect_config("conv2d", cfg, Conv2dConfig)
     weight = _weight(in_channels, out_channels, (kernel_size, kernel_size), cfg.groups, vb)
     return Conv2d(weight, _bias(out_channels, over_root(in_channels), vb), cfg)
 
 
 def conv2d_no_bias(in_channels: int, out_channels: int, kernel_size: int, cfg: Conv2dConfig, vb: VarBuilder) -> Conv2d:
     """As ``conv2d``, without bias. candle: ``candle_nn::conv2d_no_bias``."""
+    expect_config("conv2d_no_bias", cfg, Conv2dConfig)
     return Conv2d(_weight(in_channels, out_channels, (kernel_size, kernel_size), cfg.groups, vb), None, cfg)
 
 
@@ -228,6 +233,7 @@ def conv_transpose1d(
     Raises ``ArgumentValueError`` unless ``cfg.groups`` divides both numbers of channels.
     candle: ``candle_nn::conv_transpose1d``.
     """
+    expect_config("conv_transpose1d", cfg, ConvTranspose1dConfig)
     weight = _transposed(in_channels, out_channels, (kernel_size,), cfg.groups, vb)
     return ConvTranspose1d(weight, _bias(out_channels, over_root(out_channels * kernel_size), vb), cfg)
 
@@ -236,6 +242,7 @@ def conv_transpose1d_no_bias(
     in_channels: int, out_channels: int, kernel_size: int, cfg: ConvTranspose1dConfig, vb: VarBuilder
 ) -> ConvTranspose1d:
     """As ``conv_transpose1d``, without bias. candle: ``candle_nn::conv_transpose1d_no_bias``."""
+    expect_config("conv_transpose1d_no_bias", cfg, ConvTranspose1dConfig)
     return ConvTranspose1d(_transposed(in_channels, out_channels, (kernel_size,), cfg.groups, vb), None, cfg)
 
 
@@ -246,6 +253,7 @@ def conv_transpose2d(
 
     candle: ``candle_nn::conv_transpose2d``.
     """
+    expect_config("conv_transpose2d", cfg, ConvTranspose2dConfig)
     weight = _transposed(in_channels, out_channels, (kernel_size, kernel_size), 1, vb)
     return ConvTranspose2d(weight, _bias(out_channels, over_root(out_channels * kernel_size**2), vb), cfg)
 
@@ -254,6 +262,7 @@ def conv_transpose2d_no_bias(
     in_channels: int, out_channels: int, kernel_size: int, cfg: ConvTranspose2dConfig, vb: VarBuilder
 ) -> ConvTranspose2d:
     """As ``conv_transpose2d``, without bias. candle: ``candle_nn::conv_transpose2d_no_bias``."""
+    expect_config("conv_transpose2d_no_bias", cfg, ConvTranspose2dConfig)
     return ConvTranspose2d(_transposed(in_channels, out_channels, (kernel_size, kernel_size), 1, vb), None, cfg)
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
+from ..error import ArgumentTypeError
+from ..error.text import described
 from ..graph.node import record
 from ..graph.operations.binary import Add
 from ..graph.operations.linalg import Linear
@@ -21,7 +23,7 @@ from ..graph.scopes import scoped
 from ..shape import expect_rank
 from ..tensor.eager import Tensor
 from ..tensor.lazy import LazyTensor
-from .constructors import Default, New
+from .constructors import Default, New, expect_config
 from .init import DEFAULT_KAIMING_UNIFORM, ZERO, Init
 from .module import Module, T
 from .var_builder import VarBuilder
@@ -226,7 +228,12 @@ class LSTM(_Gated[LSTMState]):
     _states = LSTMState
 
     def __init__(self, in_dim: int, hidden_dim: int, config: LSTMConfig, vb: VarBuilder) -> None:
-        super().__init__(4, (in_dim, hidden_dim), config, f"l{config.layer_idx}{config.direction.value}", vb)
+        direction = expect_config("lstm", config, LSTMConfig).direction
+        if not isinstance(direction, Direction):
+            raise ArgumentTypeError(
+                f"lstm: got direction {described(direction)}; takes Direction.Forward or Direction.Backward"
+            )
+        super().__init__(4, (in_dim, hidden_dim), config, f"l{config.layer_idx}{direction.value}", vb)
         self._config = config
 
     def config(self) -> LSTMConfig:
@@ -263,7 +270,7 @@ class GRU(_Gated[GRUState]):
     _states = GRUState
 
     def __init__(self, in_dim: int, hidden_dim: int, config: GRUConfig, vb: VarBuilder) -> None:
-        super().__init__(3, (in_dim, hidden_dim), config, "l0", vb)
+        super().__init__(3, (in_dim, hidden_dim), expect_config("gru", config, GRUConfig), "l0", vb)
         self._config = config
 
     def config(self) -> GRUConfig:

@@ -439,3 +439,17 @@ def test_a_small_network_tells_stripes_apart(kind: Any) -> None:
     assert (logits.argmax(1).numpy() == labels).all()
     compiled = mc.compile(model.forward)(Tensor(images.astype(np.float32)))
     assert_near(compiled.numpy(), logits.numpy(), VALUE[DType.F32])
+
+
+@pytest.mark.parametrize("dims", ["1d", "2d"])
+@pytest.mark.parametrize("kind", ["conv", "conv_transpose"])
+def test_configurations_of_another_kind_are_named(kind: str, dims: str) -> None:
+    vb = nn.VarBuilder.zeros(DType.F32)
+    layer = {"conv": "Conv", "conv_transpose": "ConvTranspose"}[kind] + dims
+    other = nn.Conv2dConfig() if dims == "1d" else nn.Conv1dConfig()
+    for wrong, got in (({"padding": 1}, "a dict"), (vb, "a VarBuilder"), (None, "None"), (other, "a Conv.dConfig")):
+        for name in (f"{kind}{dims}", f"{kind}{dims}_no_bias"):
+            with pytest.raises(mc.error.ArgumentTypeError, match=f"^{name}: got config {got}; takes a {layer}Config$"):
+                getattr(nn, name)(1, 2, 3, wrong, vb)
+        with pytest.raises(mc.error.ArgumentTypeError, match=f"^{layer}: got config {got}; takes a {layer}Config$"):
+            getattr(nn, layer).new(Tensor.zeros((1, 1, 3), "f32"), None, wrong)

@@ -8,6 +8,7 @@ from typing import Any
 import metal_candle as mc
 from metal_candle import Device, DType, LazyTensor, Tensor, Var, nn
 from metal_candle.error import (
+    ArgumentTypeError,
     DTypeMismatchError,
     OpRequiresAtLeastOneTensorError,
     ShapeMismatchBinaryOpError,
@@ -281,6 +282,20 @@ def test_refusals() -> None:
     lazy = layer.seq(LazyTensor.from_tensor(x))[-1]
     with pytest.raises(mc.Error, match="LazyTensor beside an eager tensor"):
         layer.seq_init(x, lazy)
+
+
+def test_configurations_of_another_kind_are_named() -> None:
+    vb = nn.VarBuilder.zeros("f32")
+    wrong: Any
+    for wrong, got in ((nn.GRUConfig(), "a GRUConfig"), ({}, "a dict"), (vb, "a VarBuilder")):
+        with pytest.raises(ArgumentTypeError, match=f"^lstm: got config {got}; takes a LSTMConfig$"):
+            lstm(3, 4, wrong, vb)
+    wrong = LSTMConfig()
+    with pytest.raises(ArgumentTypeError, match=r"^gru: got config a LSTMConfig; takes a GRUConfig$"):
+        nn.gru(3, 4, wrong, vb)
+    wrong = "backward"
+    with pytest.raises(ArgumentTypeError, match=r"^lstm: got direction 'backward'; takes Direction.Forward or"):
+        lstm(3, 4, LSTMConfig(direction=wrong), vb)
 
 
 def test_what_the_record_refuses() -> None:
