@@ -38,6 +38,9 @@ class VarMap(New):
     def __init__(self) -> None:
         self._data: dict[str, Var] = {}
 
+    def __repr__(self) -> str:
+        return f"VarMap({len(self._data)} vars, {sum(var.elem_count() for var in self._data.values())} elements)"
+
     def all_vars(self) -> list[Var]:
         """Every variable, in the order they were made."""
         return list(self._data.values())

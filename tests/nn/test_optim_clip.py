@@ -27,6 +27,12 @@ def test_clipping_by_global_norm() -> None:
     assert nn.clip_factor(norm, 10.0).to_scalar() == 1.0
     with pytest.raises(mc.TrainingError, match="global_norm: there are no gradients"):
         nn.global_norm([])
+    v, w = Var([3.0]), Var([4.0])
+    grads = (v.sqr() + w.sqr()).sum_all().backward()
+    assert nn.global_norm(grads).to_scalar() == 10.0
+    assert nn.global_norm({v: grads[v], w: grads[w]}).to_scalar() == 10.0
+    with pytest.raises(mc.ArgumentTypeError, match=r"^global_norm: got 3; takes a list of tensors$"):
+        nn.global_norm(3)  # type: ignore[arg-type]
     wide = nn.global_norm([Tensor(np.full(2, 1e200)), Tensor([1.0])])
     assert wide.dtype is DType.F64
     assert nn.global_norm([Tensor([[]])]).to_scalar() == 0.0

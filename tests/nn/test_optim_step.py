@@ -262,6 +262,14 @@ def test_what_steps_refuse() -> None:
         ),
         (lambda: optimizer.step(loss.backward(), max_norm=-1.0), "step: got max_norm -1.0; takes at least 0"),
         (lambda: optimizer.set_learning_rate("fast"), "set_learning_rate: got 'fast' for lr; takes a number"),
+        (
+            lambda: optimizer.set_learning_rate(-0.1),
+            "invalid training configuration: set_learning_rate: lr is -0.1; takes at least 0",
+        ),
+        (
+            lambda: optimizer.set_learning_rate(float("nan")),
+            "invalid training configuration: set_learning_rate: lr is nan; takes at least 0",
+        ),
         (lambda: nn.SGD(w, 0.1), "SGD: got a Var; takes a list of Vars, or of ParamGroups"),
         (
             lambda: nn.SGD([w, w.as_tensor()], 0.1),
@@ -273,6 +281,26 @@ def test_what_steps_refuse() -> None:
             call()
         assert str(raised.value) == text
     assert (optimizer.step_count(), w.to_vec1()) == (0, [1.0, 2.0])
+    assert optimizer.learning_rate() == 0.1
+
+
+def test_an_optimizer_prints_its_numbers() -> None:
+    vars = [Var([1.0]), Var([2.0, 3.0])]
+    optimizer = nn.SGD(vars, 0.5)
+    assert repr(optimizer) == "SGD(2 vars, lr=0.5, momentum=0.0, nesterov=False, dampening=0.0, weight_decay=0.0)"
+    optimizer.set_learning_rate(0.25)
+    assert repr(optimizer).startswith("SGD(2 vars, lr=0.25, ")
+    grouped = nn.AdamW([nn.ParamGroup(vars[:1]), nn.ParamGroup(vars[1:], weight_decay=0.0)], 0.5)
+    text = "AdamW(2 vars in 2 groups, lr=0.5, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.01)"
+    assert repr(grouped) == text
+    traced = []
+
+    def step(x: Tensor) -> Tensor:
+        traced.append(repr(grouped))
+        return x + 1.0
+
+    mc.compile(step)(Tensor([1.0]))
+    assert traced == [text]
 
 
 def test_a_loss_cut_off_by_compile_is_refused() -> None:

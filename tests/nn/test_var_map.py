@@ -252,6 +252,13 @@ def test_shards_are_loaded(tmp_path: Path) -> None:
         assert values(varmap) == {"a": [2.0, 2.0], "c": [2.0, 2.0]}
 
 
+def test_it_prints_how_much_it_holds() -> None:
+    varmap = nn.VarMap()
+    assert repr(varmap) == "VarMap(0 vars, 0 elements)"
+    nn.linear(3, 2, nn.VarBuilder.from_varmap(varmap, "f32"))
+    assert repr(varmap) == "VarMap(2 vars, 8 elements)"
+
+
 def test_training_goes_on_from_a_file(tmp_path: Path) -> None:
     def model(varmap: nn.VarMap) -> nn.Linear:
         return nn.linear(3, 2, nn.VarBuilder.from_varmap(varmap, "f32").pp("ln"))

@@ -19,7 +19,7 @@ class _Either(Optimizer[P]):
     record_type = AdamUpdate
     decoupled = False
 
-    def __init__(self, vars: Vars, params: P | None = None) -> None:
+    def __init__(self, vars: Vars, params: P | float | None = None) -> None:
         super().__init__(vars, self.config_type() if params is None else params)
 
     @classmethod

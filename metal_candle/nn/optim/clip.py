@@ -12,7 +12,7 @@ from ...graph.node import GraphNode, current_trace, record
 from ...graph.operation import Meta, Operation
 from ...graph.operations.clip import ClampGradients, ClipFactor, GlobalNorm, ScaleGradients
 from ...graph.operations.structure import Pick
-from ...tensor.arguments import number
+from ...tensor.arguments import number, tensors
 from ...tensor.eager import Tensor
 from ...tensor.grad_store import GradStore
 from ...tensor.var import Var
@@ -21,12 +21,18 @@ from .param_group import listed
 Gradients = Union[GradStore, MutableMapping[Var, Tensor]]
 
 
-def global_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """The square root of the sum of all squares, a scalar in F32. Raises ``TrainingError.StateError`` for none."""
-    nodes = tuple(gradient._node for gradient in gradients)
+def global_norm(gradients: Gradients | Iterable[Tensor]) -> Tensor:
+    """The square root of the sum of all squares, a scalar in F32. Raises ``TrainingError.StateError`` for none.
+
+    Of the gradients that ``loss.backward()`` gives, a dict's, or those in a list.
+    """
+    if isinstance(gradients, (GradStore, MutableMapping)):
+        _, nodes = _chosen("global_norm", gradients, None)
+    else:
+        nodes = [gradient._node for gradient in tensors("global_norm", gradients)]
     if not nodes:
         raise TrainingError.StateError(reason="global_norm: there are no gradients")
-    return Tensor._from_node(record(GlobalNorm(), nodes))
+    return Tensor._from_node(record(GlobalNorm(), tuple(nodes)))
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from os import PathLike
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -62,6 +62,12 @@ class Optimizer(New, Generic[P]):
         self._start(self._group_params.base.lr, 0.0)
         for index, numbered in enumerate(chosen):
             distribute(numbered, index, self._moments(self._group_params.group(index)), self._bundles)
+
+    def __repr__(self) -> str:
+        params = self._group_params.base if current_trace() is not None else self.params()
+        named = "".join(f", {field.name}={getattr(params, field.name)!r}" for field in fields(params))
+        groups = f" in {len(self._group_params.overrides)} groups" if any(self._group_params.overrides) else ""
+        return f"{self._name()}({len(self._vars)} vars{groups}{named})"
 
     # --- what each optimizer says of itself ---------------------------------------------------
 
@@ -178,8 +184,14 @@ class Optimizer(New, Generic[P]):
         return [self.learning_rate() * ratio for ratio in self._group_params.ratios]
 
     def set_learning_rate(self, lr: float) -> None:
-        """Use another rate from the next step on; a compiled step sees it too. Groups keep their ratios to it."""
-        self._lr = number("set_learning_rate", "lr", lr)
+        """Use another rate from the next step on; a compiled step sees it too. Groups keep their ratios to it.
+
+        Raises ``TrainingError.InvalidConfig`` for a negative one and for NaN, as the constructor does.
+        """
+        rate = number("set_learning_rate", "lr", lr)
+        if not rate >= 0:
+            raise TrainingError.InvalidConfig(reason=f"set_learning_rate: lr is {described(rate)}; takes at least 0")
+        self._lr = rate
         self._rate.set(Tensor.new(self._lr, self._rate.device, self._rate.dtype))
 
     def step_count(self) -> int:
