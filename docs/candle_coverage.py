@@ -3,8 +3,9 @@
     python docs/candle_coverage.py           writes the page
     python docs/candle_coverage.py --check   fails if the page is stale
 
-The names are in ``candle_names.yaml``, those of candle-nn in ``candle_nn_names.yaml``. Every place is looked up in the package, those of tensors on ``Tensor`` and on
-``LazyTensor``: a name that is not there and has no reason not to be fails both.
+The names are in ``candle_names.yaml``, those of candle-nn in ``candle_nn_names.yaml``. Every place is looked up in the
+package, those of tensors on ``Tensor`` and on ``LazyTensor``: a name that is not there and has no reason not to be
+fails both.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import inspect
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import metal_candle
 from metal_candle.graph.operation import REGISTRY
+from metal_candle.nn.constructors import New
+from metal_candle.nn.module import Module
 from metal_candle.tensor.derive import method_table
 
 import yaml
@@ -31,8 +34,8 @@ HEAD = """# candle's names and where they are
 
 Written by `python docs/candle_coverage.py` from `docs/candle_names.yaml` and `docs/candle_nn_names.yaml`: do not edit.
 
-Every public name of candle-core, of candle-nn and of candle's own Python binding. What is under `Tensor` is on `LazyTensor`, too,
-unless it says "eager only". A difference from candle that is meant is under "notes", as *differs*.
+Every public name of candle-core, of candle-nn and of candle's own Python binding. What is under `Tensor` is on
+`LazyTensor`, too, unless it says "eager only". A difference from candle that is meant is under "notes", as *differs*.
 """
 
 
@@ -63,7 +66,7 @@ class Section:
 
 
 def read(*paths: Path) -> tuple[dict[str, str], list[Section]]:
-    """The kinds of reasons, and the sections of all files. Raises ``ValueError`` for an entry that contradicts itself."""
+    """The kinds of reasons, and the sections of all files. Raises ``ValueError`` where an entry contradicts itself."""
     contents = [yaml.safe_load(path.read_text("utf-8")) for path in paths or NAMES]
     kinds = {kind: text for content in contents for kind, text in content.get("kinds", {}).items()}
     sections = []
@@ -160,13 +163,13 @@ def written(name: Name) -> str:
     if name.call:
         return name.call
     found = find(name.at)
-    if not callable(found) or (inspect.isclass(found) and issubclass(found, BaseException)):
+    if not callable(found) or inspect.isclass(found) or isinstance(found, Module) or get_origin(found):
         return name.at
+    if getattr(found, "__func__", None) is New.__dict__["new"].__func__:
+        found = found.__self__  # what the constructor takes
     try:
         parameters = [p for p in inspect.signature(found).parameters.values() if p.name not in ("self", "cls")]
     except (TypeError, ValueError):
-        return name.at
-    if inspect.isclass(found):
         return name.at
     return f"{name.at}({', '.join(map(_parameter, parameters))})"
 
@@ -178,6 +181,8 @@ def _parameter(parameter: inspect.Parameter) -> str:
 
 
 def _default(value: Any) -> str:
+    if dataclasses.is_dataclass(value) and value == type(value)():
+        return f"{type(value).__name__}()"
     return f"DType.{value.name}" if isinstance(value, metal_candle.DType) else repr(value)
 
 

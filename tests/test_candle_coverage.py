@@ -39,6 +39,18 @@ def test_the_page_is_up_to_date() -> None:
     assert coverage.main(["--check"]) == 0, "python docs/candle_coverage.py"
 
 
+def test_constructors_and_values_are_written_as_one_writes_them() -> None:
+    for place, text in (
+        ("nn.Linear.new", "nn.Linear.new(weight, bias=None)"),
+        ("nn.Conv2d.new", "nn.Conv2d.new(weight, bias=None, config=Conv2dConfig())"),
+        ("nn.Activation.Gelu", "nn.Activation.Gelu"),
+        ("nn.Activation.Elu", "nn.Activation.Elu(alpha)"),
+        ("shape.DimLike", "shape.DimLike"),
+    ):
+        assert coverage.written(coverage.Name(place, place)) == text
+    assert "(*args, **kwargs)" not in coverage.PAGE.read_text("utf-8")
+
+
 def test_all_of_candles_tensor_is_listed() -> None:
     counted = [name.name for section in SECTIONS if section.counted for name in section.names]
     # candle 0.11's inherent public methods of Tensor.
