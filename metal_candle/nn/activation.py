@@ -35,6 +35,11 @@ class Activation(Module):
     GeluPytorchTanh: ClassVar[Activation]
 
     def __init__(self, variant: str, parameter: float | None = None) -> None:
+        if variant not in (_PLAIN if parameter is None else _WITH_PARAMETER):
+            raise ArgumentValueError(
+                f"Activation: got {described(variant)}; takes Activation.Gelu and so on, and from_name the names of a "
+                "configuration"
+            )
         self._variant, self._parameter = variant, parameter
 
     @staticmethod

@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, TypeVar
 
+from ..error import ArgumentTypeError
+from ..error.text import described
 from ..graph.node import current_trace
 from ..graph.scopes import contents, scoped
 from ..tensor.base import TensorBase
+from ..tensor.eager import Tensor
 from .constructors import New
 from .picture import picture
 
@@ -50,11 +53,21 @@ class Module(New):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 1 and not kwargs:
-            return self.forward(args[0])  # the usual call; passing a dict on, even an empty one, takes twice as long
+            try:
+                # The usual call; passing a dict on, even an empty one, takes twice as long.
+                return self.forward(args[0])
+            except AttributeError as error:
+                self._expect_tensor(args[0], error)
+                raise
         return self.forward(*args, **kwargs)
 
     def __repr__(self) -> str:
         return picture(self, Module)
+
+    def _expect_tensor(self, given: object, error: AttributeError) -> None:
+        """Raise where it is an array or a list that lacks what tensors have: not in the words of a private name."""
+        if error.obj is given and not isinstance(given, TensorBase) and error.name and hasattr(Tensor, error.name):
+            raise ArgumentTypeError(f"{type(self).__name__}: got {described(given)}; takes a tensor") from error
 
     # --- training mode ------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ import mlx.core as mx
 from .. import display
 from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
-from ..error import Error
+from ..error import ArgumentTypeError, Error
+from ..error.text import described
 from ..graph.evaluate import evaluate, evaluate_in_place, evaluate_one
 from ..graph.node import GraphNode, Variable, current_trace, record
 from ..graph.node_data import NodeData
@@ -101,6 +102,8 @@ class Tensor(InPlaceMethods, Constructors):
 
     def _operand(self, other: TensorBase) -> GraphNode:
         if not isinstance(other, Tensor):
+            if not isinstance(other, TensorBase):
+                raise ArgumentTypeError(f"operand: got {described(other)}; takes a tensor")
             raise Error(
                 f"operand: got a {type(other).__name__} beside an eager tensor; "
                 "lift the eager one with LazyTensor.from_tensor or evaluate the lazy one with .eval()"

@@ -179,5 +179,8 @@ def test_names_that_are_none() -> None:
         with pytest.raises(kind) as error:
             Activation.from_name(value)
         assert str(error.value) == text
+    for name, parameter in (("gelu", None), ("Elu", None), ("Gelu", 1.0)):
+        with pytest.raises(mc.error.ArgumentValueError, match=f"^Activation: got '{name}'; takes Activation.Gelu and"):
+            Activation(name, parameter)
     with pytest.raises(mc.error.ArgumentTypeError, match=r"Elu: got alpha None; takes a number"):
         Activation.Elu(None)  # type: ignore[arg-type]

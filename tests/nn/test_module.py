@@ -8,6 +8,7 @@ from typing import Any
 import metal_candle as mc
 from metal_candle import LazyTensor, Tensor, nn
 
+import numpy as np
 import pytest
 
 KINDS = pytest.mark.parametrize("kind", [Tensor, LazyTensor])
@@ -65,6 +66,35 @@ def test_mode_comes_back_after_an_error() -> None:
     with pytest.raises(ValueError, match="no"):
         layers.forward_t(Tensor.new(0.0), False)
     assert all(module.is_training() for _, module in layers.named_modules())
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    weight = Tensor(np.ones((2, 2), np.float32))
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            self.layer = nn.Linear(weight)
+
+        def forward(self, xs: Any) -> Any:
+            return self.layer.forward(xs)
+
+    given: Any
+    for given, got in (
+        (np.ones((1, 2)), "an ndarray"),
+        ([1.0, 2.0], "a list"),
+        ({}, "a dict"),
+        (3, "3"),
+        (None, "None"),
+    ):
+        for module in (Model(), nn.Linear(weight), nn.Dropout(0.5), nn.Conv2d(weight), nn.Activation.Relu):
+            with pytest.raises(mc.ArgumentTypeError, match=f"^{type(module).__name__}: got {got}; takes a tensor$"):
+                module(given)
+    with pytest.raises(mc.ArgumentTypeError, match=r"^operand: got an ndarray; takes a tensor$"):
+        nn.Linear(np.ones((2, 2))).forward(weight)  # type: ignore[arg-type]
+    # A mistake of the module's own stays what it is.
+    for given in (3, None, weight):
+        with pytest.raises(AttributeError, match="has no attribute 'token_ids'"):
+            nn.func(lambda batch: batch.token_ids)(given)
 
 
 def test_a_module_that_holds_itself() -> None:
