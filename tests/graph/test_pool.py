@@ -7,7 +7,11 @@ from typing import Any
 
 import metal_candle as mc
 from metal_candle import Device, DType, LazyTensor, Tensor, Var
+from metal_candle.kernels.choice import SMALL
+from metal_candle.kernels.pool import ARRAYS, max_pool, max_pool_vjp
+from metal_candle.kernels.windows import PIECE, Windows
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -137,8 +141,30 @@ def test_nan_and_infinity(kind: Any) -> None:
     y, grad = run(kind, "max_pool2d", x, 2)
     np.testing.assert_array_equal(y, [[[[nan, -inf], [inf, 3]]]])
     assert grad.tolist() == [[[[0, -3, 2, 0], [0, 0, 0, 0], [0, 0, -2, 0], [0, 0, 0, 0]]]]
+    _, grad = run(kind, "max_pool2d", np.array([[[[inf, 1.0], [nan, nan]]]]), 2)
+    assert grad.tolist() == [[[[0, 0], [-3, 0]]]]
     y, _ = run(kind, "avg_pool2d", x, 2)
     np.testing.assert_array_equal(y, [[[[nan, -inf], [inf, -inf]]]])
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32, mx.float64], ids=str)
+@pytest.mark.parametrize(("kernel", "stride"), [((2, 2), (2, 2)), ((3, 2), (2, 1))])
+def test_large_arrays_are_computed_in_pieces(dtype: mx.Dtype, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
+    """Each image and channel has the gradient that it has by itself, where it is small."""
+    with mx.stream(mx.cpu):
+        windows = Windows(kernel, stride, (1, 1), (0, 0))
+        x = mx.array(np.random.default_rng(0).integers(-3, 3, (9, 16, 64, 64)), dtype)
+        x[4, 1, :2, :2] = float("nan")
+        assert x.size > PIECE // ARRAYS
+        y = max_pool(x, windows)
+        upstream = (mx.arange(y.size) % 5 - 2).reshape(y.shape).astype(dtype)
+        upstream[3, 0, 0, 0] = float("inf")
+        got = np.array(max_pool_vjp(upstream, x, y, windows).astype(mx.float32))
+        for i, c in ((0, 0), (3, 0), (4, 1), (8, 15)):
+            at = slice(i, i + 1), slice(c, c + 1)
+            assert x[at].size < SMALL
+            alone = max_pool_vjp(upstream[at], x[at], y[at], windows)
+            np.testing.assert_array_equal(got[at], np.array(alone.astype(mx.float32)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...kernels import elementary
+from ...kernels.choice import or_zero
 from ...kernels.erf import erf
 from ..operation import Gradients, Meta, Operation, Sample
 from .elementwise import ANY_SHAPE, UnaryAny, UnaryFloat, in_float32
@@ -35,7 +36,7 @@ class Relu(UnaryAny):
         return np.maximum(x, 0)
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        return (mx.where(inputs[0] >= 0, cotangent, mx.array(0, cotangent.dtype)),)
+        return (or_zero(inputs[0] >= 0, cotangent),)
 
 
 class Sigmoid(UnaryFloat):
