@@ -102,6 +102,13 @@ def _turned(weight: mx.array, groups: int) -> mx.array:
     return parts.reshape(groups * c, o // groups, *weight.shape[2:])[backwards]
 
 
+# Up to so many channels out for one in, the input's gradient is computed as a convolution. Measured on one x86-64 core,
+# 3x3 kernels, stride 1: 64 x 32 x 8 to 64 channels 4.4 ms instead of 5.1, 32 x 32 x 16 to 64 7.5 instead of 8.7.
+WIDER = 2
+# Where a kernel has so many times as many elements as an image has places, its gradient is one product of all images,
+# not the sum of one each: 64 x 64 x 8 to 64 channels 6.4 ms instead of 7.9, 8 x 512 x 7 to 512 26 instead of 86.
+FEW = 2
+
 # --- products of columns ----------------------------------------------------------------------
 
 
@@ -123,8 +130,8 @@ def _adjoint(y: mx.array, weight: mx.array, windows: Windows, size: Sizes, group
     count = y.shape[2:]
     o, c = weight.shape[0], weight.shape[1] * groups
     around = tuple(full - p for full, p in zip(_full(windows), windows.padding))
-    if o <= c and set(windows.stride) == {1} and min(around) >= 0:
-        # A convolution too, and its columns are no larger than those that would be added up.
+    if o <= WIDER * c and set(windows.stride) == {1} and min(around) >= 0:
+        # A convolution too, whose columns are quicker made than others are added up.
         turned = Windows(windows.kernel, windows.stride, windows.dilation, around)
         return _product(y, _turned(weight, groups), turned, size, groups)
     rows = weight.reshape(groups, o // groups, -1)
@@ -145,6 +152,9 @@ def _of_kernel(x: mx.array, y: mx.array, windows: Windows, groups: int) -> mx.ar
 
     def of_piece(x: mx.array, y: mx.array) -> mx.array:
         b = x.shape[0]
+        if groups == 1 and FEW * places <= elements:
+            upstream = y.reshape(b, o, places).swapaxes(1, 2).reshape(b * places, o)
+            return upstream.T @ windows.rows(x, count)
         columns = windows.columns(x, count).reshape(b, groups, elements, places)
         return (y.reshape(b, groups, o // groups, places) @ columns.swapaxes(-1, -2)).sum(axis=0)
 

@@ -64,13 +64,25 @@ class Windows:
         b, c = x.shape[:2]
         if self._is_identity(x.shape[2:], count):
             return x.reshape(b, c, math.prod(count))
+        x, steps, inside, between = self._steps(x, count)
+        windows = mx.as_strided(x, (b, c, *self.kernel, *count), (*steps, *inside, *between))
+        return windows.reshape(b, c * math.prod(self.kernel), math.prod(count))
+
+    def rows(self, x: mx.array, count: Sizes) -> mx.array:
+        """The windows of all of the batch as rows: ``(b, c, *size)`` to ``(b · prod(count), c · prod(kernel))``."""
+        b, c = x.shape[:2]
+        x, steps, inside, between = self._steps(x, count)
+        windows = mx.as_strided(x, (b, *count, c, *self.kernel), (steps[0], *between, steps[1], *inside))
+        return windows.reshape(b * math.prod(count), c * math.prod(self.kernel))
+
+    def _steps(self, x: mx.array, count: Sizes) -> tuple[mx.array, list[int], list[int], list[int]]:
+        """The padded array, and how far apart in it its first two dims are, elements of a window, and windows."""
         # MLX strides over row-major arrays only; one that is row-major already is not copied.
         x = mx.contiguous(self.padded(x, count))
         steps = _row_major(x.shape)
         inside = [step * d for step, d in zip(steps[2:], self.dilation)]
         between = [step * s for step, s in zip(steps[2:], self.stride)]
-        windows = mx.as_strided(x, (b, c, *self.kernel, *count), (*steps[:2], *inside, *between))
-        return windows.reshape(b, c * math.prod(self.kernel), math.prod(count))
+        return x, steps[:2], inside, between
 
     def placed_back(self, pieces: Iterable[mx.array], size: Sizes, count: Sizes) -> mx.array:
         """The adjoint of taking windows: for each element of a window a ``(b, c, *count)``, added where it came from.
