@@ -251,6 +251,15 @@ def test_what_steps_refuse() -> None:
             lambda: optimizer.backward_step(loss.backward()),
             "backward_step: got a GradStore; takes a loss (step takes gradients)",
         ),
+        (
+            lambda: optimizer.step({w: np.ones(2)}),
+            "step: got a Var and an ndarray in the dict of gradients; takes a Var and a tensor for each",
+        ),
+        (
+            lambda: optimizer.step({"w": Tensor([1.0])}),
+            "step: got 'w' and a Tensor in the dict of gradients; takes a Var and a tensor for each",
+        ),
+        (lambda: optimizer.step(loss.backward(), 0.5), "step: got factor 0.5; takes a scalar tensor"),
         (lambda: optimizer.step({w: Tensor([1.0])}), "sgd_update: got a gradient (1,) for a parameter (2,)"),
         (
             lambda: optimizer.step(loss.backward(), Tensor(1.0), 1.0),

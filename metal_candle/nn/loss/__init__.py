@@ -3,7 +3,7 @@
 As in candle all give the mean, rank 0, in the dtype of their first argument. The keywords are PyTorch's:
 
 - ``reduction``: ``"mean"``; ``"sum"``; ``"none"`` for the loss of each element, or row of classes.
-- ``ignore_index``: rows with this target do not count.
+- ``ignore_index``: rows with this target do not count. None by default; PyTorch's is -100.
 - ``mask``: a weight of each loss, 0 or 1 or any number from 0 on, of any dtype and of a shape that broadcasts to that
   of the losses; ``"mean"`` divides by the sum of the weights. What has weight 0 does not count, whatever it is: targets
   there name no class, inputs there may be NaN, and nothing there has a gradient, neither the input nor the weight.

@@ -15,7 +15,7 @@ from ...graph.operations.cross_entropy import CrossEntropy, HeadCrossEntropy
 from ...graph.operations.ids import expect_ids
 from ...graph.operations.weighted import Kept, Weighted
 from ...tensor.base import TensorBase
-from .reduction import Reduction, checked_reduction, reduced, weights_of, wide
+from .reduction import Reduction, checked_reduction, expect_tensors, reduced, weights_of, wide
 
 T = TypeVar("T", bound=Any)
 
@@ -35,6 +35,7 @@ def nll(
     ``InvalidIndexError`` for a target that is no class; the largest value of the ids' dtype gives 0 and counts in the
     mean, as in candle. candle: ``candle_nn::loss::nll``.
     """
+    expect_tensors("nll", inp=inp)
     ids, weights = _targets("nll", inp, inp.shape[-1:], target, ignore_index, mask, reduction)
     picked = inp.gather(ids.unsqueeze(-1), -1).squeeze(-1)
     return reduced(wide(picked).neg(), weights, reduction, inp.dtype)  # type: ignore[no-any-return]
@@ -52,10 +53,12 @@ def cross_entropy(
     """``nll`` of the log-softmax of logits ``(n, c)``, or ``(…, c)``, over the last dim, in one operation.
 
     The log-probabilities never exist; the gradient is the one array as large as the logits that is made. Where these
-    come from a vocabulary head, ``linear_cross_entropy`` does without both. Raises as ``nll`` does, and
+    come from a vocabulary head, ``linear_cross_entropy`` does without both. The keywords are those of ``nn.loss``;
+    targets of -100, which PyTorch ignores, are ignored by ``ignore_index=-100``. Raises as ``nll`` does, and
     ``ArgumentValueError`` for smoothing outside 0..1. candle: ``candle_nn::loss::cross_entropy``.
     """
     smoothing = _smoothing("cross_entropy", label_smoothing)
+    expect_tensors("cross_entropy", inp=inp)
     ids, weights = _targets("cross_entropy", inp, inp.shape[-1:], target, ignore_index, mask, reduction)
     losses = inp._record(CrossEntropy(smoothing), ids)
     return reduced(losses, weights, reduction, inp.dtype)  # type: ignore[no-any-return]
@@ -79,6 +82,7 @@ def linear_cross_entropy(
     https://arxiv.org/abs/2410.10989, and of Wijmans et al. 2024 (Cut Cross-Entropy), https://arxiv.org/abs/2411.09009.
     """
     smoothing = _smoothing("linear_cross_entropy", label_smoothing)
+    expect_tensors("linear_cross_entropy", hidden=hidden, weight=weight)
     if weight.rank != 2 or weight.shape[1:] != hidden.shape[-1:]:
         takes = "hidden (…, h) and weight (v, h)"
         raise ShapeMismatchBinaryOpError("linear_cross_entropy", hidden.shape, weight.shape, takes)

@@ -13,6 +13,7 @@ from ...graph.operation import Meta, Operation
 from ...graph.operations.clip import ClampGradients, ClipFactor, GlobalNorm, ScaleGradients
 from ...graph.operations.structure import Pick
 from ...tensor.arguments import number, tensors
+from ...tensor.base import TensorBase
 from ...tensor.eager import Tensor
 from ...tensor.grad_store import GradStore
 from ...tensor.var import Var
@@ -89,6 +90,12 @@ def expect_gradients(op: str, grads: object) -> None:
         raise ArgumentTypeError(
             f"{op}: got {described(grads)}; takes the GradStore of loss.backward(), or a dict from Var to gradient"
         )
+    if isinstance(grads, GradStore):
+        return
+    for var, gradient in grads.items():
+        if not (isinstance(var, Var) and isinstance(gradient, TensorBase)):
+            got = f"{described(var)} and {described(gradient)}"
+            raise ArgumentTypeError(f"{op}: got {got} in the dict of gradients; takes a Var and a tensor for each")
 
 
 def _chosen(op: str, grads: Gradients, vars: Iterable[Var] | None) -> tuple[list[object], list[GraphNode]]:

@@ -240,6 +240,8 @@ class Optimizer(New, Generic[P]):
         """Record an update by the gradients of ``known``, which it empties: nothing else may hold them then."""
         if factor is not None and max_norm is not None:
             raise ArgumentValueError("step: got both factor and max_norm; takes one of them")
+        if factor is not None and not isinstance(factor, TensorBase):
+            raise ArgumentTypeError(f"step: got factor {described(factor)}; takes a scalar tensor")
         if factor is not None and factor.shape:
             raise ArgumentValueError(f"step: got a factor of shape {list(factor.shape)}; takes a scalar")
         self._traced = self._traced or current_trace() is not None
