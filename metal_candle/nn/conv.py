@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ..dtype import DType
 from ..error import ArgumentValueError
 from ..graph.operations.binary import Add
+from ..graph.operations.counts import integer
 from ..tensor.eager import Tensor
 from .constructors import Default, expect_config
 from .init import DEFAULT_KAIMING_NORMAL, Init, over_root
@@ -266,19 +267,22 @@ def conv_transpose2d_no_bias(
     return ConvTranspose2d(_transposed(in_channels, out_channels, (kernel_size, kernel_size), 1, vb), None, cfg)
 
 
-def _expect_groups(in_channels: int, out_channels: int, groups: int) -> None:
+def _expect_sizes(in_channels: int, out_channels: int, kernel_size: int, groups: int) -> None:
+    named = {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size, "groups": groups}
+    for name, value in named.items():
+        integer("conv", name, value, 0)
     if groups < 1 or in_channels % groups or out_channels % groups:
         got = f"{in_channels} channels in, {out_channels} out and {groups} groups"
         raise ArgumentValueError(f"conv: got {got}; takes groups that divide both")
 
 
 def _weight(in_channels: int, out_channels: int, kernel: tuple[int, ...], groups: int, vb: VarBuilder) -> Tensor:
-    _expect_groups(in_channels, out_channels, groups)
+    _expect_sizes(in_channels, out_channels, kernel[0], groups)
     return vb.get_with_hints((out_channels, in_channels // groups, *kernel), "weight", DEFAULT_KAIMING_NORMAL)
 
 
 def _transposed(in_channels: int, out_channels: int, kernel: tuple[int, ...], groups: int, vb: VarBuilder) -> Tensor:
-    _expect_groups(in_channels, out_channels, groups)
+    _expect_sizes(in_channels, out_channels, kernel[0], groups)
     start = over_root(out_channels * kernel[0] ** len(kernel))
     return vb.get_with_hints((in_channels, out_channels // groups, *kernel), "weight", start)
 

@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 from ..error import ArgumentValueError, ShapeMismatchBinaryOpError, ShapeMismatchError, UnexpectedNumberOfDimsError
-from ..error.text import described
-from ..graph.operations.counts import number
+from ..graph.operations.counts import integer, number
 from ..graph.operations.norm import LayerNorm as LayerNormOperation
 from ..tensor.eager import Tensor
 from .init import ONE, ZERO
@@ -23,10 +22,12 @@ class GroupNorm(Module):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, num_channels: int, num_groups: int, eps: float) -> None:
+        num_groups = integer("group_norm", "num_groups", num_groups)
+        num_channels = integer("group_norm", "num_channels", num_channels)
         if num_groups < 1 or num_channels % num_groups:
             raise ArgumentValueError(
-                f"group_norm: got {described(num_groups)} groups for {described(num_channels)} channels; takes a "
-                "number of groups that divides the channels"
+                f"group_norm: got {num_groups} groups for {num_channels} channels; takes a number of groups that "
+                "divides the channels"
             )
         for name, tensor in (("weight", weight), ("bias", bias)):
             if tuple(tensor.shape) != (num_channels,):

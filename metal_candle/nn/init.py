@@ -9,7 +9,9 @@ from typing import ClassVar
 
 from ..device import DeviceLike
 from ..dtype import DTypeLike
-from ..error import ArgumentValueError
+from ..error import ArgumentTypeError, ArgumentValueError
+from ..error.text import described
+from ..graph.operations.counts import number
 from ..shape import Shape, ShapeLike
 from ..tensor.var import Var
 from .constructors import Default
@@ -58,7 +60,7 @@ class NonLinearity:
     @staticmethod
     def ExplicitGain(gain: float) -> NonLinearity:
         """A gain of one's own."""
-        return NonLinearity("ExplicitGain", gain)
+        return NonLinearity("ExplicitGain", number("ExplicitGain", "gain", gain))
 
     def gain(self) -> float:
         """By what the standard deviation is multiplied: sqrt(2) for ReLU, 5/3 for tanh, 3/4 for SELU, else 1."""
@@ -132,12 +134,19 @@ class Uniform(Init):
 class Kaiming(Init):
     """Standard deviation gain / sqrt(fan), normal, or uniform within sqrt(3) times that.
 
-    He et al. 2015, https://arxiv.org/abs/1502.01852.
+    He et al. 2015, https://arxiv.org/abs/1502.01852. Raises ``ArgumentTypeError`` for arguments of other types.
     """
 
     dist: NormalOrUniform
     fan: FanInOut
     non_linearity: NonLinearity
+
+    def __post_init__(self) -> None:
+        kinds = {"dist": NormalOrUniform, "fan": FanInOut, "non_linearity": NonLinearity}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise ArgumentTypeError(f"kaiming: got {name} {described(value)}; takes a {kind.__name__}")
 
     def var(self, shape: ShapeLike, dtype: DTypeLike, device: DeviceLike = None) -> Var:
         """A random variable. Raises ``ArgumentValueError`` for a fan of 0, which no standard deviation belongs to."""

@@ -12,6 +12,7 @@ from ..error import ArgumentTypeError
 from ..error.text import described
 from ..graph.node import current_trace
 from ..graph.scopes import contents, scoped
+from ..tensor.arguments import boolean
 from ..tensor.base import TensorBase
 from ..tensor.eager import Tensor
 from .constructors import New
@@ -73,6 +74,7 @@ class Module(New):
 
     def train(self: M, mode: bool = True) -> M:
         """Put it and every module in it into training mode, or out of it; returns itself."""
+        mode = boolean("train", "mode", mode)
         for _, module in self.named_modules():
             module._training = mode
         return self

@@ -13,6 +13,7 @@ from ..dtype import DType, DTypeLike
 from ..error import ArgumentTypeError, ArgumentValueError, ShapeMismatchError, UnsupportedDTypeForOpError
 from ..error.text import described
 from ..graph.node import GraphNode, leaf, record
+from ..graph.operations.counts import integer
 from ..graph.operations.moe import ExpertLinear
 from ..kernels.quantized_linear import DENSE
 from ..quantized import GgmlDType, QTensor
@@ -102,8 +103,9 @@ def _gemm(
     ids: tuple[TensorBase, TensorBase],
     topk: int,
 ) -> T:
-    if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1:
-        raise ArgumentValueError(f"{op}: got topk {described(topk)}; takes 1 or more")
+    topk = integer(op, "topk", topk)
+    if topk < 1:
+        raise ArgumentValueError(f"{op}: got topk {topk}; takes 1 or more")
     expect_rank(input.shape, 2, op)
     pairs = input.shape[0] * (topk if topk_weights is None else 1)
     for name, given in zip(("sorted_token_ids", "experts_ids"), ids):

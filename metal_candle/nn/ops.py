@@ -14,6 +14,7 @@ from ..graph.operations.piecewise import HardSigmoid, LeakyRelu, Mish, Selu
 from ..graph.operations.random import Dropout, random_key
 from ..graph.operations.softcap import Softcap
 from ..shape import DimLike, resolve_dim
+from ..tensor.arguments import boolean
 from ..tensor.base import TensorBase
 from .capped_attention import capped_attention
 from .constructors import Default
@@ -101,13 +102,13 @@ def silu_mul(gate: T, up: T) -> T:
 
 def rms_norm(xs: T, alpha: TensorBase, eps: float) -> T:
     """``x / sqrt(mean(x²) + eps) · alpha`` over the last dim."""
-    result: T = xs._record(WeightedRMSNorm(eps), xs._lift(alpha))
+    result: T = xs._record(WeightedRMSNorm(number("rms_norm", "eps", eps)), xs._lift(alpha))
     return result
 
 
 def layer_norm(xs: T, alpha: TensorBase, beta: TensorBase, eps: float) -> T:
     """``(x - mean) / sqrt(variance + eps) · alpha + beta`` over the last dim; alpha and beta ``(n,)``."""
-    result: T = xs._record(LayerNorm(eps), xs._lift(alpha), xs._lift(beta))
+    result: T = xs._record(LayerNorm(number("layer_norm", "eps", eps)), xs._lift(alpha), xs._lift(beta))
     return result
 
 
@@ -151,6 +152,7 @@ def sdpa(
     scores by ``softcapping · tanh(scale · q · kᵀ / softcapping)`` before the mask. Raises ``ShapeMismatchError`` where
     both a mask and ``do_causal`` are given, ``ArgumentValueError`` for a ``softcapping`` that is not positive.
     """
+    scale, do_causal = number("sdpa", "scale", scale), boolean("sdpa", "do_causal", do_causal)
     if mask is not None and do_causal:
         raise ShapeMismatchError("sdpa: got a mask and do_causal; takes one of them")
     if softcapping != 1.0:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from ..dtype import DType
 from ..error import ShapeMismatchBinaryOpError
+from ..graph.operations.counts import number
 from ..tensor.base import TensorBase
 
 T = TypeVar("T", bound=Any)
@@ -25,6 +26,7 @@ def layer_norm_slow(xs: T, alpha: TensorBase, beta: TensorBase, eps: float) -> T
 
 
 def _normed(op: str, xs: Any, beside: tuple[TensorBase, ...], eps: float, remove_mean: bool) -> Any:
+    eps = number(op, "eps", eps)
     for row in beside:
         if not xs.shape or tuple(row.shape) != (xs.shape[-1],):
             raise ShapeMismatchBinaryOpError(op, xs.shape, row.shape, "(…, n) and rows (n,)")

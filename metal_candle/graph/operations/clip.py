@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ class ClipFactor(Operation):
         return norm
 
     def lower(self, norm: mx.array) -> mx.array:
+        if self.max_norm == math.inf:  # no limit, of an infinite norm either
+            return mx.ones_like(norm)
         return mx.minimum(mx.reciprocal(norm + 1e-6) * self.max_norm, 1.0)
 
 

@@ -88,16 +88,15 @@ class HeadCrossEntropy(Operation):
     label_smoothing: float = 0.0
 
     def infer(self, hidden: Meta, weight: Meta, targets: Meta) -> Meta:
-        expect_floats("head_cross_entropy", hidden, weight)
-        expect_ids("head_cross_entropy", targets)
-        expect_rank(hidden.shape, 2, "head_cross_entropy")
+        expect_floats("linear_cross_entropy", hidden, weight)
+        expect_ids("linear_cross_entropy", targets)
+        expect_rank(hidden.shape, 2, "linear_cross_entropy")
         if len(weight.shape) != 2 or weight.shape[1] != hidden.shape[1]:
             takes = "hidden (n, h) and weight (v, h)"
-            raise ShapeMismatchBinaryOpError("head_cross_entropy", hidden.shape, weight.shape, takes)
+            raise ShapeMismatchBinaryOpError("linear_cross_entropy", hidden.shape, weight.shape, takes)
         if tuple(targets.shape) != (hidden.shape[0],):
-            raise ShapeMismatchError(
-                f"head_cross_entropy: got targets {tuple(targets.shape)}; takes one for each of {hidden.shape[0]} rows"
-            )
+            got = f"targets {tuple(targets.shape)}"
+            raise ShapeMismatchError(f"linear_cross_entropy: got {got}; takes one for each of {hidden.shape[0]} rows")
         return Meta(Shape((hidden.shape[0],)), DType.F64 if hidden.dtype is DType.F64 else DType.F32)
 
     def steps(self, inputs: Sequence[Any], output: Metas) -> tuple[Work, int]:
@@ -150,7 +149,7 @@ class HeadCrossEntropy(Operation):
 
     def _guarded(self, targets: mx.array, words: int) -> tuple[mx.array, mx.array | None, mx.array | None]:
         """Guarded targets, a mask of those that name nothing, and the rows of the others if some do and it is known."""
-        places, nothing = guard("head_cross_entropy", targets, words)
+        places, nothing = guard("linear_cross_entropy", targets, words)
         if nothing is None:
             return places, None, None
         try:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from ...error import ArgumentTypeError, ArgumentValueError, ShapeMismatchBinaryOpError
-from ...error.text import described
+from ...error import ArgumentValueError, ShapeMismatchBinaryOpError
 from ...graph.operation import Meta
 from ...graph.operations.binary import Sub
 from ...graph.operations.counts import number
@@ -13,7 +12,7 @@ from ...graph.operations.linalg import expect_floats
 from ...graph.operations.loss import BinaryCrossEntropyWithLogit, Huber
 from ...graph.operations.weighted import Kept
 from ...tensor.base import TensorBase
-from .reduction import Reduction, checked_reduction, reduced, weights_of, wide
+from .reduction import Reduction, checked_reduction, expect_tensors, reduced, weights_of, wide
 
 T = TypeVar("T", bound=Any)
 
@@ -67,10 +66,9 @@ def _difference(op: str, inp: Any, target: object, mask: object, reduction: obje
     return (difference, None) if weights is None else (difference._record(Kept(), weights), weights)
 
 
-def _operands(op: str, inp: Any, target: object, mask: object, reduction: object) -> tuple[Any, Any, Any]:
+def _operands(op: str, inp: Any, target: Any, mask: object, reduction: object) -> tuple[Any, Any, Any]:
     checked_reduction(op, reduction)
-    if not isinstance(target, TensorBase):
-        raise ArgumentTypeError(f"{op}: got target {described(target)}; takes a tensor")
+    expect_tensors(op, inp=inp, target=target)
     expect_floats(op, Meta(inp.shape, inp.dtype), Meta(target.shape, target.dtype))
     if inp.shape != target.shape:
         raise ShapeMismatchBinaryOpError(op, inp.shape, target.shape, "equal shapes; nothing is broadcast")

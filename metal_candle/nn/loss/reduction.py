@@ -20,20 +20,26 @@ def checked_reduction(op: str, reduction: object) -> None:
         raise kind(f"{op}: got reduction {described(reduction)}; takes 'mean', 'sum' or 'none'")
 
 
+def expect_tensors(op: str, **given: object) -> None:
+    """Raise ``ArgumentTypeError`` unless all are tensors."""
+    for name, value in given.items():
+        if not isinstance(value, TensorBase):
+            raise ArgumentTypeError(f"{op}: got {name} {described(value)}; takes a tensor")
+
+
 def wide(losses: Any) -> Any:
     """Losses of halves in F32, others as they are."""
     return losses.to_dtype(DType.F32) if losses.dtype in (DType.F16, DType.BF16) else losses
 
 
-def weights_of(op: str, losses: Any, mask: object) -> Any:
+def weights_of(op: str, losses: Any, mask: Any) -> Any:
     """The mask, one weight for each of ``losses``, a tensor of which the shape counts; ``None`` without one.
 
     Raises ``ArgumentTypeError``, ``ShapeMismatchBinaryOpError``.
     """
     if mask is None:
         return None
-    if not isinstance(mask, TensorBase):
-        raise ArgumentTypeError(f"{op}: got mask {described(mask)}; takes a tensor")
+    expect_tensors(op, mask=mask)
     given, shape = mask.shape, losses.shape
     if len(given) > len(shape) or any(a not in (1, b) for a, b in zip(reversed(given), reversed(shape))):
         raise ShapeMismatchBinaryOpError(op, given, shape, "a mask that broadcasts to the losses")

@@ -38,7 +38,9 @@ def global_norm(gradients: Gradients | Iterable[Tensor]) -> Tensor:
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
     """What to multiply gradients by so that their global norm is at most ``max_norm``: min(1, max / norm)."""
-    return norm._record(ClipFactor(float(max_norm)))
+    if not isinstance(norm, TensorBase):
+        raise ArgumentTypeError(f"clip_factor: got norm {described(norm)}; takes a tensor, as global_norm gives")
+    return norm._record(ClipFactor(checked_norm("clip_factor", max_norm)))
 
 
 def clip_grad_norm(grads: Gradients, max_norm: float, vars: Iterable[Var] | None = None) -> Tensor:

@@ -16,7 +16,7 @@ Range = tuple[str, Callable[[Any], bool]]
 AT_LEAST_0: Range = ("at least 0", lambda value: value >= 0)
 MORE_THAN_0: Range = ("more than 0", lambda value: value > 0)
 BELOW_1: Range = ("0 <= it < 1", lambda value: 0 <= value < 1)
-COUNT: Range = ("a whole number from 1", lambda value: value >= 1 and value == int(value))
+COUNT: Range = ("a whole number from 1", lambda value: value >= 1 and float(value).is_integer())
 
 
 @dataclass(frozen=True)
