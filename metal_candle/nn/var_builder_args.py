@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, Generic, TypeVar
 
 from ..device import Device, DeviceLike
@@ -39,17 +40,20 @@ class VarBuilderArgs(Generic[H]):
 
     # --- where it is --------------------------------------------------------------------------
 
-    def pp(self: B, s: object) -> B:
-        """The builder one level down, at ``prefix.s``; ``s`` may be a number, or hold dots. "" stays here."""
-        return replace(self, _path=(*self._path, *_parts(s)))
+    def pp(self: B, s: str | int) -> B:
+        """The builder one level down, at ``prefix.s``; ``s`` may be a number, or hold dots. "" stays here.
 
-    def push_prefix(self: B, s: object) -> B:
+        Raises ``ArgumentTypeError`` for anything else.
+        """
+        return replace(self, _path=(*self._path, *_parts("pp", s)))
+
+    def push_prefix(self: B, s: str | int) -> B:
         """As ``pp``."""
         return self.pp(s)
 
-    def set_prefix(self: B, prefix: object) -> B:
+    def set_prefix(self: B, prefix: str | int) -> B:
         """The builder at ``prefix``, seen from the root."""
-        return replace(self, _path=_parts(prefix))
+        return replace(self, _path=_parts("set_prefix", prefix))
 
     def root(self: B) -> B:
         """The builder without a prefix."""
@@ -137,6 +141,8 @@ class VarBuilderArgs(Generic[H]):
         return f"{type(self).__name__}[{source}, prefix {shown(repr(self.prefix()))}, {self._dtype}, {self._device}]"
 
 
-def _parts(prefix: object) -> tuple[str, ...]:
+def _parts(op: str, prefix: object) -> tuple[str, ...]:
+    if not isinstance(prefix, (str, Integral)):
+        raise ArgumentTypeError(f"{op}: got {described(prefix)}; takes a name or a number")
     text = str(prefix)
     return (text,) if text else ()

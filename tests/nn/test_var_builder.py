@@ -126,6 +126,12 @@ def test_prefixes() -> None:
     assert inner.path("x") == "model.layers.0.x"
     assert inner.set_prefix("model.norm").get(4, "weight").dims() == [4]
     assert inner.set_prefix("").pp("").path("scale") == "scale"
+    wrong: Any
+    for wrong, got in ((None, "None"), (["a"], "a list"), (1.5, "1.5"), (vb, "a VarBuilder")):
+        with pytest.raises(mc.ArgumentTypeError, match=f"^pp: got {got}; takes a name or a number$"):
+            vb.pp(wrong)
+        with pytest.raises(mc.ArgumentTypeError, match=f"^set_prefix: got {got}; takes a name or a number$"):
+            vb.set_prefix(wrong)
     assert inner.clone().prefix() == inner.prefix()
     assert repr(inner) == f"VarBuilder[TensorMap, prefix 'model.layers.0', f32, {Device.default()!r}]"
 
