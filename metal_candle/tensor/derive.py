@@ -84,7 +84,6 @@ def _method(key: str, name: str, bind: Binder) -> Callable[..., Any]:
         others = (names | {each.replace("_", "-") for each in names}) - {name}  # candle writes mean-keepdim in errors
         method = _of_any(name, bind, (record_class.arity or 1) - 1, declared, sorted(others, key=len, reverse=True))
     method.__name__ = name
-    method.__qualname__ = f"TensorMethods.{name}"
     method.__doc__ = documentation(key)
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     method.__signature__ = inspect.Signature([own, *declared], return_annotation="Self")  # type: ignore[attr-defined]

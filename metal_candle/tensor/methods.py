@@ -12,9 +12,9 @@ class TensorMethods(PythonProtocols):
     __slots__ = ()
 
 
-for _name, (_, _function) in method_table().items():
-    setattr(TensorMethods, _name, _function)
-for _name, _function in operator_table().items():
+for _name, _function in ({name: each for name, (_, each) in method_table().items()} | operator_table()).items():
+    # Where pickle looks for ``Tensor.relu``.
+    _function.__module__, _function.__qualname__ = __name__, f"{TensorMethods.__name__}.{_name}"
     setattr(TensorMethods, _name, _function)
 # Python drops __hash__ from a class that defines __eq__; comparing gives a tensor, hashing is by identity.
 TensorMethods.__hash__ = PythonProtocols.__hash__  # type: ignore[method-assign]

@@ -8,7 +8,7 @@ import operator
 import pickle
 from typing import Any
 
-from metal_candle import DType, LazyTensor, Tensor, Var
+from metal_candle import DType, LazyTensor, Tensor, Var, nn
 
 import mlx.core as mx
 import numpy as np
@@ -176,3 +176,14 @@ def test_apply() -> None:
     assert t.apply_t(Drop(), True).to_vec1() == [0.0, 0.0]
     assert t.apply_t(Drop(), False).to_vec1() == [1.0, 2.0]
     assert t.apply_t(Double(), True).to_vec1() == [2.0, 4.0]
+
+
+def test_methods_are_pickled_by_name() -> None:
+    """As the functions of a ``Sequential`` are."""
+    for kind in (Tensor, LazyTensor, Var):
+        for name in ("relu", "softmax", "matmul", "reshape", "__add__", "__rsub__", "__lt__"):
+            method = getattr(kind, name)
+            assert pickle.loads(pickle.dumps(method)) is method
+    x = Tensor([-1.0, 2.0])
+    model = nn.seq().add_fn(Tensor.relu).add_fn(Tensor.sqr)
+    assert pickle.loads(pickle.dumps(model))(x).to_vec1() == model(x).to_vec1() == [0.0, 4.0]
