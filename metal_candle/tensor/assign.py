@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import mlx.core as mx
 
+from ..device import Device
 from ..error import ShapeMismatchError
 from ..graph.evaluate import keep, lower, on_device
 from ..graph.node import GraphNode, current_trace, one_thread, record
@@ -24,7 +26,7 @@ def set_all(results: Results, others: Sequence[GraphNode] = ()) -> None:
 
     The nodes may depend on the variables' present values, which they all see, and on what is not computed yet. A
     value that nobody but its variable and these nodes hold is let go before MLX computes, which then writes into its
-    memory. Should MLX fail in the middle, such a variable has no value.
+    memory. Should MLX fail in the middle, such a variable has no value; Ctrl-C there finishes the step first.
 
     While ``compile`` traces, the variables take the nodes, to be evaluated with the rest. Raises
     ``ShapeMismatchError`` for a result of another shape or dtype than its variable's, before anything is set.
@@ -40,19 +42,42 @@ def set_all(results: Results, others: Sequence[GraphNode] = ()) -> None:
                 part = node if isinstance(node.meta, Meta) else record(Pick(index), (node,))
                 cell._variable.assign_node(part)
         return
-    _evaluate([*(node for node, _ in results), *others], [cell for _, cells in results for cell in cells])
+    cells = [cell for _, cells in results for cell in cells]
+    lowered: dict[Device, tuple[list[GraphNode], list[Any]]] = {}
+    try:
+        _evaluate([*(node for node, _ in results), *others], cells, lowered)
+        _assign(results)
+    except _INTERRUPTIONS:
+        # Raised as soon as MLX has computed, and by then the new values are the only ones: the step is finished first.
+        if lowered:
+            _evaluate([*(node for node, _ in results), *others], cells, lowered)
+            _assign(results)
+        raise
+
+
+# What Ctrl-C and handlers of other signals raise, between any two steps of Python.
+_INTERRUPTIONS = (KeyboardInterrupt, SystemExit, TimeoutError)
+
+
+def _assign(results: Results) -> None:
     for node, cells in results:
         values = node.value if isinstance(node.value, tuple) else (node.value,)
         for value, cell in zip(values, cells):
             cell._variable.assign(value)  # type: ignore[arg-type]
 
 
-def _evaluate(nodes: Sequence[GraphNode], cells: Iterable[CellTensor]) -> None:
-    """``evaluate``, after which the cells' contents are replaced."""
+def _evaluate(
+    nodes: Sequence[GraphNode],
+    cells: Sequence[CellTensor],
+    lowered: dict[Device, tuple[list[GraphNode], list[Any]]],
+) -> None:
+    """``evaluate``, after which the cells' contents are replaced; may be done again with the same ``lowered``."""
     wanted = [node for node in nodes if node.value is None]
     for device in {node.device: None for node in wanted}:
         with on_device(device):
-            roots, values = lower([node for node in wanted if node.device == device])
+            if device not in lowered:
+                lowered[device] = lower([node for node in wanted if node.device == device])
+            roots, values = lowered[device]
             if one_thread():  # another thread may be about to ask for one of the old values
                 _let_go(cell for cell in cells if cell.device == device)
             mx.eval(values)

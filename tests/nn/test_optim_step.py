@@ -317,3 +317,29 @@ def test_a_loss_cut_off_by_compile_is_refused() -> None:
     forward = mc.compile(lambda x: (w * x).sum_all())
     with pytest.raises(mc.BackwardNotSupportedError, match=r"call backward\(\) inside it"):
         nn.SGD([w], 0.1).backward_step(forward(Tensor([1.0])))
+
+
+@pytest.mark.parametrize("computed", [True, False], ids=["computed", "not yet"])
+def test_an_interrupted_step_is_whole(monkeypatch: pytest.MonkeyPatch, computed: bool) -> None:
+    """Ctrl-C is raised where MLX returns: when old values are gone and new ones are in no variable yet."""
+    w, other = Var.from_tensor(Tensor([1.0, 2.0])), Var.from_tensor(Tensor([4.0]))
+    optimizer = nn.AdamW([w, other], nn.ParamsAdamW(0.1, weight_decay=0.0))
+    evaluate = mx.eval
+
+    def interrupted(*arrays: Any) -> None:
+        monkeypatch.undo()
+        if computed:
+            evaluate(*arrays)
+        raise KeyboardInterrupt
+
+    def step() -> None:
+        optimizer.backward_step((LazyTensor.from_tensor(w) * 3.0).sum_all() + LazyTensor.from_tensor(other).sum_all())
+
+    step()
+    monkeypatch.setattr(mx, "eval", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        step()
+    assert w.to_vec1() == pytest.approx([0.8, 1.8], abs=1e-6)
+    assert (other.to_vec1(), optimizer.step_count()) == ([pytest.approx(3.8, abs=1e-6)], 2)
+    step()
+    assert (w.to_vec1(), optimizer.step_count()) == (pytest.approx([0.7, 1.7], abs=1e-6), 3)
