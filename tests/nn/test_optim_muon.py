@@ -57,3 +57,11 @@ def test_vectors_are_for_another_optimizer() -> None:
     muon.step(grads)
     adamw.step(grads)
     assert all((now.numpy() != then).all() for now, then in zip((matrix, vector), before))
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (0, 3), (0, 3, 2), (3, 0, 2)])
+def test_a_matrix_of_nothing(shape: tuple[int, ...]) -> None:
+    empty, matrix = Var.zeros(shape), Var.ones((2, 3))
+    nn.Muon([empty, matrix], 0.02).backward_step(empty.sum_all() + matrix.sum_all())
+    assert tuple(empty.shape) == shape
+    assert (matrix.numpy() < 1).all()

@@ -97,8 +97,8 @@ class MuonUpdate(Update):
         given = iter(parts.gradients)
         new, moments = [], []
         for parameter, v, here in zip(parts.parameters, cut(parts.moments[0], parts.parameters), self.present):
-            if here:
-                gradient = next(given).astype(dtype)
+            gradient = next(given).astype(dtype) if here else None
+            if gradient is not None and gradient.size:  # MLX's rule divides by the sizes
                 if self.scaled:
                     gradient = gradient * parts.factor.astype(dtype)
                 state = {"v": v}
