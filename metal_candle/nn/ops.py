@@ -143,22 +143,24 @@ def sdpa(
     v: T,
     mask: TensorBase | None = None,
     do_causal: bool = False,
-    scale: float = 1.0,
+    scale: float | None = None,
     softcapping: float = 1.0,
 ) -> T:
     """softmax(scale · q · kᵀ + mask) · v for ``(b, h, s, d)``; k and v may have fewer heads.
 
+    A ``scale`` that is left out, which candle has no default for, is 1 / sqrt(d), as everywhere.
     ``do_causal`` hides later keys, aligned bottom-right. A ``softcapping`` other than 1.0, which is off, replaces the
     scores by ``softcapping · tanh(scale · q · kᵀ / softcapping)`` before the mask. Raises ``ShapeMismatchError`` where
     both a mask and ``do_causal`` are given, ``ArgumentValueError`` for a ``softcapping`` that is not positive.
     """
-    scale, do_causal = number("sdpa", "scale", scale), boolean("sdpa", "do_causal", do_causal)
+    factor = number("sdpa", "scale", 1 / math.sqrt(max(1, *q.shape[-1:])) if scale is None else scale)
+    do_causal = boolean("sdpa", "do_causal", do_causal)
     if mask is not None and do_causal:
         raise ShapeMismatchError("sdpa: got a mask and do_causal; takes one of them")
     if softcapping != 1.0:
-        return capped_attention(q, k, v, mask, do_causal, scale, softcapping)
+        return capped_attention(q, k, v, mask, do_causal, factor, softcapping)
     masks = () if mask is None else (q._lift(mask),)
-    result: T = q._record(Sdpa(scale, do_causal), k, v, *masks)
+    result: T = q._record(Sdpa(factor, do_causal), k, v, *masks)
     return result
 
 

@@ -276,3 +276,10 @@ def test_identity(kind: Any) -> None:
         assert made(x) is x
         assert made.forward_t(x, True) is x
     assert nn.seq().add(ops.Identity()).forward(x) is x
+
+
+@pytest.mark.parametrize("cap", [1.0, 5.0])
+def test_attention_without_a_scale_has_the_usual_one(cap: float) -> None:
+    q, k, v = (Tensor(normal(1, 2, 3, 16, seed=seed)) for seed in range(3))
+    same = ops.sdpa(q, k, v, scale=0.25, softcapping=cap)
+    np.testing.assert_array_equal(ops.sdpa(q, k, v, softcapping=cap).numpy(), same.numpy())

@@ -148,7 +148,7 @@ def test_parameters_are_candles_and_can_be_set() -> None:
     with pytest.raises(mc.Error, match=r"^set_params: got a ParamsAdam; takes ParamsAdamW$"):
         optimizer.set_params(nn.ParamsAdam())  # type: ignore[arg-type]
     with pytest.raises(
-        mc.Error, match=r"^AdamW: got a ParamsAdam for the configuration; takes ParamsAdamW, or a learning rate$"
+        mc.Error, match=r"^AdamW: got a ParamsAdam for the configuration; takes ParamsAdamW, or a learning rate"
     ):
         nn.AdamW([w], nn.ParamsAdam())  # type: ignore[arg-type]
 

@@ -69,12 +69,15 @@ def test_a_learning_rate_is_all_it_needs() -> None:
     assert list(optimizer.state()) == ["step", "learning_rate"]
 
 
+TAKES = "takes ParamsSGD, or a learning rate, and lr, momentum, nesterov, dampening, weight_decay by name"
+
+
 @pytest.mark.parametrize(
     ("config", "text"),
     [
         (-0.1, "invalid training configuration: SGD: lr is -0.1; takes at least 0"),
-        ("fast", "SGD: got 'fast' for the configuration; takes ParamsSGD, or a learning rate"),
-        (True, "SGD: got True for the configuration; takes ParamsSGD, or a learning rate"),
+        ("fast", f"SGD: got 'fast' for the configuration; {TAKES}"),
+        (True, f"SGD: got True for the configuration; {TAKES}"),
         (nn.ParamsSGD(0.1, momentum="0.9"), "SGD: got '0.9' for momentum; takes a number"),  # type: ignore[arg-type]
         (nn.ParamsSGD(0.1, nesterov=1), "SGD: got 1 for nesterov; takes True or False"),  # type: ignore[arg-type]
         (

@@ -9,18 +9,15 @@ from .optimizer import Optimizer
 from .param_group import Vars
 from .params import ParamsAdam, ParamsAdamW
 
-E = TypeVar("E", bound="_Either[Any]")
+E = TypeVar("E", bound="AdamBase[Any]")
 P = TypeVar("P", bound=Union[ParamsAdam, ParamsAdamW])
 
 
-class _Either(Optimizer[P]):
+class AdamBase(Optimizer[P]):
     """What Adam and AdamW share: two moments, in F32 whatever the variables' dtype, with bias correction."""
 
     record_type = AdamUpdate
     decoupled = False
-
-    def __init__(self, vars: Vars, params: P | float | None = None) -> None:
-        super().__init__(vars, self.config_type() if params is None else params)
 
     @classmethod
     def new_lr(cls: type[E], vars: Vars, lr: float) -> E:
@@ -34,7 +31,7 @@ class _Either(Optimizer[P]):
         return params.beta1, params.beta2, params.eps, params.weight_decay, self.decoupled
 
 
-class Adam(_Either[ParamsAdam]):
+class Adam(AdamBase[ParamsAdam]):
     """Adam. Weight decay, if any, is added to the gradient; see ``AdamW``. Kingma and Ba 2015.
 
     https://arxiv.org/abs/1412.6980. Ours; PyTorch: ``torch.optim.Adam``.
@@ -43,7 +40,7 @@ class Adam(_Either[ParamsAdam]):
     config_type = ParamsAdam
 
 
-class AdamW(_Either[ParamsAdamW]):
+class AdamW(AdamBase[ParamsAdamW]):
     """Adam with weight decay that is not divided by the gradients' size. Loshchilov and Hutter 2019.
 
     https://arxiv.org/abs/1711.05101. The moments are kept in F32 where candle keeps them in the variable's dtype.

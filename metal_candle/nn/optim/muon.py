@@ -8,7 +8,6 @@ from ...error import UnexpectedNumberOfDimsError
 from ...graph.operations.mlx_update import MuonUpdate
 from ...tensor.var import Var
 from .optimizer import Optimizer
-from .param_group import Vars
 from .params import ParamsMuon
 
 
@@ -29,9 +28,6 @@ class Muon(Optimizer[ParamsMuon]):
 
     config_type = ParamsMuon
     record_type = MuonUpdate
-
-    def __init__(self, vars: Vars, config: ParamsMuon | float) -> None:
-        super().__init__(vars, config)
 
     def _check(self, var: Var, place: int) -> None:
         if var.rank < 2:

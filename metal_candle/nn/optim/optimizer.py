@@ -39,6 +39,8 @@ _next = Affine(1.0, 1.0)
 class Optimizer(New, Generic[P]):
     """Base of the optimizers: ``SGD``, ``Adam``, ``AdamW``, ``Muon``. candle: ``candle_nn::optim::Optimizer``.
 
+    ``config`` is its parameters, ``SGD(vars, ParamsSGD(lr=0.1, momentum=0.9))``, which may be given one by one,
+    ``SGD(vars, lr=0.1, momentum=0.9)``, or a learning rate, with others after it or none: ``SGD(vars, 0.1)``.
     ``vars`` are variables, or parameter groups (``ParamGroup``). Integer ones are left out, as in candle. One that is
     there twice, itself or another ``Var`` of the same storage, counts once; in two groups it is an error.
 
@@ -51,9 +53,9 @@ class Optimizer(New, Generic[P]):
     config_type: ClassVar[type[Any]]
     record_type: ClassVar[type[Update]]
 
-    def __init__(self, vars: Vars, config: P | float) -> None:
+    def __init__(self, vars: Vars, config: P | float | None = None, **numbers: float) -> None:
         groups = grouped(self._name(), vars)
-        self._group_params: GroupParams[P] = GroupParams(self._configured(config), groups)
+        self._group_params: GroupParams[P] = GroupParams(self._configured(config, numbers), groups)
         self._owner: dict[int, int] = {}
         self._vars: list[Var] = []
         self._bundles: list[Bundle] = []
@@ -108,11 +110,19 @@ class Optimizer(New, Generic[P]):
     def _name(self) -> str:
         return type(self).__name__
 
-    def _configured(self, config: Any) -> P:
+    def _configured(self, config: Any, numbers: dict[str, float]) -> P:
         kind = self.config_type
+        takes = f"{kind.__name__}, or a learning rate, and {', '.join(field.name for field in fields(kind))} by name"
         if not isinstance(config, kind):
-            takes = f"{kind.__name__}, or a learning rate"
-            config = kind(lr=number(self._name(), "the configuration", config, takes))
+            if config is not None:
+                numbers = {"lr": number(self._name(), "the configuration", config, takes), **numbers}
+            try:
+                config = kind(**numbers)
+            except TypeError:
+                given = ", ".join(numbers) or "no configuration"
+                raise ArgumentTypeError(f"{self._name()}: got {given}; takes {takes}") from None
+        elif numbers:
+            raise ArgumentTypeError(f"{self._name()}: got {kind.__name__} and {', '.join(numbers)}; takes {takes}")
         config.validate()
         return cast("P", config)
 

@@ -7,12 +7,11 @@ from typing import Any
 from ...graph.operations.mlx_update import SGDUpdate
 from ...tensor.var import Var
 from .optimizer import Optimizer
-from .param_group import Vars
 from .params import ParamsSGD
 
 
 class SGD(Optimizer[ParamsSGD]):
-    """Gradient descent, with momentum if ``ParamsSGD`` asks for it: ``SGD(vars, 0.1)``, ``SGD(vars, ParamsSGD(…))``.
+    """Gradient descent, with momentum if ``ParamsSGD`` asks for it: ``SGD(vars, 0.1, momentum=0.9)``.
 
     Computed by ``mlx.optimizers.SGD``. Its momentum starts from 0, so that ``dampening`` acts on the first gradient,
     too, where PyTorch starts from the whole of it.
@@ -22,9 +21,6 @@ class SGD(Optimizer[ParamsSGD]):
 
     config_type = ParamsSGD
     record_type = SGDUpdate
-
-    def __init__(self, vars: Vars, config: ParamsSGD | float) -> None:
-        super().__init__(vars, config)
 
     def into_inner(self) -> list[Var]:
         """The variables. candle: ``SGD::into_inner``."""
