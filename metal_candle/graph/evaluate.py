@@ -82,6 +82,10 @@ def evaluate_one(node: GraphNode) -> None:
     return keep(node, value)
 
 
+# What Ctrl-C and handlers of other signals raise, between any two steps of Python.
+INTERRUPTIONS = (KeyboardInterrupt, SystemExit, TimeoutError)
+
+
 def evaluate_in_place(node: GraphNode, old: GraphNode) -> None:
     """``evaluate`` for a content that takes the place of its first input's, ``old``.
 
@@ -103,7 +107,12 @@ def evaluate_in_place(node: GraphNode, old: GraphNode) -> None:
     with on_device(node.device):
         value = node.operation.lower(*[source.value for source in sources])
         old.value = None
-        mx.eval(value)
+        try:
+            mx.eval(value)
+        except INTERRUPTIONS:  # the new content is the only one by then
+            mx.eval(value)
+            old.value = value
+            raise
     return keep(node, value)
 
 

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from ..device import Device
 from ..error import ShapeMismatchError
-from ..graph.evaluate import keep, lower, on_device
+from ..graph.evaluate import INTERRUPTIONS, keep, lower, on_device
 from ..graph.node import GraphNode, current_trace, one_thread, record
 from ..graph.operation import Meta
 from ..graph.operations.structure import Pick
@@ -47,16 +47,12 @@ def set_all(results: Results, others: Sequence[GraphNode] = ()) -> None:
     try:
         _evaluate([*(node for node, _ in results), *others], cells, lowered)
         _assign(results)
-    except _INTERRUPTIONS:
+    except INTERRUPTIONS:
         # Raised as soon as MLX has computed, and by then the new values are the only ones: the step is finished first.
         if lowered:
             _evaluate([*(node for node, _ in results), *others], cells, lowered)
             _assign(results)
         raise
-
-
-# What Ctrl-C and handlers of other signals raise, between any two steps of Python.
-_INTERRUPTIONS = (KeyboardInterrupt, SystemExit, TimeoutError)
 
 
 def _assign(results: Results) -> None:

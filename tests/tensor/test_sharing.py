@@ -8,6 +8,7 @@ from typing import Any
 import metal_candle as mc
 from metal_candle import LazyTensor, Tensor, Var
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -316,3 +317,22 @@ def test_what_changes_nothing_gives_the_tensor_itself(kind: Any) -> None:
     w = Var(grid())
     assert w.detach() is not w
     assert w.narrow(0, 0, 2) is w
+
+
+def test_an_interrupted_write_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is raised where MLX returns, when the old content's memory has been written to."""
+    evaluate, t = mx.eval, Tensor(np.ones((64, 64), np.float32))
+    t.zero_set()  # whose memory nobody else holds
+    rows = Tensor.ones((1, 64))
+
+    def interrupted(*arrays: Any) -> None:
+        monkeypatch.undo()
+        evaluate(*arrays)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mx, "eval", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        t.slice_set(rows, 0, 3)
+    assert t.sum_all().to_scalar() in (0.0, 64.0)
+    t.slice_set(rows, 0, 4)
+    assert t[4].to_vec1() == [1.0] * 64
