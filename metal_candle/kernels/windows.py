@@ -64,25 +64,28 @@ class Windows:
         b, c = x.shape[:2]
         if self._is_identity(x.shape[2:], count):
             return x.reshape(b, c, math.prod(count))
-        x, steps, inside, between = self._steps(x, count)
-        windows = mx.as_strided(x, (b, c, *self.kernel, *count), (*steps, *inside, *between))
-        return windows.reshape(b, c * math.prod(self.kernel), math.prod(count))
-
-    def rows(self, x: mx.array, count: Sizes) -> mx.array:
-        """The windows of all of the batch as rows: ``(b, c, *size)`` to ``(b · prod(count), c · prod(kernel))``."""
-        b, c = x.shape[:2]
-        x, steps, inside, between = self._steps(x, count)
-        windows = mx.as_strided(x, (b, *count, c, *self.kernel), (steps[0], *between, steps[1], *inside))
-        return windows.reshape(b * math.prod(count), c * math.prod(self.kernel))
-
-    def _steps(self, x: mx.array, count: Sizes) -> tuple[mx.array, list[int], list[int], list[int]]:
-        """The padded array, and how far apart in it its first two dims are, elements of a window, and windows."""
         # MLX strides over row-major arrays only; one that is row-major already is not copied.
         x = mx.contiguous(self.padded(x, count))
         steps = _row_major(x.shape)
-        inside = [step * d for step, d in zip(steps[2:], self.dilation)]
-        between = [step * s for step, s in zip(steps[2:], self.stride)]
-        return x, steps[:2], inside, between
+        inside, between = self._steps(steps[2:])
+        windows = mx.as_strided(x, (b, c, *self.kernel, *count), (*steps[:2], *inside, *between))
+        return windows.reshape(b, c * math.prod(self.kernel), math.prod(count))
+
+    def rows(self, x: mx.array, count: Sizes) -> mx.array:
+        """The windows of the whole batch as rows, a window's channels last: ``(b, c, *size)`` to
+        ``(b · prod(count), prod(kernel) · c)``."""
+        b, c = x.shape[:2]
+        # With the channels last, longer runs of elements are copied.
+        x = mx.contiguous(mx.moveaxis(self.padded(x, count), 1, -1))
+        steps = _row_major(x.shape)
+        inside, between = self._steps(steps[1:-1])
+        windows = mx.as_strided(x, (b, *count, *self.kernel, c), (steps[0], *between, *inside, 1))
+        return windows.reshape(b * math.prod(count), math.prod(self.kernel) * c)
+
+    def _steps(self, steps: list[int]) -> tuple[list[int], list[int]]:
+        """How far apart a window's elements are, and windows, in an array whose neighbours are ``steps`` apart."""
+        inside = [step * d for step, d in zip(steps, self.dilation)]
+        return inside, [step * s for step, s in zip(steps, self.stride)]
 
     def placed_back(self, pieces: Iterable[mx.array], size: Sizes, count: Sizes) -> mx.array:
         """The adjoint of taking windows: for each element of a window a ``(b, c, *count)``, added where it came from.

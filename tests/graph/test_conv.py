@@ -405,13 +405,14 @@ def test_in_pieces_as_in_one(piece: int, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("numbers", [(1, 1, 1, 1), (0, 2, 1, 1), (2, 1, 2, 1), (1, 1, 1, 2)])
-def test_gradients_whichever_way_they_are_multiplied(numbers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The input's as a convolution or not, the kernel's in one product or one for each image."""
+def test_values_and_gradients_whichever_way_they_are_multiplied(numbers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The input's as a convolution or not, the kernel's, and the result, in one product or one for each image."""
     x, w = values(5, 4, 6, 5), values(6, 4 // numbers[3], 3, 3)
     found = []
-    for wider, few in ((0, 10**9), (10**9, 0)):
+    for wider, few, small in ((0, 10**9, 0), (10**9, 0, 10**9)):
         monkeypatch.setattr(kernels, "WIDER", wider)
         monkeypatch.setattr(kernels, "FEW", few)
+        monkeypatch.setattr(kernels, "SMALL", small)
         found.append(gradients(Tensor, "conv2d", x, w, *numbers))
     for a, b in zip(*found):
         assert_near(b, a, VALUE[DType.F64])
