@@ -6,7 +6,6 @@ candle has these as loops for the CPU (its ``cpu_flash``); here they are ``ops.s
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import Any, ClassVar, TypeVar
 
 import mlx.core as mx
@@ -16,6 +15,7 @@ from ..dtype import DType
 from ..error import ArgumentTypeError, ArgumentValueError, DTypeMismatchError, ShapeMismatchBinaryOpError
 from ..error.text import described
 from ..graph.node import leaf
+from ..graph.operations.counts import number
 from ..shape import expect_rank
 from ..tensor.base import TensorBase
 from . import ops
@@ -238,8 +238,7 @@ def _not_negative(name: str, value: float | None, least: float) -> float:
     if value is None:
         return 0.0
     takes = "a number" if least == -math.inf else "a positive number, or 0 or None for none"
-    if not isinstance(value, Real):
-        raise ArgumentTypeError(f"flash_attn: got {name} {described(value)}; takes {takes}")
-    if not least <= value < math.inf:
-        raise ArgumentValueError(f"flash_attn: got {name} {value}; takes {takes}")
-    return float(value)
+    given = number("flash_attn", name, value, takes)
+    if not least <= given < math.inf:
+        raise ArgumentValueError(f"flash_attn: got {given} for {name}; takes {takes}")
+    return given

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from numbers import Real
 
@@ -13,7 +12,7 @@ from ..graph.node import GraphNode, current_trace, record
 from ..graph.operation import Operation
 from ..graph.operations.batch_norm import BatchNorm as BatchNormOperation
 from ..graph.operations.batch_norm import RunningBatchNorm, RunningStatistic
-from ..graph.operations.counts import number
+from ..graph.operations.counts import epsilon, number
 from ..graph.operations.structure import Detach, Pick
 from ..graph.scopes import scoped
 from ..kernels.batch_norm import values_per_channel
@@ -104,9 +103,7 @@ class BatchNorm(ModuleT):
         eps: float,
         momentum: float,
     ) -> None:
-        eps, momentum = number("batch_norm", "eps", eps), number("batch_norm", "momentum", momentum)
-        if not 0 <= eps < math.inf:
-            raise ArgumentValueError(f"batch_norm: got eps {eps}; takes a finite number from 0")
+        eps, momentum = epsilon("batch_norm", eps), number("batch_norm", "momentum", momentum)
         if not 0 <= momentum <= 1:
             raise ArgumentValueError(f"batch_norm: got momentum {momentum}; takes a number from 0 to 1")
         named = {"running_mean": running_mean, "running_var": running_var}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import Any, TypeVar
 
 import mlx.core as mx
 
 from ..dtype import DType
-from ..error import ArgumentTypeError, ArgumentValueError
-from ..error.text import described
+from ..error import ArgumentValueError
 from ..graph.node import leaf, record
+from ..graph.operations.counts import number
 from ..graph.operations.fused import Sdpa
 from ..graph.operations.masked_softmax import FilledSoftmax, MaskedSoftmax
 from ..graph.operations.softcap import Softcap
@@ -29,10 +28,9 @@ def capped_attention(q: T, k: T, v: T, mask: TensorBase | None, causal: bool, sc
     that is not positive and finite, else as ``Sdpa``.
     Gemma Team 2024, https://arxiv.org/abs/2408.00118.
     """
-    if not isinstance(cap, Real):
-        raise ArgumentTypeError(f"sdpa: got softcapping {described(cap)}; takes a positive number, of which 1.0 is off")
+    cap = number("sdpa", "softcapping", cap, "a positive number, of which 1.0 is off")
     if not 0 < cap < math.inf:
-        raise ArgumentValueError(f"sdpa: got softcapping {cap}; takes a positive number, of which 1.0 is off")
+        raise ArgumentValueError(f"sdpa: got {cap} for softcapping; takes a positive number, of which 1.0 is off")
     masks = [] if mask is None else [q._lift(mask)]
     Sdpa(scale, causal).infer(*(each._node.meta for each in (q, k, v, *masks)))
     dtype = q.dtype

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ..error import ArgumentValueError, ShapeMismatchBinaryOpError, ShapeMismatchError, UnexpectedNumberOfDimsError
-from ..graph.operations.counts import integer, number
+from ..graph.operations.counts import epsilon, integer
 from ..graph.operations.norm import LayerNorm as LayerNormOperation
 from ..tensor.eager import Tensor
 from .init import ONE, ZERO
@@ -35,7 +35,7 @@ class GroupNorm(Module):
                     f"group_norm: got {name} of shape {tuple(tensor.shape)}; takes ({num_channels},)"
                 )
         self._weight, self._bias = weight, bias
-        self._num_channels, self._num_groups, self._eps = num_channels, num_groups, number("group_norm", "eps", eps)
+        self._num_channels, self._num_groups, self._eps = num_channels, num_groups, epsilon("group_norm", eps)
 
     def weight(self) -> Tensor:
         """The weight, ``(c,)``."""

@@ -8,7 +8,7 @@ from numbers import Real
 from ..error import ArgumentTypeError
 from ..error.text import described
 from ..graph.operations.binary import Add
-from ..graph.operations.counts import number
+from ..graph.operations.counts import epsilon
 from ..graph.operations.norm import LayerNorm as LayerNormOperation
 from ..graph.operations.norm import WeightedRMSNorm
 from ..tensor.eager import Tensor
@@ -40,7 +40,7 @@ class LayerNorm(Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, eps: float) -> None:
         self._weight, self._bias, self._remove_mean = weight, bias, True
-        self._eps = number("layer_norm", "eps", eps)
+        self._eps = epsilon("layer_norm", eps)
 
     @classmethod
     def new_no_bias(cls, weight: Tensor, eps: float) -> LayerNorm:
@@ -120,7 +120,7 @@ class RmsNorm(Module):
     """
 
     def __init__(self, weight: Tensor, eps: float) -> None:
-        self._weight, self._eps = weight, number("rms_norm", "eps", eps)
+        self._weight, self._eps = weight, epsilon("rms_norm", eps)
 
     def weight(self) -> Tensor:
         """The weight, ``(n,)``."""

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from ..error import ArgumentValueError, ShapeMismatchError
 from ..graph.node import record
-from ..graph.operations.counts import number
+from ..graph.operations.counts import epsilon, number
 from ..graph.operations.fused import Sdpa, Swiglu
 from ..graph.operations.norm import LayerNorm, WeightedRMSNorm
 from ..graph.operations.piecewise import HardSigmoid, LeakyRelu, Mish, Selu
@@ -102,13 +102,13 @@ def silu_mul(gate: T, up: T) -> T:
 
 def rms_norm(xs: T, alpha: TensorBase, eps: float) -> T:
     """``x / sqrt(mean(x²) + eps) · alpha`` over the last dim."""
-    result: T = xs._record(WeightedRMSNorm(number("rms_norm", "eps", eps)), xs._lift(alpha))
+    result: T = xs._record(WeightedRMSNorm(epsilon("rms_norm", eps)), xs._lift(alpha))
     return result
 
 
 def layer_norm(xs: T, alpha: TensorBase, beta: TensorBase, eps: float) -> T:
     """``(x - mean) / sqrt(variance + eps) · alpha + beta`` over the last dim; alpha and beta ``(n,)``."""
-    result: T = xs._record(LayerNorm(number("layer_norm", "eps", eps)), xs._lift(alpha), xs._lift(beta))
+    result: T = xs._record(LayerNorm(epsilon("layer_norm", eps)), xs._lift(alpha), xs._lift(beta))
     return result
 
 

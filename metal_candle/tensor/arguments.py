@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import operator
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..error import ArgumentTypeError, ArgumentValueError, Error
+from ..error import ArgumentTypeError, Error
 from ..error.text import described, shown
+from ..graph.operations.counts import number
 from ..shape import D, Shape, several
 from .base import TensorBase
 
@@ -40,19 +40,6 @@ def check_of(op: str, name: str, annotation: Any) -> Check:
     if annotation == "ShapeLike":
         return lambda value: value if type(value) is int or type(value) is Shape else _sizes(op, name, value)
     return lambda value: value
-
-
-def number(op: str, name: str, value: Any, takes: str = "a number") -> float:
-    """A real number as a float. Raises ``ArgumentTypeError``, ``ArgumentValueError`` for an integer too large."""
-    plain = value
-    if isinstance(value, (np.ndarray, mx.array)) and value.ndim == 0:
-        plain = value.item()
-    if isinstance(plain, bool) or not isinstance(plain, numbers.Real):
-        raise ArgumentTypeError(f"{op}: got {described(value)} for {name}; takes {takes}")
-    try:
-        return float(plain)
-    except OverflowError:
-        raise ArgumentValueError(f"{op}: got {described(value)} for {name}; takes a number a float holds") from None
 
 
 def boolean(op: str, name: str, value: Any) -> bool:

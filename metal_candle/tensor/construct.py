@@ -13,10 +13,10 @@ from ..dtype import DType, DTypeLike
 from ..error import ArgumentValueError, UnexpectedNumberOfDimsError
 from ..graph.evaluate import on_device
 from ..graph.node import GraphNode, leaf, record
+from ..graph.operations.counts import number
 from ..graph.operations.random import Normal, Uniform, random_key
 from ..shape import DimLike, Shape, ShapeLike
 from . import shaping
-from .arguments import number
 from .base import TensorBase
 from .data import as_array
 from .from_data import FromData

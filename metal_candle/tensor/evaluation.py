@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ..error import ArgumentValueError, Error
+from ..graph.operations.counts import number
 from . import workers
-from .arguments import number
 
 R = TypeVar("R")
 

@@ -11,8 +11,8 @@ import numpy as np
 from ..dtype import DType
 from ..error import ArgumentValueError, Error, ShapeMismatchError
 from ..error.text import described
+from ..graph.operations.counts import number
 from ..shape import MAX_SIZE
-from .arguments import number
 
 _CHUNK = 1 << 20
 _LARGEST = 1 << 1023  # of the integers that are floats too

@@ -174,7 +174,7 @@ def test_names_that_are_none() -> None:
         ({"relu": 1.0}, mc.error.ArgumentValueError, f"activation: got a dict of 'relu'; {TAKES}"),
         ({}, mc.error.ArgumentValueError, f"activation: got a dict of nothing; {TAKES}"),
         (None, mc.error.ArgumentTypeError, f"activation: got None; {TAKES}"),
-        ({"elu": "1"}, mc.error.ArgumentTypeError, "activation: got elu '1'; takes a number"),
+        ({"elu": "1"}, mc.error.ArgumentTypeError, "activation: got '1' for elu; takes a number"),
     ]:
         with pytest.raises(kind) as error:
             Activation.from_name(value)
@@ -182,5 +182,5 @@ def test_names_that_are_none() -> None:
     for name, parameter in (("gelu", None), ("Elu", None), ("Gelu", 1.0)):
         with pytest.raises(mc.error.ArgumentValueError, match=f"^Activation: got '{name}'; takes Activation.Gelu and"):
             Activation(name, parameter)
-    with pytest.raises(mc.error.ArgumentTypeError, match=r"Elu: got alpha None; takes a number"):
+    with pytest.raises(mc.error.ArgumentTypeError, match=r"Elu: got None for alpha; takes a number"):
         Activation.Elu(None)  # type: ignore[arg-type]

@@ -581,12 +581,12 @@ def test_refuses(kind: Any) -> None:
 
 def test_refuses_to_be_made() -> None:
     row, short = Tensor(normal(3)), Tensor(normal(2))
-    with pytest.raises(ValueError, match=r"^batch_norm: got eps -1.0; takes a finite number from 0$"):
+    with pytest.raises(ValueError, match=r"^batch_norm: got -1.0 for eps; takes a finite number from 0$"):
         nn.BatchNorm(3, *starting(3), row, row, -1.0)
     for momentum in (1.5, -0.1, float("nan")):
         with pytest.raises(ValueError, match=rf"^batch_norm: got momentum {momentum}; takes a number from 0 to 1$"):
             plain(3, momentum)
-    with pytest.raises(TypeError, match=r"^batch_norm: got eps None; takes a number"):
+    with pytest.raises(TypeError, match=r"^batch_norm: got None for eps; takes a number"):
         nn.BatchNorm.new_no_bias(3, *starting(3), None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^batch_norm: got weight of shape \(2,\); takes \(3,\)$"):
         nn.BatchNorm(3, *starting(3), short, row, EPS)

@@ -127,13 +127,15 @@ def test_softcap(kind: Any) -> None:
 @pytest.mark.parametrize("cap", [0.0, -1.0, float("inf"), float("nan")])
 def test_refusals(cap: float) -> None:
     q, k = (Tensor(x.astype(np.float32)) for x in heads((1, 4, 3, 8), (1, 3, 5, 8)))
-    with pytest.raises(ValueError, match=rf"sdpa: got softcapping {cap}; takes a positive number, of which 1\.0 is"):
+    with pytest.raises(
+        ValueError, match=rf"sdpa: got {cap} for softcapping; takes a positive number, of which 1\.0 is"
+    ):
         ops.sdpa(q, q, q, softcapping=cap)
     with pytest.raises(ValueError, match=rf"softcap: got cap {cap}; takes a positive number"):
         ops.softcap(q, cap)
-    with pytest.raises(error.ArgumentTypeError, match="softcap: got cap 'x'; takes a number"):
+    with pytest.raises(error.ArgumentTypeError, match="softcap: got 'x' for cap; takes a number"):
         ops.softcap(q, "x")  # type: ignore[arg-type]
-    with pytest.raises(error.ArgumentTypeError, match="sdpa: got softcapping 'x'; takes a positive number"):
+    with pytest.raises(error.ArgumentTypeError, match="sdpa: got 'x' for softcapping; takes a positive number"):
         ops.sdpa(q, q, q, softcapping="x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"sdpa: got shapes \(1, 4, 3, 8\) and \(1, 3, 5, 8\); takes q"):
         ops.sdpa(q, k, k, softcapping=CAP)

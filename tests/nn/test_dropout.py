@@ -172,7 +172,7 @@ def test_refusals(kind: Any, p: float) -> None:
         nn.Dropout(p)
     with pytest.raises(mc.error.ArgumentValueError, match=text):
         ops.dropout(kind.new([1.0]), p)
-    with pytest.raises(mc.error.ArgumentTypeError, match=r"^dropout: got drop_p '0.5'; takes a number$"):
+    with pytest.raises(mc.error.ArgumentTypeError, match=r"^dropout: got '0.5' for drop_p; takes a number$"):
         nn.Dropout("0.5")  # type: ignore[arg-type]
     with pytest.raises(mc.error.UnsupportedDTypeForOpError, match=r"^dropout: got dtype i64; takes bf16"):
         nn.Dropout(0.5)(kind.new([1, 2]))

@@ -90,8 +90,12 @@ def test_refusals(kind: Any) -> None:
         ),
         (lambda: one_hot(ids, -1, 1, 0), mc.error.ShapeMismatchError, "one_hot: got depth -1; takes 0 or more"),
         (lambda: one_hot(ids, 2.0, 1, 0), mc.error.ArgumentTypeError, "one_hot: got depth 2.0; takes an integer"),
-        (lambda: one_hot(ids, 2, "1", 0), mc.error.ArgumentTypeError, "one_hot: got on_value '1'; takes a number"),
-        (lambda: one_hot(ids, 2, 1, True), mc.error.ArgumentTypeError, "one_hot: got off_value True; takes a number"),
+        (lambda: one_hot(ids, 2, "1", 0), mc.error.ArgumentTypeError, "one_hot: got '1' for on_value; takes a number"),
+        (
+            lambda: one_hot(ids, 2, 1, True),
+            mc.error.ArgumentTypeError,
+            "one_hot: got True for off_value; takes a number",
+        ),
         (lambda: one_hot(ids, 2, 1, -1, dtype="u8"), mc.Error, "one_hot: "),
     ]:
         with pytest.raises(error, match=f"^{text}"):

@@ -97,7 +97,7 @@ def test_refusals(kind: Any) -> None:
         (
             lambda: gumbel_softmax(logits, "1", 1),
             mc.error.ArgumentTypeError,
-            "gumbel_softmax: got temperature '1'; takes a number",
+            "gumbel_softmax: got '1' for temperature; takes a number",
         ),
         (
             lambda: gumbel_softmax(logits, float("nan"), 1),

@@ -331,7 +331,7 @@ def test_refusals_when_recorded() -> None:
             mc.ArgumentValueError, match=r"^cross_entropy: got label_smoothing .*; takes a number from 0"
         ):
             loss.cross_entropy(logits, target, label_smoothing=bad)
-    with pytest.raises(mc.ArgumentTypeError, match=r"^cross_entropy: got label_smoothing '0.1'; takes a number$"):
+    with pytest.raises(mc.ArgumentTypeError, match=r"^cross_entropy: got '0.1' for label_smoothing; takes a number$"):
         loss.cross_entropy(logits, target, label_smoothing="0.1")  # type: ignore[arg-type]
     with pytest.raises(mc.ShapeMismatchError, match=r"^linear_cross_entropy: got shapes \(3, 5\) and \(5, 3\); takes"):
         loss.linear_cross_entropy(logits, LazyTensor.new(normal(5, 3)), target)

@@ -184,5 +184,5 @@ def test_refusals_when_recorded() -> None:
     for bad in (0, -1.0, float("nan")):
         with pytest.raises(mc.ArgumentValueError, match=r"^huber: got delta .*; takes a positive number$"):
             loss.huber(inp, inp, bad)
-    with pytest.raises(mc.ArgumentTypeError, match=r"^huber: got delta None; takes a number$"):
+    with pytest.raises(mc.ArgumentTypeError, match=r"^huber: got None for delta; takes a number$"):
         loss.huber(inp, inp, None)  # type: ignore[arg-type]

@@ -215,11 +215,11 @@ def test_refusals() -> None:
     with pytest.raises(ArgumentTypeError, match=r"flash_attn: got mask .*takes an AttnMask"):
         flash_attn(q, k, v, 1.0, Tensor.zeros((3, 5), "f32"))  # type: ignore[arg-type]
     for cap in (-1.0, math.inf, math.nan):
-        with pytest.raises(ArgumentValueError, match=f"flash_attn: got softcap {cap}; takes a positive number"):
+        with pytest.raises(ArgumentValueError, match=f"flash_attn: got {cap} for softcap; takes a positive number"):
             flash_attn(q, k, v, 1.0, None, None, cap)
-    with pytest.raises(ArgumentValueError, match="flash_attn: got max_bias nan; takes a number"):
+    with pytest.raises(ArgumentValueError, match="flash_attn: got nan for max_bias; takes a number"):
         flash_attn(q, k, v, 1.0, None, math.nan)
-    with pytest.raises(ArgumentTypeError, match=r"flash_attn: got max_bias .*; takes a number"):
+    with pytest.raises(ArgumentTypeError, match=r"flash_attn: got .* for max_bias; takes a number"):
         flash_attn(q, k, v, 1.0, None, "8")  # type: ignore[arg-type]
     with pytest.raises(ArgumentValueError, match=r"AttnMask.Causal: got kv_offset -1; takes 0 or more"):
         AttnMask.Causal(-1)

@@ -186,7 +186,7 @@ def test_refuses(kind: Any) -> None:
         layer(kind.new(normal(2, 4)).to_dtype("f16"))
     with pytest.raises(TypeError, match=r"^layer_norm: got config 'x'; takes a LayerNormConfig or eps, a number"):
         nn.layer_norm(4, "x", nn.VarBuilder.zeros("f32"))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"^rms_norm: got eps None; takes a number"):
+    with pytest.raises(TypeError, match=r"^rms_norm: got None for eps; takes a number"):
         nn.RmsNorm(weight, None)  # type: ignore[arg-type]
     with pytest.raises(KeyError, match="bias"):
         nn.layer_norm(4, EPS, nn.VarBuilder.from_tensors({"weight": weight}, "f32"))

@@ -200,11 +200,11 @@ def test_swiglu_refuses(kind: Any) -> None:
 def test_numbers_are_numbers() -> None:
     x = Tensor([1.0])
     for call, name in [
-        (lambda: ops.leaky_relu(x, "0.1"), r"leaky_relu: got negative_slope '0.1'; takes a number"),
-        (lambda: ops.selu(x, None, 1.0), r"selu: got alpha None; takes a number"),  # type: ignore[arg-type]
-        (lambda: ops.selu(x, 1.0, True), r"selu: got gamma True; takes a number"),
-        (lambda: ops.dropout(x, "a"), r"dropout: got drop_p 'a'; takes a number"),  # type: ignore[arg-type]
-        (lambda: ops.softcap(x, []), r"softcap: got cap a list; takes a number"),  # type: ignore[arg-type]
+        (lambda: ops.leaky_relu(x, "0.1"), r"leaky_relu: got '0.1' for negative_slope; takes a number"),
+        (lambda: ops.selu(x, None, 1.0), r"selu: got None for alpha; takes a number"),  # type: ignore[arg-type]
+        (lambda: ops.selu(x, 1.0, True), r"selu: got True for gamma; takes a number"),
+        (lambda: ops.dropout(x, "a"), r"dropout: got 'a' for drop_p; takes a number"),  # type: ignore[arg-type]
+        (lambda: ops.softcap(x, []), r"softcap: got a list for cap; takes a number"),  # type: ignore[arg-type]
     ]:
         with pytest.raises(mc.error.ArgumentTypeError, match=f"^{name}$"):
             call()

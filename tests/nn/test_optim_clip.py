@@ -7,6 +7,7 @@ from typing import Any
 import metal_candle as mc
 from metal_candle import DType, Tensor, Var, nn
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from checking import normal
@@ -141,3 +142,12 @@ def test_what_clipping_refuses() -> None:
             call()
         assert str(raised.value) == text
     assert nn.clip_grad_norm({}, 1.0).to_scalar() == 0.0
+
+
+def test_the_norm_of_large_gradients_copies_none_of_them() -> None:
+    gradients = [Tensor(normal(1024, 1024, seed=seed)) for seed in range(4)] + [Tensor([3.0]), Tensor([[4.0]])]
+    want = np.sqrt(sum((each.numpy().astype(np.float64) ** 2).sum() for each in gradients))
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    assert nn.global_norm(gradients).to_scalar() == pytest.approx(want, rel=1e-6)
+    assert mx.get_peak_memory() - before < 1024 * 1024

@@ -62,14 +62,14 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: kaiming(nn.NormalOrUniform.Normal, nn.FanInOut.FanIn, 2.0),
         "kaiming: got non_linearity 2.0; takes a NonLinearity",
     ),
-    "gain": (lambda: nn.NonLinearity.ExplicitGain("2"), "ExplicitGain: got gain '2'; takes a number"),  # type: ignore[arg-type]
-    "rms_norm": (lambda: ops.rms_norm(X, W, b"x"), "rms_norm: got eps b'x'; takes a number"),  # type: ignore[arg-type]
-    "layer_norm": (lambda: ops.layer_norm(X, W, W, True), "layer_norm: got eps True; takes a number"),
+    "gain": (lambda: nn.NonLinearity.ExplicitGain("2"), "ExplicitGain: got '2' for gain; takes a number"),  # type: ignore[arg-type]
+    "rms_norm": (lambda: ops.rms_norm(X, W, b"x"), "rms_norm: got b'x' for eps; takes a number"),  # type: ignore[arg-type]
+    "layer_norm": (lambda: ops.layer_norm(X, W, W, True), "layer_norm: got True for eps; takes a number"),
     "rms_norm_slow": (
         lambda: ops.rms_norm_slow(X, W, X),  # type: ignore[arg-type]
-        "rms_norm_slow: got eps a Tensor; takes a number",
+        "rms_norm_slow: got a Tensor for eps; takes a number",
     ),
-    "scale": (lambda: ops.sdpa(X, X, X, scale=b"x"), "sdpa: got scale b'x'; takes a number"),  # type: ignore[arg-type]
+    "scale": (lambda: ops.sdpa(X, X, X, scale=b"x"), "sdpa: got b'x' for scale; takes a number"),  # type: ignore[arg-type]
     "causal": (
         lambda: ops.sdpa(X, X, X, None, "no"),  # type: ignore[arg-type]
         "sdpa: got 'no' for do_causal; takes True or False",
@@ -130,3 +130,16 @@ def test_ids_outside_are_told_by_the_losss_own_name() -> None:
     ):
         with pytest.raises(mc.InvalidIndexError, match=rf"^{name}: index 9 is out of range; takes 0..3$"):
             getattr(loss, name)(*given, Tensor.full(9, (16,), dtype="i64"))
+
+
+@pytest.mark.parametrize("eps", [-1e-5, float("nan"), float("inf")])
+def test_norms_take_an_eps_from_0(eps: float) -> None:
+    zeros = nn.VarBuilder.zeros("f32")
+    for name, make in {
+        "layer_norm": lambda: nn.layer_norm(2, eps, zeros),
+        "rms_norm": lambda: nn.rms_norm(2, eps, zeros),
+        "group_norm": lambda: nn.group_norm(1, 2, eps, zeros),
+        "batch_norm": lambda: nn.batch_norm(2, eps, zeros),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name}: got {eps} for eps; takes a finite number from 0$"):
+            make()

@@ -121,8 +121,8 @@ HUGE = "got an integer of 1329 bits for"
 CASES += [
     (TypeError, "layer_norm: got 'abc' for eps; takes a number", lambda x: x.layer_norm("abc")),
     (TypeError, "layer_norm: got None for eps; takes a number", lambda x: x.layer_norm(None)),
-    (ValueError, "layer_norm: got eps -5.0; takes a finite number from 0", lambda x: x.layer_norm(-5.0)),
-    (ValueError, "rms_norm: got eps nan; takes a finite number from 0", lambda x: x.rms_norm(float("nan"))),
+    (ValueError, "layer_norm: got -5.0 for eps; takes a finite number from 0", lambda x: x.layer_norm(-5.0)),
+    (ValueError, "rms_norm: got nan for eps; takes a finite number from 0", lambda x: x.rms_norm(float("nan"))),
     (TypeError, "rms_norm: got 1j for eps; takes a number", lambda x: x.rms_norm(1j)),
     (TypeError, "rms_norm_fused: got b'x' for eps; takes a number", lambda x: x.rms_norm_fused(b"x")),
     (TypeError, "Tensor for eps; takes a number", lambda x: x.rms_norm(x[0, 0])),

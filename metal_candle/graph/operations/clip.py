@@ -13,6 +13,9 @@ from ..operation import Arrays, Meta, Metas, Operation
 from ..work import Work, elements
 from .update import flat, several, widest
 
+LARGE = 2**17
+"""Elements of a gradient from which on a product of its own costs nothing beside it, and a copy would."""
+
 
 class GlobalNorm(Operation):
     """The square root of the sum of the squares of all elements of all inputs: a scalar in F32, of F64 in F64."""
@@ -26,9 +29,12 @@ class GlobalNorm(Operation):
         return Meta(Shape(), widest(inputs))
 
     def lower(self, *inputs: mx.array) -> mx.array:
-        wide = any(array.dtype == mx.float64 for array in inputs)
-        whole = flat(inputs, mx.float64 if wide else mx.float32)
-        return mx.sqrt(whole @ whole)
+        dtype = mx.float64 if any(array.dtype == mx.float64 for array in inputs) else mx.float32
+        small = [array for array in inputs if array.size < LARGE]
+        parts = [flat([array], dtype) for array in inputs if array.size >= LARGE]
+        if small:
+            parts.append(flat(small, dtype))
+        return mx.sqrt(sum((part @ part for part in parts), mx.zeros((), dtype)))
 
 
 class ClipFactor(Operation):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from numbers import Real
 from typing import Any
 
-from ...error import ArgumentTypeError, ShapeMismatchError
+import mlx.core as mx
+import numpy as np
+
+from ...error import ArgumentTypeError, ArgumentValueError, ShapeMismatchError
 from ...error.text import described
 
 
@@ -23,8 +27,25 @@ def integer(op: str, name: str, value: Any, least: int | None = None) -> int:
     return count
 
 
-def number(op: str, name: str, value: Any) -> float:
-    """``value`` as a float. Raises ``ArgumentTypeError``."""
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise ArgumentTypeError(f"{op}: got {name} {described(value)}; takes a number")
-    return float(value)
+def number(op: str, name: str, value: Any, takes: str = "a number") -> float:
+    """A real number, also NumPy's or MLX's, as a float.
+
+    Raises ``ArgumentTypeError``, ``ArgumentValueError`` for an integer too large.
+    """
+    plain = value
+    if isinstance(value, (np.ndarray, mx.array)) and value.ndim == 0:
+        plain = value.item()
+    if isinstance(plain, bool) or not isinstance(plain, Real):
+        raise ArgumentTypeError(f"{op}: got {described(value)} for {name}; takes {takes}")
+    try:
+        return float(plain)
+    except OverflowError:
+        raise ArgumentValueError(f"{op}: got {described(value)} for {name}; takes a number a float holds") from None
+
+
+def epsilon(op: str, value: Any) -> float:
+    """What a norm adds below its root. Raises as ``number``, and ``ArgumentValueError`` unless it is finite from 0."""
+    eps = number(op, "eps", value)
+    if not 0 <= eps < math.inf:
+        raise ArgumentValueError(f"{op}: got {eps} for eps; takes a finite number from 0")
+    return eps

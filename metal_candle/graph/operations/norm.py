@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ...error import ArgumentValueError, ShapeMismatchBinaryOpError, ShapeMismatchError
+from ...error import ShapeMismatchBinaryOpError, ShapeMismatchError
 from ...kernels import elementary, softmax_backward
 from ...kernels.layer_norm import layer_norm
 from ...kernels.rms_norm import rms_norm
@@ -17,6 +16,7 @@ from ...kernels.softmax import log_softmax, softmax
 from ...shape import DimLike, resolve_dim
 from ..operation import Gradients, Meta, Metas, Operation, Sample
 from ..work import elements
+from .counts import epsilon
 from .linalg import expect_floats
 
 
@@ -114,9 +114,7 @@ class RMSNorm(Operation):
 
     @classmethod
     def bind(cls, x: Meta, eps: float) -> Operation:
-        if not 0 <= eps < math.inf:
-            raise ArgumentValueError(f"{cls.key}: got eps {eps}; takes a finite number from 0")
-        return cls(eps)
+        return cls(epsilon(cls.key, eps))
 
     def infer(self, x: Meta) -> Meta:
         expect_floats("rms_norm", x)
@@ -187,9 +185,7 @@ class LayerNorm(Operation):
 
     @classmethod
     def bind(cls, x: Meta, eps: float) -> Operation:
-        if not 0 <= eps < math.inf:
-            raise ArgumentValueError(f"{cls.key}: got eps {eps}; takes a finite number from 0")
-        return cls(eps)
+        return cls(epsilon(cls.key, eps))
 
     def infer(self, x: Meta, *weight_and_bias: Meta) -> Meta:
         expect_floats("layer_norm", x, *weight_and_bias)

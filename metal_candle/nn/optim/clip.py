@@ -11,8 +11,9 @@ from ...graph.evaluate import evaluate
 from ...graph.node import GraphNode, current_trace, record
 from ...graph.operation import Meta, Operation
 from ...graph.operations.clip import ClampGradients, ClipFactor, GlobalNorm, ScaleGradients
+from ...graph.operations.counts import number
 from ...graph.operations.structure import Pick
-from ...tensor.arguments import number, tensors
+from ...tensor.arguments import tensors
 from ...tensor.base import TensorBase
 from ...tensor.eager import Tensor
 from ...tensor.grad_store import GradStore

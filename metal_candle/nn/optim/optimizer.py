@@ -16,8 +16,8 @@ from ...graph.differentiate import gradients
 from ...graph.node import GraphNode, current_trace, record
 from ...graph.operations.affine import Affine
 from ...graph.operations.clip import ClipFactor, GlobalNorm
+from ...graph.operations.counts import number
 from ...graph.operations.update import Update
-from ...tensor.arguments import number
 from ...tensor.assign import set_all
 from ...tensor.base import TensorBase
 from ...tensor.eager import CellTensor, Tensor

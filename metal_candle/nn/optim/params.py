@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from ...error import TrainingError
 from ...error.text import described
-from ...tensor.arguments import boolean, number
+from ...graph.operations.counts import number
+from ...tensor.arguments import boolean
 from ..constructors import Default
 
 Range = tuple[str, Callable[[Any], bool]]
