@@ -65,7 +65,7 @@ def test_halves_give_losses_in_float32() -> None:
 def test_refusals_when_recorded() -> None:
     hidden, weight = LazyTensor.new(HIDDEN), LazyTensor.new(WEIGHT)
     record = Operation.HeadCrossEntropy()
-    with pytest.raises(ValueError, match=r"head_cross_entropy: got shapes \(37, 24\) and \(24, 101\); takes hidden"):
+    with pytest.raises(ValueError, match=r"linear_cross_entropy: got shapes \(37, 24\) and \(24, 101\); takes hidden"):
         hidden._record(record, weight.t(), LazyTensor.new(TARGETS))
     with pytest.raises(ValueError, match=r"got targets \(3,\); takes one for each of 37 rows"):
         hidden._record(record, weight, LazyTensor.new([1, 2, 3]))
