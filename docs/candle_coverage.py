@@ -171,7 +171,11 @@ def written(name: Name) -> str:
         parameters = [p for p in inspect.signature(found).parameters.values() if p.name not in ("self", "cls")]
     except (TypeError, ValueError):
         return name.at
-    return f"{name.at}({', '.join(map(_parameter, parameters))})"
+    shown = [_parameter(parameter) for parameter in parameters]
+    kinds = [parameter.kind for parameter in parameters]
+    if inspect.Parameter.KEYWORD_ONLY in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        shown.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    return f"{name.at}({', '.join(shown)})"
 
 
 def _parameter(parameter: inspect.Parameter) -> str:

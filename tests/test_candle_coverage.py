@@ -43,6 +43,7 @@ def test_constructors_and_values_are_written_as_one_writes_them() -> None:
     for place, text in (
         ("nn.Linear.new", "nn.Linear.new(weight, bias=None)"),
         ("nn.Conv2d.new", "nn.Conv2d.new(weight, bias=None, config=Conv2dConfig())"),
+        ("nn.encoding.one_hot", "nn.encoding.one_hot(indices, depth, on_value, off_value, *, dtype=None)"),
         ("nn.Activation.Gelu", "nn.Activation.Gelu"),
         ("nn.Activation.Elu", "nn.Activation.Elu(alpha)"),
         ("shape.DimLike", "shape.DimLike"),

@@ -17,6 +17,7 @@ from ..error.text import described
 from ..graph.node import leaf
 from ..graph.operations.counts import number
 from ..shape import expect_rank
+from ..tensor.arguments import expect_tensor
 from ..tensor.base import TensorBase
 from . import ops
 from .capped_attention import capped_attention
@@ -57,8 +58,7 @@ class AttnMask:
         """What is added to the scores, ``(b, s_q, s_k)``, or of fewer or more dims what broadcasts to that and to
         ``(b, h, s_q, s_k)``. Raises ``ArgumentTypeError`` for what is no tensor.
         """
-        if not isinstance(tensor, TensorBase):
-            raise ArgumentTypeError(f"AttnMask.Mask: got {described(tensor)}; takes a tensor")
+        expect_tensor("AttnMask.Mask", tensor)
         return AttnMask("Mask", tensor=tensor)
 
     @staticmethod
@@ -204,7 +204,8 @@ def constant(like: T, numbers: Numbers) -> T:
 
 
 def _expect_shapes(q: TensorBase, k: TensorBase, v: TensorBase) -> None:
-    for each in (q, k, v):
+    for name, each in (("q", q), ("k", k), ("v", v)):
+        expect_tensor("flash_attn", each, name)
         expect_rank(each.shape, 4, "flash_attn")
     takes = "q (b, s, h, d), k and v (b, t, kv, d) with h a multiple of kv"
     (b, _, heads, d), (_, t, shared, _) = q.shape, k.shape

@@ -16,6 +16,7 @@ from ..graph.operations.counts import epsilon, number
 from ..graph.operations.structure import Detach, Pick
 from ..graph.scopes import scoped
 from ..kernels.batch_norm import values_per_channel
+from ..tensor.arguments import boolean, expect_tensor
 from ..tensor.eager import Tensor
 from ..tensor.lazy import LazyTensor
 from ..tensor.var import Var
@@ -110,6 +111,7 @@ class BatchNorm(ModuleT):
         if weight_and_bias is not None:
             named["weight"], named["bias"] = weight_and_bias
         for name, tensor in named.items():
+            expect_tensor("batch_norm", tensor, name)
             if tuple(tensor.shape) != (num_features,):
                 raise ShapeMismatchError(
                     f"batch_norm: got {name} of shape {tuple(tensor.shape)}; takes ({num_features},)"
@@ -245,9 +247,11 @@ def batch_norm(num_features: int, config: BatchNormConfig | float, vb: VarBuilde
                 f"batch_norm: got config {described(config)}; takes a BatchNormConfig or eps, a number"
             )
         config = BatchNormConfig(float(config))
+    affine = boolean("batch_norm", "affine", config.affine)
+    remove_mean = boolean("batch_norm", "remove_mean", config.remove_mean)
     shape = (num_features,)
     mean, var = vb.get_with_hints(shape, "running_mean", ZERO), vb.get_with_hints(shape, "running_var", ONE)
-    pair = (vb.get_with_hints(shape, "weight", ONE), vb.get_with_hints(shape, "bias", ZERO)) if config.affine else None
+    pair = (vb.get_with_hints(shape, "weight", ONE), vb.get_with_hints(shape, "bias", ZERO)) if affine else None
     layer = _made(num_features, mean, var, pair, config.eps, config.momentum)
-    layer._remove_mean = config.remove_mean
+    layer._remove_mean = remove_mean
     return layer

@@ -9,6 +9,7 @@ from ..dtype import DType
 from ..error import ArgumentValueError
 from ..graph.operations.binary import Add
 from ..graph.operations.counts import integer
+from ..tensor.arguments import expect_tensor
 from ..tensor.eager import Tensor
 from .constructors import Default, expect_config
 from .init import DEFAULT_KAIMING_NORMAL, Init, over_root
@@ -74,6 +75,9 @@ class Convolution(Module, Generic[C]):
     """Base of the four: a weight, a bias for each channel of the result or none, and a config."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, config: C) -> None:
+        expect_tensor(type(self).__name__, weight, "weight")
+        if bias is not None:
+            expect_tensor(type(self).__name__, bias, "bias")
         self._weight, self._bias, self._config = weight, bias, config
 
     def weight(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..error import ShapeMismatchError
+from ..tensor.arguments import expect_tensor
 from ..tensor.eager import Tensor
 from .init import Randn
 from .module import Module, T
@@ -17,6 +18,7 @@ class Embedding(Module):
     """
 
     def __init__(self, embeddings: Tensor, hidden_size: int) -> None:
+        expect_tensor("embedding", embeddings, "embeddings")
         if embeddings.rank != 2 or embeddings.shape[1] != hidden_size:
             got = f"got a table of shape {tuple(embeddings.shape)} and hidden size {hidden_size}"
             raise ShapeMismatchError(f"embedding: {got}; takes a table (vocabulary, hidden_size)")

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from ..dtype import DType, DTypeLike
 from ..graph.operations.counts import integer, number
 from ..graph.operations.one_hot import OneHot
+from ..tensor.arguments import expect_tensor
 from ..tensor.data import as_array
 
 T = TypeVar("T", bound=Any)
@@ -22,6 +23,7 @@ def one_hot(indices: T, depth: int, on_value: float, off_value: float, *, dtype:
     ``UnsupportedDTypeForOpError`` for floats, ``ShapeMismatchError`` for a negative depth, ``ArgumentTypeError`` for
     values that are no numbers and ``Error`` for those that do not fit ``dtype``.
     """
+    expect_tensor("one_hot", indices)
     depth = integer("one_hot", "depth", depth, 0)
     for name, value in (("on_value", on_value), ("off_value", off_value)):
         number("one_hot", name, value)

@@ -8,6 +8,7 @@ from typing import Any
 from ..error import ArgumentValueError, ShapeMismatchBinaryOpError, ShapeMismatchError, UnexpectedNumberOfDimsError
 from ..graph.operations.counts import epsilon, integer
 from ..graph.operations.norm import LayerNorm as LayerNormOperation
+from ..tensor.arguments import expect_tensor
 from ..tensor.eager import Tensor
 from .init import ONE, ZERO
 from .module import Module, T
@@ -30,6 +31,7 @@ class GroupNorm(Module):
                 "divides the channels"
             )
         for name, tensor in (("weight", weight), ("bias", bias)):
+            expect_tensor("group_norm", tensor, name)
             if tuple(tensor.shape) != (num_channels,):
                 raise ShapeMismatchError(
                     f"group_norm: got {name} of shape {tuple(tensor.shape)}; takes ({num_channels},)"

@@ -11,6 +11,7 @@ from ..graph.operations.binary import Add
 from ..graph.operations.counts import epsilon
 from ..graph.operations.norm import LayerNorm as LayerNormOperation
 from ..graph.operations.norm import WeightedRMSNorm
+from ..tensor.arguments import boolean, expect_tensor
 from ..tensor.eager import Tensor
 from .constructors import Default
 from .init import ONE, ZERO
@@ -39,6 +40,9 @@ class LayerNorm(Module):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+        expect_tensor("layer_norm", weight, "weight")
+        if bias is not None:
+            expect_tensor("layer_norm", bias, "bias")
         self._weight, self._bias, self._remove_mean = weight, bias, True
         self._eps = epsilon("layer_norm", eps)
 
@@ -93,9 +97,11 @@ def layer_norm(size: int, config: LayerNormConfig | float, vb: VarBuilder) -> La
     Without ``affine`` there is no bias, but still a weight. Raises ``ArgumentTypeError`` for another config.
     """
     config = layer_norm_config(config)
+    affine = boolean("layer_norm", "affine", config.affine)
+    remove_mean = boolean("layer_norm", "remove_mean", config.remove_mean)
     weight = vb.get_with_hints((size,), "weight", ONE)
-    bias = vb.get_with_hints((size,), "bias", ZERO) if config.affine else None
-    return _made(weight, bias, config.eps, config.remove_mean)
+    bias = vb.get_with_hints((size,), "bias", ZERO) if affine else None
+    return _made(weight, bias, config.eps, remove_mean)
 
 
 def layer_norm_config(config: LayerNormConfig | float) -> LayerNormConfig:
@@ -120,6 +126,7 @@ class RmsNorm(Module):
     """
 
     def __init__(self, weight: Tensor, eps: float) -> None:
+        expect_tensor("rms_norm", weight, "weight")
         self._weight, self._eps = weight, epsilon("rms_norm", eps)
 
     def weight(self) -> Tensor:

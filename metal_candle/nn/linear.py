@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..graph.operations.binary import Add
 from ..graph.operations.linalg import Linear as LinearOperation
+from ..tensor.arguments import boolean, expect_tensor
 from ..tensor.eager import Tensor
 from .init import DEFAULT_KAIMING_NORMAL, over_root
 from .module import Module, T
@@ -17,6 +18,9 @@ class Linear(Module):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        expect_tensor("linear", weight, "weight")
+        if bias is not None:
+            expect_tensor("linear", bias, "bias")
         self._weight, self._bias = weight, bias
 
     def weight(self) -> Tensor:
@@ -52,4 +56,4 @@ def linear(in_dim: int, out_dim: int, vb: VarBuilder) -> Linear:
 
 def linear_b(in_dim: int, out_dim: int, bias: bool, vb: VarBuilder) -> Linear:
     """``linear`` or ``linear_no_bias``. candle: ``candle_nn::linear_b``."""
-    return linear(in_dim, out_dim, vb) if bias else linear_no_bias(in_dim, out_dim, vb)
+    return linear(in_dim, out_dim, vb) if boolean("linear_b", "bias", bias) else linear_no_bias(in_dim, out_dim, vb)

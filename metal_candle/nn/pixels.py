@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from ..error import ArgumentValueError, ShapeMismatchError
 from ..graph.operations.counts import integer
+from ..tensor.arguments import expect_tensor
 
 T = TypeVar("T", bound=Any)
 
@@ -16,6 +17,7 @@ def pixel_shuffle(xs: T, upscale_factor: int) -> T:
     Shi et al. 2016, https://arxiv.org/abs/1609.05158. Raises ``UnexpectedNumberOfDimsError``, and
     ``ShapeMismatchError`` for channels that r² does not divide.
     """
+    expect_tensor("pixel_shuffle", xs)
     r = _factor("pixel_shuffle", "upscale_factor", upscale_factor)
     b, channels, h, w = xs.dims4()
     c, rest = divmod(channels, r * r)
@@ -31,6 +33,7 @@ def pixel_unshuffle(xs: T, downscale_factor: int) -> T:
 
     Raises ``UnexpectedNumberOfDimsError``, and ``ShapeMismatchError`` for heights and widths that r does not divide.
     """
+    expect_tensor("pixel_unshuffle", xs)
     r = _factor("pixel_unshuffle", "downscale_factor", downscale_factor)
     b, c, height, width = xs.dims4()
     if height % r or width % r:
@@ -53,6 +56,7 @@ def replication_pad2d(xs: T, pad: int) -> T:
     Any ``pad`` from 0, which gives the tensor itself; candle's takes 0 and 1. Raises ``ArgumentValueError`` for a
     negative one, ``UnexpectedNumberOfDimsError``, and ``EmptyTensorError`` where there is no pixel to repeat.
     """
+    expect_tensor("replication_pad2d", xs)
     if integer("replication_pad2d", "pad", pad) < 0:
         raise ArgumentValueError(f"replication_pad2d: got pad {pad}; takes 0 or more")
     if pad == 0:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from ..dtype import DType
 from ..error import ShapeMismatchBinaryOpError
 from ..graph.operations.counts import number
+from ..tensor.arguments import expect_tensor
 from ..tensor.base import TensorBase
 
 T = TypeVar("T", bound=Any)
@@ -26,8 +27,10 @@ def layer_norm_slow(xs: T, alpha: TensorBase, beta: TensorBase, eps: float) -> T
 
 
 def _normed(op: str, xs: Any, beside: tuple[TensorBase, ...], eps: float, remove_mean: bool) -> Any:
+    expect_tensor(op, xs, "xs")
     eps = number(op, "eps", eps)
-    for row in beside:
+    for row, name in zip(beside, ("alpha", "beta")):
+        expect_tensor(op, row, name)
         if not xs.shape or tuple(row.shape) != (xs.shape[-1],):
             raise ShapeMismatchBinaryOpError(op, xs.shape, row.shape, "(…, n) and rows (n,)")
     wide = xs.to_dtype(DType.F32) if xs.dtype in (DType.F16, DType.BF16) else xs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..error import ShapeMismatchError
 from ..graph.operations.piecewise import PRelu
+from ..tensor.arguments import expect_tensor
 from ..tensor.eager import Tensor
 from .init import Const
 from .module import Module, T
@@ -17,6 +18,7 @@ class PReLU(Module):
     """
 
     def __init__(self, weight: Tensor, is_scalar: bool) -> None:
+        expect_tensor("prelu", weight, "weight")
         self._weight, self._is_scalar = weight, is_scalar
 
     def weight(self) -> Tensor:

@@ -15,6 +15,7 @@ from ..error import ArgumentTypeError
 from ..error.text import described
 from ..graph.node import record
 from ..graph.operations.binary import Add
+from ..graph.operations.counts import integer
 from ..graph.operations.linalg import Linear
 from ..graph.operations.recurrent import GRU as GRUOperation
 from ..graph.operations.recurrent import LSTM as LSTMOperation
@@ -85,6 +86,13 @@ class _State(New):
             step = steps if steps.shape[1] == 1 else steps.narrow(1, self._place, 1)
             self._tensors[index] = step.squeeze(1)
         return self._tensors[index]
+
+    def __repr__(self) -> str:
+        shown = []
+        for name, tensor, steps in zip("hc", self._tensors, self._steps or self._tensors):
+            like = steps if tensor is None else tensor
+            shown.append(f"{name} {[like.shape[0], like.shape[-1]]} {like.dtype}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def h(self) -> Any:
         """The hidden state ``(b, n)``, which is also the output."""
@@ -233,7 +241,8 @@ class LSTM(_Gated[LSTMState]):
             raise ArgumentTypeError(
                 f"lstm: got direction {described(direction)}; takes Direction.Forward or Direction.Backward"
             )
-        super().__init__(4, (in_dim, hidden_dim), config, f"l{config.layer_idx}{direction.value}", vb)
+        layer = integer("lstm", "layer_idx", config.layer_idx, 0)
+        super().__init__(4, (in_dim, hidden_dim), config, f"l{layer}{direction.value}", vb)
         self._config = config
 
     def config(self) -> LSTMConfig:

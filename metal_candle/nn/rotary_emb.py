@@ -16,6 +16,7 @@ from ..graph.operation import Operation
 from ..graph.operations.fused import Rope
 from ..graph.operations.rope_interleaved import RopeInterleaved
 from ..shape import expect_rank
+from ..tensor.arguments import expect_tensor
 from ..tensor.base import TensorBase
 
 T = TypeVar("T", bound=Any)
@@ -38,6 +39,7 @@ def rope_i(xs: T, cos: TensorBase, sin: TensorBase) -> T:
 
 def rope_thd(xs: T, cos: TensorBase, sin: TensorBase) -> T:
     """As ``rope``, of ``xs`` ``(b, t, h, d)``."""
+    expect_tensor("rope_thd", xs, "xs")
     expect_rank(xs.shape, 4, "rope_thd")
     turned: T = _turned("rope_thd", Rope(), xs.transpose(1, 2), cos, sin).transpose(1, 2)
     return turned
@@ -74,6 +76,8 @@ def _turned(op: str, operation: Operation, xs: T, cos: TensorBase, sin: TensorBa
 
 def _rows(op: str, xs: Any, cos: TensorBase, sin: TensorBase, batched: bool = True) -> tuple[Any, Any]:
     """The rows of the tables that the t positions of ``xs`` ``(b, h, t, d)`` take, as tensors of its kind."""
+    for name, tensor in (("xs", xs), ("cos", cos), ("sin", sin)):
+        expect_tensor(op, tensor, name)
     shape = xs.shape
     expect_rank(shape, 4, op)
     b, _, t, d = shape

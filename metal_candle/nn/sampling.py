@@ -12,6 +12,7 @@ from ..dtype import DType
 from ..error import ArgumentValueError
 from ..graph.operations.counts import number
 from ..shape import DimLike
+from ..tensor.arguments import expect_tensor
 
 T = TypeVar("T", bound=Any)
 
@@ -28,6 +29,7 @@ def gumbel_softmax(logits: T, temperature: float, dim: DimLike) -> T:
     ``UnsupportedDTypeForOpError`` for integers at a temperature above 0, and ``ArgumentValueError`` for one that is
     not finite.
     """
+    expect_tensor("gumbel_softmax", logits)
     if not math.isfinite(number("gumbel_softmax", "temperature", temperature)):
         raise ArgumentValueError(f"gumbel_softmax: got temperature {temperature}; takes a finite number")
     result: T

@@ -23,6 +23,7 @@ from ..error import (
 )
 from ..error.text import described
 from ..shape import expect_rank
+from ..tensor.arguments import expect_tensor
 from ..tensor.base import TensorBase
 from ..tensor.eager import Tensor
 from ..tensor.lazy import LazyTensor
@@ -173,7 +174,8 @@ def _zeros(like: T, shape: tuple[int, ...]) -> T:
 
 
 def _expect_fit(op: str, q: TensorBase, k: TensorBase, v: TensorBase) -> None:
-    for each in (q, k, v):
+    for name, each in (("q", q), ("k", k), ("v", v)):
+        expect_tensor(op, each, name)
         expect_rank(each.shape, 3, op)
         if each.dtype is not q.dtype:
             raise DTypeMismatchError(op, q.dtype, each.dtype)

@@ -60,6 +60,12 @@ def tensors(op: str, given: Any) -> list[Any]:
     return listed
 
 
+def expect_tensor(op: str, given: object, name: str = "") -> None:
+    """Raise ``ArgumentTypeError`` unless it is a tensor; the argument of a function of several has a name."""
+    if not isinstance(given, TensorBase):
+        raise ArgumentTypeError(f"{op}: got {f'{name} ' if name else ''}{described(given)}; takes a tensor")
+
+
 def no_tensor(op: str, operand: Any, takes: str = "a tensor") -> Error:
     """The error of an operand that is no tensor."""
     return ArgumentTypeError(f"{op}: got {type(operand).__name__} for an operand; takes {takes}")

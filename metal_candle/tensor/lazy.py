@@ -13,6 +13,7 @@ from ..graph.evaluate import evaluate
 from ..graph.fold import LIMIT
 from ..graph.node import GraphNode, topological_order
 from ..graph.node_data import NodeId
+from .arguments import expect_tensor
 from .arguments import tensors as expect_tensors
 from .base import TensorBase
 from .construct import Constructors
@@ -55,7 +56,10 @@ class LazyTensor(Constructors):
         return tensor
 
     def _lift(self: L, other: TensorBase) -> L:
-        return other if isinstance(other, type(self)) else type(self)(other._node)
+        if isinstance(other, type(self)):
+            return other
+        expect_tensor("operand", other)
+        return type(self)(other._node)
 
     @classmethod
     def from_tensor(cls: type[L], tensor: TensorBase) -> L:

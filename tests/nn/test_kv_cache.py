@@ -308,6 +308,6 @@ def test_refuses_no_room_and_no_tensor() -> None:
         KvCache(2, 0)
     with pytest.raises(error.ArgumentTypeError, match="Cache: got max_seq_len 'many'; takes an integer"):
         Cache(2, "many")  # type: ignore[arg-type]
-    with pytest.raises(error.ArgumentTypeError, match="append: got a list for keys; takes a tensor"):
+    with pytest.raises(error.ArgumentTypeError, match="append: got keys a list; takes a tensor"):
         KvCache(2, 3).append([1.0], [1.0])
     assert nn.kv_cache.KvCache is KvCache

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...dtype import DType
-from ...error import ArgumentTypeError, DeviceMismatchBinaryOpError, DTypeMismatchError, Error, ShapeMismatchError
-from ...error.text import described
+from ...error import DeviceMismatchBinaryOpError, DTypeMismatchError, Error, ShapeMismatchError
 from ...graph.node import current_trace
 from ...shape import DimLike, resolve_dim
+from ...tensor.arguments import expect_tensor
 from ...tensor.base import TensorBase
 from ...tensor.eager import Tensor
 from ...tensor.lazy import LazyTensor
@@ -43,8 +43,7 @@ class Block:
 
     def expect(self, what: str, src: TensorBase) -> int:
         """How many entries ``src`` has. Raises unless it can be appended; nothing has changed then."""
-        if not isinstance(src, TensorBase):
-            raise ArgumentTypeError(f"append: got {described(src)} for {what}; takes a tensor")
+        expect_tensor("append", src, what)
         expect_place(self._trace)
         axis = self.axis(src)
         if self._joined is not None:

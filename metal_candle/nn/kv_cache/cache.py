@@ -24,6 +24,9 @@ class Cache(New):
         self._room = self._grow_by = integer("Cache", "max_seq_len", max_seq_len, 1)
         self._block = Block(dim)
 
+    def __repr__(self) -> str:
+        return f"Cache(dim={self.dim()}, current_seq_len={self.current_seq_len()}, max_seq_len={self.max_seq_len()})"
+
     def dim(self) -> DimLike:
         """The dim that grows."""
         return self._block.dim
@@ -78,6 +81,9 @@ class KvCache(New):
 
     def __init__(self, dim: DimLike, max_seq_len: int) -> None:
         self._k, self._v = Cache(dim, max_seq_len), Cache(dim, max_seq_len)
+
+    def __repr__(self) -> str:
+        return f"KvCache(k={self._k}, v={self._v})"
 
     def k_cache(self) -> Cache:
         """The cache of the keys."""

@@ -7,6 +7,7 @@ from typing import Any
 from ...error import ShapeMismatchError
 from ...graph.node import current_trace
 from ...shape import DimLike, resolve_dim
+from ...tensor.arguments import expect_tensor
 from ...tensor.eager import Tensor
 from ...tensor.lazy import LazyTensor
 from ..constructors import New
@@ -25,12 +26,17 @@ class ConcatKvCache(New):
         self._v: Any = None
         self._trace = current_trace()
 
+    def __repr__(self) -> str:
+        return f"ConcatKvCache(dim={self._dim}, current_seq_len={self.current_seq_len()})"
+
     def append(self, k: Any, v: Any) -> tuple[Any, Any]:
         """All keys and values up to and including these; lazy ones are evaluated with what uses them.
 
         Raises ``ShapeMismatchError``, ``DTypeMismatchError``, ``DimOutOfRangeError``; nothing has changed then.
         """
         expect_place(self._trace)
+        expect_tensor("append", k, "keys")
+        expect_tensor("append", v, "values")
         axis = resolve_dim(self._dim, k.shape, "append")
         if k.shape[axis] != v.dim(self._dim):
             raise ShapeMismatchError(

@@ -28,6 +28,12 @@ class RotatingCache(New):
         self._block = Block(dim)
         self._offset = self._seen = 0
 
+    def __repr__(self) -> str:
+        return (
+            f"RotatingCache(dim={self.dim()}, current_seq_len={self.current_seq_len()}, "
+            f"max_seq_len={self.max_seq_len()})"
+        )
+
     def offset(self) -> int:
         """Where in the ring the next entry goes."""
         return self._offset
@@ -125,6 +131,9 @@ class RotatingKvCache(New):
 
     def __init__(self, dim: DimLike, max_seq_len: int) -> None:
         self._k, self._v = RotatingCache(dim, max_seq_len), RotatingCache(dim, max_seq_len)
+
+    def __repr__(self) -> str:
+        return f"RotatingKvCache(k={self._k}, v={self._v})"
 
     def k_cache(self) -> RotatingCache:
         """The cache of the keys."""

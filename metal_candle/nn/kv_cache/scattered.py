@@ -94,6 +94,9 @@ class ScatteredKvCache:
         self._shape, self._dtype = k.shape, k.dtype
         self._trace = current_trace()
 
+    def __repr__(self) -> str:
+        return f"ScatteredKvCache({list(self._shape)} {self._dtype})"
+
     def append(self, k: Any, v: Any, iam: IndicesAndMask) -> tuple[Any, Any]:
         """The caches with keys and values ``(b, heads, t, head_dim)`` at the places of ``iam``.
 
@@ -160,6 +163,9 @@ class ScatteredCacheBuilder(New):
             raise UnsupportedDTypeForOpError("ScatteredCacheBuilder", self._dtype, "a dtype of floats")
         size = integer("ScatteredCacheBuilder", "batch_size", batch_size, 0)
         self._positions, self._next = [0] * size, [0] * size
+
+    def __repr__(self) -> str:
+        return f"ScatteredCacheBuilder(batch_size={self.batch_size()}, context={self._context})"
 
     def make_cache(self, num_heads: int, head_dim: int) -> ScatteredKvCache:
         """An empty cache ``(batch_size, num_heads, context, head_dim)``."""

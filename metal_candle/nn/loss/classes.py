@@ -7,13 +7,20 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from ...dtype import DType
-from ...error import ArgumentTypeError, ArgumentValueError, ShapeMismatchBinaryOpError, UnexpectedNumberOfDimsError
+from ...error import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    InvalidIndexError,
+    ShapeMismatchBinaryOpError,
+    UnexpectedNumberOfDimsError,
+)
 from ...error.text import described
 from ...graph.operation import Meta
 from ...graph.operations.counts import integer, number
 from ...graph.operations.cross_entropy import CrossEntropy, HeadCrossEntropy
 from ...graph.operations.ids import expect_ids
 from ...graph.operations.weighted import Kept, Weighted
+from ...tensor.arguments import renamed
 from ...tensor.base import TensorBase
 from .reduction import Reduction, checked_reduction, expect_tensors, reduced, weights_of, wide
 
@@ -37,7 +44,11 @@ def nll(
     """
     expect_tensors("nll", inp=inp)
     ids, weights = _targets("nll", inp, inp.shape[-1:], target, ignore_index, mask, reduction)
-    picked = inp.gather(ids.unsqueeze(-1), -1).squeeze(-1)
+    try:
+        picked = inp.gather(ids.unsqueeze(-1), -1).squeeze(-1)
+    except InvalidIndexError as error:
+        renamed(error, "nll", ["gather"])
+        raise
     return reduced(wide(picked).neg(), weights, reduction, inp.dtype)  # type: ignore[no-any-return]
 
 

@@ -8,7 +8,7 @@ from ...dtype import DType
 from ...error import ArgumentTypeError, ArgumentValueError, ShapeMismatchBinaryOpError
 from ...error.text import described
 from ...graph.operations.weighted import Weighted, WeightedMean
-from ...tensor.base import TensorBase
+from ...tensor.arguments import expect_tensor
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -23,8 +23,7 @@ def checked_reduction(op: str, reduction: object) -> None:
 def expect_tensors(op: str, **given: object) -> None:
     """Raise ``ArgumentTypeError`` unless all are tensors."""
     for name, value in given.items():
-        if not isinstance(value, TensorBase):
-            raise ArgumentTypeError(f"{op}: got {name} {described(value)}; takes a tensor")
+        expect_tensor(op, value, name)
 
 
 def wide(losses: Any) -> Any:

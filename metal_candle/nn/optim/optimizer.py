@@ -48,6 +48,7 @@ class Optimizer(New, Generic[P]):
     ``compile`` traces. It is computed in F32, of F64 variables in F64, and rounded to the variable's dtype at the end.
     The count of steps, the learning rate and the moments are variables, which a compiled step reads and sets: it sees
     ``set_learning_rate``. A loss or gradient that is NaN makes variables and moments NaN, as in candle and PyTorch.
+    Two threads must not step one optimizer at once.
     """
 
     config_type: ClassVar[type[Any]]
@@ -327,4 +328,6 @@ class Optimizer(New, Generic[P]):
         """``load_state`` of a file that ``save`` wrote. Raises as that and ``safetensors.load``."""
         from ... import safetensors
 
+        if not isinstance(path, (str, PathLike)):
+            raise ArgumentTypeError(f"load: got {described(path)}; takes a path")
         self.load_state(safetensors.load(path, self._count.device))
