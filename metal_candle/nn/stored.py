@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar, Union
 
 import mlx.core as mx
 import numpy as np
@@ -97,58 +97,46 @@ class SafeTensorWithRouting(StoredTensors):
         return view.load(Device.Cpu if view.dtype == "F64" else dev)
 
 
-class NpzBackend(StoredTensors):
-    """The arrays of an npz file."""
+A = TypeVar("A", bound=Union[NpzTensors, PthTensors])
 
-    def __init__(self, tensors: NpzTensors) -> None:
+
+class _ArchiveBackend(StoredTensors, Generic[A]):
+    """The tensors of an archive, whose names are read once."""
+
+    def __init__(self, tensors: A) -> None:
         super().__init__()
-        self._tensors = tensors
+        self._tensors: A = tensors
         self._names = dict.fromkeys(tensors.names())
 
     def names(self) -> Iterable[str]:
-        """The names of the arrays."""
+        """The names of the tensors."""
         return self._names
 
     def contains_tensor(self, name: str) -> bool:
         """Whether the file holds it."""
         return name in self._names
 
-    def shape_of(self, name: str) -> Shape | None:
-        """The shape, from the array's header. Raises ``NpyError``."""
-        return self._tensors.get_shape_and_dtype(name)[0]
-
     def read(self, name: str, dev: Device) -> Tensor:
-        """Read one array. Raises ``NpyError``."""
+        """Read one tensor. Raises ``NpyError``, of a checkpoint ``PthError``."""
         tensor = self._tensors.get(name)
         assert tensor is not None  # the file's names do not change
         return tensor
 
 
-class PthBackend(StoredTensors):
+class NpzBackend(_ArchiveBackend[NpzTensors]):
+    """The arrays of an npz file."""
+
+    def shape_of(self, name: str) -> Shape | None:
+        """The shape, from the array's header. Raises ``NpyError``."""
+        return self._tensors.get_shape_and_dtype(name)[0]
+
+
+class PthBackend(_ArchiveBackend[PthTensors]):
     """The tensors of a PyTorch checkpoint."""
-
-    def __init__(self, tensors: PthTensors) -> None:
-        super().__init__()
-        self._tensors = tensors
-        self._names = dict.fromkeys(tensors.names())
-
-    def names(self) -> Iterable[str]:
-        """The dotted names of the tensors."""
-        return self._names
-
-    def contains_tensor(self, name: str) -> bool:
-        """Whether the checkpoint holds it."""
-        return name in self._names
 
     def shape_of(self, name: str) -> Shape | None:
         """Not known: a tensor of a dtype that is not read has none."""
         return None
-
-    def read(self, name: str, dev: Device) -> Tensor:
-        """Read one tensor. Raises ``PthError``."""
-        tensor = self._tensors.get(name)
-        assert tensor is not None  # the checkpoint's names do not change
-        return tensor
 
 
 def as_backend(source: object) -> SimpleBackend:

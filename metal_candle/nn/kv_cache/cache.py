@@ -8,7 +8,7 @@ from ...graph.operations.counts import integer
 from ...shape import DimLike
 from ..constructors import New
 from .block import Block
-from .pair import expect_pair
+from .pair import Pair, expect_pair
 
 
 class Cache(New):
@@ -73,35 +73,13 @@ class Cache(New):
         self._block.write(src, length, self._room)
 
 
-class KvCache(New):
+class KvCache(Pair[Cache]):
     """Keys and values of the tokens so far, in a ``Cache`` each.
 
     What ``append`` gives keeps its values whatever is appended later.
     """
 
-    def __init__(self, dim: DimLike, max_seq_len: int) -> None:
-        self._k, self._v = Cache(dim, max_seq_len), Cache(dim, max_seq_len)
-
-    def __repr__(self) -> str:
-        return f"KvCache(k={self._k}, v={self._v})"
-
-    def k_cache(self) -> Cache:
-        """The cache of the keys."""
-        return self._k
-
-    def v_cache(self) -> Cache:
-        """The cache of the values."""
-        return self._v
-
-    k_cache_mut, v_cache_mut = k_cache, v_cache
-
-    def k(self) -> Any:
-        """All keys, ``None`` before the first append."""
-        return self._k.current_data()
-
-    def v(self) -> Any:
-        """All values, ``None`` before the first append."""
-        return self._v.current_data()
+    half = Cache
 
     def append(self, k: Any, v: Any) -> tuple[Any, Any]:
         """All keys and values up to and including these. Raises as ``Cache.append``; nothing has changed then."""
@@ -112,12 +90,3 @@ class KvCache(New):
         both = keys.entries(), values.entries()
         keys.start(values)
         return both
-
-    def current_seq_len(self) -> int:
-        """How many keys are in."""
-        return self._k.current_seq_len()
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._k.reset()
-        self._v.reset()

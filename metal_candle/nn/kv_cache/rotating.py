@@ -12,7 +12,7 @@ from ...shape import DimLike
 from ...tensor.eager import Tensor
 from ..constructors import New
 from .block import Block
-from .pair import expect_pair
+from .pair import Pair, expect_pair
 
 
 class RotatingCache(New):
@@ -126,32 +126,10 @@ class RotatingCache(New):
         return Tensor.new(((there > own) | (there + self._room < own)).astype(np.uint8), device)
 
 
-class RotatingKvCache(New):
+class RotatingKvCache(Pair[RotatingCache]):
     """The last keys and values, in a ``RotatingCache`` each."""
 
-    def __init__(self, dim: DimLike, max_seq_len: int) -> None:
-        self._k, self._v = RotatingCache(dim, max_seq_len), RotatingCache(dim, max_seq_len)
-
-    def __repr__(self) -> str:
-        return f"RotatingKvCache(k={self._k}, v={self._v})"
-
-    def k_cache(self) -> RotatingCache:
-        """The cache of the keys."""
-        return self._k
-
-    def v_cache(self) -> RotatingCache:
-        """The cache of the values."""
-        return self._v
-
-    k_cache_mut, v_cache_mut = k_cache, v_cache
-
-    def k(self) -> Any:
-        """The keys that are there, ``None`` before the first append."""
-        return self._k.current_data()
-
-    def v(self) -> Any:
-        """The values that are there, ``None`` before the first append."""
-        return self._v.current_data()
+    half = RotatingCache
 
     def append(self, k: Any, v: Any) -> tuple[Any, Any]:
         """The keys and values as ``RotatingCache.append`` gives them. Raises as it does; nothing has changed then."""
@@ -165,10 +143,6 @@ class RotatingKvCache(New):
         """Where in the ring the next key goes."""
         return self._k.offset()
 
-    def current_seq_len(self) -> int:
-        """How many keys were appended."""
-        return self._k.current_seq_len()
-
     def attn_mask(self, seq_len: int, device: DeviceLike = None) -> Any:
         """See ``RotatingCache.attn_mask``."""
         return self._k.attn_mask(seq_len, device)
@@ -176,8 +150,3 @@ class RotatingKvCache(New):
     def positions(self, seq_len: int) -> list[int]:
         """See ``RotatingCache.positions``."""
         return self._k.positions(seq_len)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._k.reset()
-        self._v.reset()
