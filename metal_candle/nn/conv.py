@@ -23,11 +23,8 @@ C = TypeVar("C")
 
 
 @dataclass(frozen=True)
-class Conv1dConfig(Default):
-    """Numbers of ``Conv1d``. ``cudnn_fwd_algo`` is candle's and ignored: MLX chooses its algorithms itself.
-
-    candle: ``candle_nn::Conv1dConfig``.
-    """
+class _ConvConfig(Default):
+    """The fields of both."""
 
     padding: int = 0
     stride: int = 1
@@ -37,17 +34,19 @@ class Conv1dConfig(Default):
 
 
 @dataclass(frozen=True)
-class Conv2dConfig(Default):
+class Conv1dConfig(_ConvConfig):
+    """Numbers of ``Conv1d``. ``cudnn_fwd_algo`` is candle's and ignored: MLX chooses its algorithms itself.
+
+    candle: ``candle_nn::Conv1dConfig``.
+    """
+
+
+@dataclass(frozen=True)
+class Conv2dConfig(_ConvConfig):
     """Numbers of ``Conv2d``, the same for both dims. ``cudnn_fwd_algo`` is ignored, as in ``Conv1dConfig``.
 
     candle: ``candle_nn::Conv2dConfig``.
     """
-
-    padding: int = 0
-    stride: int = 1
-    dilation: int = 1
-    groups: int = 1
-    cudnn_fwd_algo: object = None
 
 
 @dataclass(frozen=True)

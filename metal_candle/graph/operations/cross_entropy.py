@@ -74,6 +74,17 @@ class CrossEntropy(Operation):
         return mx.where(nothing, mx.array(-1, mx.int64), places), nothing
 
 
+def expect_head(op: str, hidden: Meta, weight: Meta, ids: Meta, called: str) -> None:
+    """Raise unless these are hidden states ``(n, h)``, a head's weight ``(v, h)`` and ids ``(n,)``, ``called`` so."""
+    expect_floats(op, hidden, weight)
+    expect_ids(op, ids)
+    expect_rank(hidden.shape, 2, op)
+    if len(weight.shape) != 2 or weight.shape[1] != hidden.shape[1]:
+        raise ShapeMismatchBinaryOpError(op, hidden.shape, weight.shape, "hidden (n, h) and weight (v, h)")
+    if tuple(ids.shape) != (hidden.shape[0],):
+        raise ShapeMismatchError(f"{op}: got {called} {tuple(ids.shape)}; takes one for each of {hidden.shape[0]} rows")
+
+
 class HeadCrossEntropy(Operation):
     """Loss of each row from its hidden state: ``-log_softmax(hidden · weightᵀ)[target]``.
 
@@ -88,15 +99,7 @@ class HeadCrossEntropy(Operation):
     label_smoothing: float = 0.0
 
     def infer(self, hidden: Meta, weight: Meta, targets: Meta) -> Meta:
-        expect_floats("linear_cross_entropy", hidden, weight)
-        expect_ids("linear_cross_entropy", targets)
-        expect_rank(hidden.shape, 2, "linear_cross_entropy")
-        if len(weight.shape) != 2 or weight.shape[1] != hidden.shape[1]:
-            takes = "hidden (n, h) and weight (v, h)"
-            raise ShapeMismatchBinaryOpError("linear_cross_entropy", hidden.shape, weight.shape, takes)
-        if tuple(targets.shape) != (hidden.shape[0],):
-            got = f"targets {tuple(targets.shape)}"
-            raise ShapeMismatchError(f"linear_cross_entropy: got {got}; takes one for each of {hidden.shape[0]} rows")
+        expect_head("linear_cross_entropy", hidden, weight, targets, "targets")
         return Meta(Shape((hidden.shape[0],)), DType.F64 if hidden.dtype is DType.F64 else DType.F32)
 
     def steps(self, inputs: Sequence[Any], output: Metas) -> tuple[Work, int]:

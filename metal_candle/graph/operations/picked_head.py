@@ -8,15 +8,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...error import ShapeMismatchBinaryOpError, ShapeMismatchError
 from ...kernels.head_cross_entropy import head_cross_entropy
 from ...kernels.variant import is_half
-from ...shape import Shape, expect_rank
+from ...shape import Shape
 from ..operation import Gradients, Meta, Operation, Sample
 from ..work import Work
-from .cross_entropy import HeadCrossEntropy
-from .ids import blank, expect_ids, guard
-from .linalg import expect_floats
+from .cross_entropy import HeadCrossEntropy, expect_head
+from .ids import blank, guard
 
 
 class PickedHeadLogSoftmax(Operation):
@@ -35,16 +33,7 @@ class PickedHeadLogSoftmax(Operation):
     work = "product"
 
     def infer(self, hidden: Meta, weight: Meta, ids: Meta) -> Meta:
-        expect_floats("picked_head_log_softmax", hidden, weight)
-        expect_ids("picked_head_log_softmax", ids)
-        expect_rank(hidden.shape, 2, "picked_head_log_softmax")
-        if len(weight.shape) != 2 or weight.shape[1] != hidden.shape[1]:
-            takes = "hidden (n, h) and weight (v, h)"
-            raise ShapeMismatchBinaryOpError("picked_head_log_softmax", hidden.shape, weight.shape, takes)
-        if tuple(ids.shape) != (hidden.shape[0],):
-            raise ShapeMismatchError(
-                f"picked_head_log_softmax: got ids {tuple(ids.shape)}; takes one for each of {hidden.shape[0]} rows"
-            )
+        expect_head("picked_head_log_softmax", hidden, weight, ids, "ids")
         return Meta(Shape((hidden.shape[0],)), hidden.dtype)
 
     def steps(self, inputs: Sequence[Any], output: Any) -> tuple[Work, int]:

@@ -74,40 +74,39 @@ class ParamsSGD(Params):
             )
 
 
-_ADAM: dict[str, Range] = {
-    "lr": AT_LEAST_0,
-    "beta1": BELOW_1,
-    "beta2": BELOW_1,
-    "eps": MORE_THAN_0,
-    "weight_decay": AT_LEAST_0,
-}
-
-
 @dataclass(frozen=True)
-class ParamsAdam(Params, Default):
-    """PyTorch's defaults. ``weight_decay`` times the variable is added to the gradient. Ours."""
+class _Moments(Params, Default):
+    """What Adam and AdamW share: all but the weight decay."""
 
-    optimizer: ClassVar[str] = "Adam"
-    ranges: ClassVar[dict[str, Range]] = _ADAM
+    ranges: ClassVar[dict[str, Range]] = {
+        "lr": AT_LEAST_0,
+        "beta1": BELOW_1,
+        "beta2": BELOW_1,
+        "eps": MORE_THAN_0,
+        "weight_decay": AT_LEAST_0,
+    }
 
     lr: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+
+
+@dataclass(frozen=True)
+class ParamsAdam(_Moments):
+    """PyTorch's defaults. ``weight_decay`` times the variable is added to the gradient. Ours."""
+
+    optimizer: ClassVar[str] = "Adam"
+
     weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
-class ParamsAdamW(Params, Default):
+class ParamsAdamW(_Moments):
     """candle's defaults. Each step takes lr · ``weight_decay`` of the variable away. candle: ``ParamsAdamW``."""
 
     optimizer: ClassVar[str] = "AdamW"
-    ranges: ClassVar[dict[str, Range]] = _ADAM
 
-    lr: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
     weight_decay: float = 0.01
 
 
