@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         DTypeMismatchError,
         DTypeParseError,
         DuplicateDimIndexError,
+        EmbeddingError,
         EmptyTensorError,
         Error,
         FeatureDisabledError,
@@ -132,6 +133,7 @@ __all__ = [
     "DeviceType",
     "DimOutOfRangeError",
     "DuplicateDimIndexError",
+    "EmbeddingError",
     "EmptyTensorError",
     "Error",
     "Evaluation",
@@ -209,7 +211,7 @@ _HOME = {
         "ArgumentTypeError ArgumentValueError "
         "BackwardNotSupportedError BroadcastIncompatibleShapesError CannotFindTensorError "
         "CannotSetVarError CheckpointError Conv1dInvalidArgsError DTypeMismatchBinaryOpError "
-        "DTypeMismatchError DTypeParseError DataError DeviceError DeviceMismatchBinaryOpError "
+        "DTypeMismatchError DTypeParseError DataError DeviceError EmbeddingError DeviceMismatchBinaryOpError "
         "DimOutOfRangeError DuplicateDimIndexError EmptyTensorError Error FeatureDisabledError "
         "GradientNotFoundError GraphNodeNotFoundError InferenceError InvalidIndexError IoError "
         "ModelError NarrowInvalidArgsError NotEvaluatedError NotFoundError NpyError "

@@ -37,6 +37,7 @@ class TrainingError(ErrorGroup):
     InvalidConfig: type[TrainingError]
     InvalidLoRAConfig: type[TrainingError]
     Failed: type[TrainingError]
+    Gradient: type[TrainingError]
     StateError: type[TrainingError]
 
 
@@ -45,8 +46,10 @@ class InferenceError(ErrorGroup):
 
     InvalidConfig: type[InferenceError]
     InvalidSampling: type[InferenceError]
+    Failed: type[InferenceError]
     SamplingError: type[InferenceError]
     CacheFull: type[InferenceError]
+    EndOfSequence: type[InferenceError]
 
 
 class CheckpointError(ErrorGroup):
@@ -62,6 +65,21 @@ class DeviceError(ErrorGroup):
 
     MetalUnavailable: type[DeviceError]
     CudaUnavailable: type[DeviceError]
+    InitializationFailed: type[DeviceError]
+    AllocationFailed: type[DeviceError]
+    OperationFailed: type[DeviceError]
+
+
+class EmbeddingError(ErrorGroup):
+    """A sentence embedding could not be made."""
+
+    DownloadFailed: type[EmbeddingError]
+    ModelNotFound: type[EmbeddingError]
+    TokenizerFailed: type[EmbeddingError]
+    TokenizationFailed: type[EmbeddingError]
+    EmptyInput: type[EmbeddingError]
+    InvalidConfig: type[EmbeddingError]
+    DimensionMismatch: type[EmbeddingError]
 
 
 class DataError(ErrorGroup):
@@ -120,9 +138,11 @@ _variant(
     "reason",
 )
 _variant(TrainingError, "Failed", "training failed: {reason}", RuntimeError, "reason")
+_variant(TrainingError, "Gradient", "gradient error: {reason}", RuntimeError, "reason")
 _variant(TrainingError, "StateError", "training state error: {reason}", RuntimeError, "reason")
 _variant(InferenceError, "InvalidConfig", "generation configuration: {reason}", ValueError, "reason")
 _variant(InferenceError, "InvalidSampling", "sampling parameters: {reason}", ValueError, "reason")
+_variant(InferenceError, "Failed", "generation failed: {reason}", RuntimeError, "reason")
 _variant(InferenceError, "SamplingError", "token sampling failed: {reason}", RuntimeError, "reason")
 _variant(
     InferenceError,
@@ -132,10 +152,34 @@ _variant(
     "position",
     "max_len",
 )
+_variant(InferenceError, "EndOfSequence", "end of sequence at position {position}", RuntimeError, "position")
 _variant(CheckpointError, "SaveFailed", "failed to save: {reason}", OSError, "reason")
 _variant(CheckpointError, "LoadFailed", "failed to load: {reason}", OSError, "reason")
 _variant(CheckpointError, "InvalidFormat", "invalid checkpoint format: {reason}", ValueError, "reason")
 _variant(DeviceError, "MetalUnavailable", "Metal device not available: {reason}", RuntimeError, "reason")
 _variant(DeviceError, "CudaUnavailable", "CUDA device not available: {reason}", RuntimeError, "reason")
+_variant(DeviceError, "InitializationFailed", "device initialization failed: {reason}", RuntimeError, "reason")
+_variant(
+    DeviceError,
+    "AllocationFailed",
+    "memory allocation failed: {requested_bytes} bytes were asked for",
+    MemoryError,
+    "requested_bytes",
+)
+_variant(DeviceError, "OperationFailed", "tensor operation failed: {operation}", RuntimeError, "operation")
+_variant(EmbeddingError, "DownloadFailed", "download failed: {reason}", OSError, "reason")
+_variant(EmbeddingError, "ModelNotFound", "model not found: {model_id}", OSError, "model_id")
+_variant(EmbeddingError, "TokenizerFailed", "tokenizer loading failed: {reason}", RuntimeError, "reason")
+_variant(EmbeddingError, "TokenizationFailed", "tokenization failed: {reason}", RuntimeError, "reason")
+_variant(EmbeddingError, "EmptyInput", "cannot encode empty text", ValueError)
+_variant(EmbeddingError, "InvalidConfig", "embedding configuration: {reason}", ValueError, "reason")
+_variant(
+    EmbeddingError,
+    "DimensionMismatch",
+    "dimension mismatch: expected {expected}, got {actual}",
+    ValueError,
+    "expected",
+    "actual",
+)
 _variant(DataError, "InvalidLine", "{path}:{line}: {reason}", ValueError, "path", "line", "reason")
 _variant(DataError, "InvalidFile", "{path}: {reason}", ValueError, "path", "reason")

@@ -14,6 +14,7 @@ from ..graph.node import placeholder
 from ..graph.operation import Meta, to_numpy
 from ..graph.replay import Replay
 from ..models.decoder import Decoder
+from ..models.layout import AtTables
 from ..nn.kv_cache import KvBuffer, RecordedCache
 from ..shape import Shape
 from ..tensor.base import nodes_of
@@ -114,8 +115,7 @@ def _record(model: Decoder, past: list[tuple[mx.array, mx.array]]) -> HostPlan |
     buffers = [(KvBuffer(window), KvBuffer(window)) for window in windows]
     half = model.config.head_dim() // 2
     ids, cos, sin = argument(1, DType.U32), argument(half, model.dtype), argument(half, model.dtype)
-    with model.rotary.given(cos, sin):
-        output = model.forward(ids, [RecordedCache(*pair) for pair in buffers])._node
+    output = model.forward(ids, [RecordedCache(*pair) for pair in buffers], AtTables(cos, sin))._node
     inputs = [ids._node, cos._node, sin._node]
     host = HostPlan.takes(output)
     for pair, arrays in zip(buffers, past):

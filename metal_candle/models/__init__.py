@@ -3,10 +3,11 @@
 from .config import ModelConfig
 from .decoder import Decoder
 from .load import LoadedModel, build, load_model, load_tokenizer
-from .projection import Projection, TargetModule
+from .projection import AdaptableModel, Projection, TargetModule
 from .tokenizer import Tokenizer
 
 __all__ = [
+    "AdaptableModel",
     "Decoder",
     "LoadedModel",
     "ModelConfig",

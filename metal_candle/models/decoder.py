@@ -9,9 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import mlx.core as mx
-import numpy as np
-
 from ..error import ModelError
 from ..graph.scopes import scoped
 from ..nn import ops
@@ -19,10 +16,13 @@ from ..nn.embedding import Embedding, embedding
 from ..nn.kv_cache import ConcatKvCache
 from ..nn.layer_norm import rms_norm
 from ..nn.linear import Linear, linear_b, linear_no_bias
+from ..nn.loss import linear_cross_entropy
 from ..nn.module import Module
+from ..nn.rotary_emb import rope
 from ..nn.var_builder import VarBuilder
 from ..tensor.eager import Tensor
 from .config import ModelConfig
+from .layout import Causal, Layout
 from .projection import AdapterSource, Projection, TargetModule
 from .rotary import RotaryEmbedding
 
@@ -64,10 +64,9 @@ class Attention(Module):
         """The size of a head."""
         return self._size
 
-    def forward(self, xs: Any, cache: ConcatKvCache | None = None) -> Any:
-        """What each position gathers from itself and those before it; with a cache, from earlier calls too."""
+    def forward(self, xs: Any, cache: ConcatKvCache | None = None, layout: Layout | None = None) -> Any:
+        """What each position gathers from those it sees; with a cache, from earlier calls' too."""
         b, t, _ = xs.dims3()
-        start = cache.current_seq_len() if cache is not None else 0
 
         def heads(projected: Any, count: int) -> Any:
             return projected.reshape((b, t, count, self._size)).transpose(1, 2)
@@ -76,22 +75,14 @@ class Attention(Module):
         v = heads(v, self._kv_heads)
         if self._q_norm is not None and self._k_norm is not None:
             q, k = self._q_norm(q), self._k_norm(k)
-        q, k = self._rotary.apply(q, start), self._rotary.apply(k, start)
+        layout = layout or Causal.after(cache, self._rotary, xs)
+        cos, sin = layout.tables()
+        q, k = rope(q, cos, sin), rope(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)
-        mask = self._window_mask(xs, t, start)
+        mask = layout.mask(self._window)
         out = ops.sdpa(q, k, v, mask, mask is None and t > 1, 1.0 / math.sqrt(self._size))
         return self.o_proj(out.transpose(1, 2).reshape((b, t, self._heads * self._size)))
-
-    def _window_mask(self, xs: Any, t: int, start: int) -> Any:
-        """An additive mask where the sliding window hides something, else ``None``."""
-        if self._window is None or start + t <= self._window:
-            return None
-        behind = (start + np.arange(t))[:, None] - np.arange(start + t)[None, :]
-        seen = (behind >= 0) & (behind < self._window)
-        # Not -inf: halves of 0 · -inf would be NaN in the gradient.
-        values = mx.where(mx.array(seen), 0.0, float(np.finfo(np.float16).min)).astype(xs.dtype.mlx_)
-        return xs._lift(Tensor.from_mlx(values, xs.device))
 
 
 class MLP(Module):
@@ -122,9 +113,9 @@ class DecoderLayer(Module):
         self.input_layernorm = rms_norm(hidden, eps, vb.pp("input_layernorm"))
         self.post_attention_layernorm = rms_norm(hidden, eps, vb.pp("post_attention_layernorm"))
 
-    def forward(self, xs: Any, cache: ConcatKvCache | None = None) -> Any:
+    def forward(self, xs: Any, cache: ConcatKvCache | None = None, layout: Layout | None = None) -> Any:
         """``(b, t, hidden)`` to the same."""
-        xs = xs.add(self.self_attn.forward(self.input_layernorm(xs), cache))
+        xs = xs.add(self.self_attn.forward(self.input_layernorm(xs), cache, layout))
         return xs.add(self.mlp(self.post_attention_layernorm(xs)))
 
 
@@ -162,7 +153,7 @@ class Decoder(Module):
                 reason=f"the adapter spans {adapter.num_layers()} layers, the model has {len(self.layers)}"
             )
         for projection in self.projections():
-            projection.adapter = adapter.get_layer(projection.layer, projection.target)
+            projection.adapter = adapter.layer_at(projection.path)
 
     def remove_adapter(self) -> None:
         """Leave every projection as it is without an adapter."""
@@ -178,16 +169,29 @@ class Decoder(Module):
         return [ConcatKvCache(2) for _ in self.layers]
 
     @scoped
-    def hidden(self, ids: Any, caches: list[ConcatKvCache] | None = None) -> Any:
-        """The normed hidden states ``(b, t, hidden)`` of ids ``(b, t)``."""
+    def hidden(self, ids: Any, caches: list[ConcatKvCache] | None = None, layout: Layout | None = None) -> Any:
+        """The normed hidden states ``(b, t, hidden)`` of ids ``(b, t)``.
+
+        ``layout`` says where the tokens stand; without one they follow those in the caches.
+        """
+        layout = layout or Causal.after(caches[0] if caches else None, self.rotary, ids)
         xs = self.embed_tokens(ids)
         for i, layer in enumerate(self.layers):
-            xs = layer.forward(xs, None if caches is None else caches[i])
+            xs = layer.forward(xs, None if caches is None else caches[i], layout)
         return self.norm(xs)
 
-    def forward(self, xs: Any, caches: list[ConcatKvCache] | None = None) -> Any:
+    def forward(self, xs: Any, caches: list[ConcatKvCache] | None = None, layout: Layout | None = None) -> Any:
         """The logits ``(b, t, vocabulary)`` of ids ``(b, t)``, each position seeing those before it."""
-        return self.lm_head(self.hidden(xs, caches))
+        return self.lm_head(self.hidden(xs, caches, layout))
+
+    def row_losses(self, ids: Any, rows: Any, targets: Any, layout: Layout | None = None) -> Any:
+        """The cross entropy at some positions of ids ``(b, t)``: ``rows`` and ``targets`` ``(n,)`` to F32 ``(n,)``.
+
+        ``rows`` counts through ``b · t``. Only these positions meet the vocabulary head.
+        """
+        hidden = self.hidden(ids, None, layout)
+        picked = hidden.reshape((-1, hidden.shape[-1])).index_select(rows, 0)
+        return linear_cross_entropy(picked, self.head_weight(), targets, reduction="none")
 
     def head_weight(self) -> Tensor:
         """The vocabulary head's weight, ``(vocabulary, hidden)``; with tied embeddings their table."""

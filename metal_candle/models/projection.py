@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Protocol
 
+from ..device import Device
+from ..dtype import DType
 from ..nn.linear import Linear
 from ..nn.module import Module, T
+from ..tensor.eager import Tensor
 
 
 class TargetModule(Enum):
@@ -48,8 +52,65 @@ class AdapterSource(Protocol):
     def num_layers(self) -> int:
         """How many blocks it spans."""
 
-    def get_layer(self, layer_idx: int, module: TargetModule) -> Adapter | None:
-        """The adapter of a place, or ``None``."""
+    def layer_at(self, path: str) -> Adapter | None:
+        """The adapter of the linear map at a module path, or ``None``."""
+
+
+class Place(Protocol):
+    """A linear map of a model that an adapter may act in."""
+
+    @property
+    def path(self) -> str:
+        """Its module path in Hugging Face's names: "model.layers.0.self_attn.q_proj"."""
+
+    @property
+    def layer(self) -> int:
+        """The block it stands in."""
+
+    @property
+    def in_features(self) -> int:
+        """The size it takes."""
+
+    @property
+    def out_features(self) -> int:
+        """The size it gives."""
+
+    def dense_weight(self) -> Tensor:
+        """Its frozen weight ``(out, in)``, widened to F32 where it is quantised."""
+
+
+class AdaptableModel(Protocol):
+    """What adapters and the trainer need of a model; ``Decoder`` has it, and so has every other base.
+
+    metal-candle: ``metal_candle::training::ApplyAdapter``, with what a run needs besides.
+    """
+
+    device: Device
+    dtype: DType
+
+    def num_layers(self) -> int:
+        """How many blocks there are."""
+
+    def projections(self) -> Sequence[Place]:
+        """Every place an adapter may act in, first block first."""
+
+    def apply_adapter(self, adapter: AdapterSource) -> None:
+        """Let an adapter act in every place it targets, in place of any before it; all or nothing."""
+
+    def remove_adapter(self) -> None:
+        """Leave every place as it is without an adapter."""
+
+    def has_adapter(self) -> bool:
+        """Whether an adapter acts."""
+
+    def row_losses(self, ids: Any, rows: Any, targets: Any) -> Any:
+        """The cross entropy ``(n,)`` at positions ``rows`` of ids ``(b, t)``, counted through ``b · t``."""
+
+    def vocab_size(self) -> int:
+        """How many tokens there are."""
+
+    def num_parameters(self) -> int:
+        """How many numbers the model has, without adapters."""
 
 
 class Projection(Module):
@@ -73,6 +134,10 @@ class Projection(Module):
     def out_features(self) -> int:
         """The size it gives."""
         return int(self.linear.weight().dim(0))
+
+    def dense_weight(self) -> Tensor:
+        """The frozen weight ``(out, in)`` in F32."""
+        return self.linear.weight().detach().to_dtype(DType.F32)
 
     def forward(self, xs: T) -> T:
         """``(…, in)`` to ``(…, out)``."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -11,7 +9,6 @@ import numpy as np
 
 from ..device import Device
 from ..dtype import DType
-from ..nn.rotary_emb import rope
 from ..tensor.eager import Tensor
 from .config import ModelConfig
 from .weights.gguf import llama3_divisors
@@ -38,11 +35,10 @@ class RotaryEmbedding:
 
     def __init__(self, config: ModelConfig, dtype: DType, device: Device) -> None:
         self._frequencies = inverse_frequencies(config)
-        self._dtype, self._device = dtype, device
+        self.dtype, self._device = dtype, device
         self._cos = self._sin = np.zeros((0, 0), np.float32)
         self._length = 0
         self._last: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
-        self._given: tuple[Any, Any] | None = None
 
     def _grow(self, length: int) -> None:
         self._length = max(length, 2 * self._length, 256)
@@ -59,22 +55,8 @@ class RotaryEmbedding:
     def tables(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """``rows`` as tensors; those of the last call are kept, as every layer asks for the same."""
         if self._last is None or self._last[0] != (start, length):
-            arrays = [mx.array(rows).astype(self._dtype.mlx_) for rows in self.rows(start, length)]
+            arrays = [mx.array(rows).astype(self.dtype.mlx_) for rows in self.rows(start, length)]
             mx.eval(arrays)  # or another thread, which has other streams, could not use what is kept
             cos, sin = (Tensor.from_mlx(array, self._device) for array in arrays)
             self._last = ((start, length), (cos, sin))
         return self._last[1]
-
-    @contextmanager
-    def given(self, cos: Any, sin: Any) -> Iterator[None]:
-        """Inside the block ``apply`` uses these tables: placeholders, where a step is recorded for replay."""
-        self._given = (cos, sin)
-        try:
-            yield
-        finally:
-            self._given = None
-
-    def apply(self, x: Any, start: int = 0) -> Any:
-        """``(b, h, t, head_dim)`` rotated for positions ``start`` on."""
-        cos, sin = self._given or self.tables(start, x.dim(2))
-        return rope(x, cos, sin)

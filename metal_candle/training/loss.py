@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..device import DeviceLike
-from ..models.decoder import Decoder
-from ..nn.loss import linear_cross_entropy
+from ..models.projection import AdaptableModel
 from ..tensor.eager import Tensor
 from .data.batching import Batch
 
@@ -46,8 +45,6 @@ def targets_of(batch: Batch, total: int, device: DeviceLike = None) -> Targets:
     return Targets(*(Tensor.from_numpy(array, device) for array in (batch.inputs, padded, targets, weights)))
 
 
-def batch_loss(model: Decoder, ids: Any, rows: Any, targets: Any, weights: Any) -> Any:
+def batch_loss(model: AdaptableModel, ids: Any, rows: Any, targets: Any, weights: Any) -> Any:
     """The weighted sum of the rows' losses: a scalar in F32."""
-    hidden = model.hidden(ids)
-    picked = hidden.reshape((-1, hidden.shape[-1])).index_select(rows, 0)
-    return linear_cross_entropy(picked, model.head_weight(), targets, reduction="none").mul(weights).sum_all()
+    return model.row_losses(ids, rows, targets).mul(weights).sum_all()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..error import TrainingError
-from ..models.decoder import Decoder
+from ..models.projection import AdaptableModel
 from ..nn.optim import AdamW, clip_factor, global_norm
 from ..tensor.compiled import compile
 from ..tensor.eager import Tensor
@@ -52,7 +52,7 @@ class AdapterTrainer:
     as nothing below depends on a variable.
     """
 
-    def __init__(self, model: Decoder, adapter: LoRAAdapter, config: TrainingConfig, pad_id: int = 0) -> None:
+    def __init__(self, model: AdaptableModel, adapter: LoRAAdapter, config: TrainingConfig, pad_id: int = 0) -> None:
         config.validate()
         model.apply_adapter(adapter)
         self.model, self.adapter, self.config = model, adapter, config
