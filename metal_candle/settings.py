@@ -158,6 +158,9 @@ DEBUG = Setting("METAL_CANDLE_DEBUG", "", "Topics to log: `graph`, `rewrite`, `k
 CHECK = Setting(
     "METAL_CANDLE_CHECK", "", "`1` checks the graph after each rewrite pass, to find the one that broke it."
 )
+WARN_EAGER = Setting(
+    "METAL_CANDLE_WARN_EAGER", "", "`1` warns of chains of eager operations in hot loops: `EagerPerformanceWarning`."
+)
 
 
 TOPICS = ("graph", "rewrite", "kernel", "compile")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -30,6 +31,7 @@ from .python import Packed, pack, present, unpack
 E = TypeVar("E", bound="Tensor")
 K = TypeVar("K", bound="CellTensor")
 _detach = Detach()
+_evaluate: Callable[[GraphNode], None] = evaluate_one
 # What a view has read when it has to read anew.
 _NOTHING = GraphNode(Operation.Input, (), Meta(Shape(()), DType.F32), Device.Cpu)
 
@@ -41,6 +43,21 @@ _contiguous = functools.lru_cache(1024)(Layout.contiguous)
 def _relayout(operation: Operation, layout: Layout) -> Layout | None:
     """``operation.relayout``; a loop takes the same views of the same layouts again and again."""
     return operation.relayout(layout)
+
+
+def observe(observer: Callable[[GraphNode], None] | None) -> None:
+    """Call ``observer`` with each node of an eager operation before it is evaluated; ``None`` ends that.
+
+    What evaluates is exchanged, so that nobody pays who observes nothing.
+    """
+    global _evaluate
+
+    def observed(node: GraphNode) -> None:
+        if observer is not None and node.value is None:
+            observer(node)
+        evaluate_one(node)
+
+    _evaluate = evaluate_one if observer is None else observed
 
 
 class Tensor(InPlaceMethods, Constructors):
@@ -58,7 +75,7 @@ class Tensor(InPlaceMethods, Constructors):
     @classmethod
     def _from_node(cls: type[E], node: GraphNode) -> E:
         if node.value is None and current_trace() is None:
-            evaluate_one(node)
+            _evaluate(node)
         tensor: E = Tensor.__new__(Tensor)  # type: ignore[assignment]
         tensor._node = node
         return tensor
@@ -67,7 +84,7 @@ class Tensor(InPlaceMethods, Constructors):
         if node.operation.is_view:
             return self._view(node)
         if node.value is None and current_trace() is None:
-            evaluate_one(node)
+            _evaluate(node)
         tensor: E = Tensor.__new__(Tensor)  # type: ignore[assignment]
         tensor._node = node
         return tensor
@@ -79,7 +96,7 @@ class Tensor(InPlaceMethods, Constructors):
         if layout is None:
             return self._from_node(node)
         if node.value is None and current_trace() is None:
-            evaluate_one(node)
+            _evaluate(node)
         return ViewTensor(self._storage(), node, layout)  # type: ignore[return-value]
 
     def layout(self) -> Layout:
