@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         InferenceError,
         InvalidIndexError,
         IoError,
+        MethodNotFoundError,
         ModelError,
         NarrowInvalidArgsError,
         NotEvaluatedError,
@@ -149,6 +150,7 @@ __all__ = [
     "IoError",
     "Layout",
     "LazyTensor",
+    "MethodNotFoundError",
     "ModelError",
     "NarrowInvalidArgsError",
     "NotEvaluatedError",
@@ -214,7 +216,7 @@ _HOME = {
         "DTypeMismatchError DTypeParseError DataError DeviceError EmbeddingError DeviceMismatchBinaryOpError "
         "DimOutOfRangeError DuplicateDimIndexError EmptyTensorError Error FeatureDisabledError "
         "GradientNotFoundError GraphNodeNotFoundError InferenceError InvalidIndexError IoError "
-        "ModelError NarrowInvalidArgsError NotEvaluatedError NotFoundError NpyError "
+        "MethodNotFoundError ModelError NarrowInvalidArgsError NotEvaluatedError NotFoundError NpyError "
         "OnlySingleDimensionError OpRequiresAtLeastOneTensorError OpRequiresAtLeastTwoTensorsError "
         "PthError SafeTensorError ShapeMismatchBinaryOpError ShapeMismatchCatError "
         "ShapeMismatchError ShapeMismatchSplitError TrainingError UnexpectedDTypeError "

@@ -8,15 +8,18 @@ makes a numerical difference. ``rewrite.<rule>`` is enough where no pass has tha
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any, Generic, TypeVar
 
 from . import settings
-from .error import ArgumentTypeError, ArgumentValueError, FeatureDisabledError
+from .error import ArgumentTypeError, ArgumentValueError, FeatureDisabledError, MethodNotFoundError
 from .error.text import described, shown
 
 NAMES = ("graph", "custom-metal", "rewrite")
 _PART = "rewrite."
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def names() -> tuple[str, ...]:
@@ -49,6 +52,29 @@ def switched_off() -> frozenset[str]:
     ``METAL_CANDLE_DEBUG`` that is no topic.
     """
     return _OFF.get()
+
+
+class method(Generic[Method]):
+    """A method that is there while a feature is on: ``@features.method("graph", instead="forward")``.
+
+    While it is off, the method is not found: ``MethodNotFoundError``, an ``AttributeError``, so ``hasattr`` says no.
+    """
+
+    def __init__(self, feature: str, instead: str) -> None:
+        self._feature, self._instead = feature, instead
+
+    def __call__(self, function: Method) -> Method:
+        self._function = function
+        functools.update_wrapper(self, function)  # type: ignore[arg-type]
+        return self  # type: ignore[return-value]
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        """The bound method. Raises ``MethodNotFoundError`` while the feature is off."""
+        if instance is None:
+            return self._function
+        if not enabled(self._feature):
+            raise MethodNotFoundError(owner.__name__, self._function.__name__, self._feature, self._instead)
+        return self._function.__get__(instance, owner)
 
 
 class disabled(settings.Override):

@@ -13,6 +13,7 @@ from typing import Any
 import metal_candle as mc
 from metal_candle import LazyTensor, Tensor, features, settings
 from metal_candle.graph.rewrites import PASSES
+from metal_candle.training import LoRALayer
 
 import numpy as np
 import pytest
@@ -235,3 +236,18 @@ def test_a_line_is_printed_once(configured: str, lines: list[str]) -> None:
     ]
     assert len(found) == len(lines)
     assert done.stdout.count("planned") == (not lines)
+
+
+def test_a_method_of_a_feature_is_not_found_while_it_is_off() -> None:
+    layer = LoRALayer(8, 8)
+    assert hasattr(layer, "forward_lazy")
+    with features.disabled("graph"):
+        assert not hasattr(layer, "forward_lazy")
+        with pytest.raises(mc.MethodNotFoundError) as told:
+            layer.forward_lazy(Tensor.ones((1, 8)))  # type: ignore[arg-type]
+        assert layer.forward(Tensor.ones((1, 8))).shape == (1, 8)
+    assert str(told.value) == (
+        "no method named `forward_lazy` found for LoRALayer: feature `graph` not enabled; remove it from "
+        'METAL_CANDLE_DISABLE or leave features.disabled("graph"); `forward` works without'
+    )
+    assert LoRALayer.forward_lazy.__doc__ is not None

@@ -272,8 +272,21 @@ class FeatureDisabledError(Error, RuntimeError):
     """A feature that is switched off was used."""
 
     def __init__(self, feature: str) -> None:
+        super().__init__(_not_enabled(feature))
+        self.feature = feature
+
+
+class MethodNotFoundError(Error, AttributeError):
+    """A method that comes with a feature that is switched off."""
+
+    def __init__(self, owner: str, method: str, feature: str, instead: str) -> None:
         super().__init__(
-            f"feature `{feature}` not enabled; remove it from METAL_CANDLE_DISABLE or leave "
-            f'features.disabled("{feature}")'
+            f"no method named `{method}` found for {owner}: {_not_enabled(feature)}; `{instead}` works without"
         )
         self.feature = feature
+
+
+def _not_enabled(feature: str) -> str:
+    return (
+        f'feature `{feature}` not enabled; remove it from METAL_CANDLE_DISABLE or leave features.disabled("{feature}")'
+    )

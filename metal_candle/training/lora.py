@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .. import features
 from ..device import Device, DeviceLike
 from ..dtype import DType
 from ..error import TrainingError
@@ -83,6 +84,7 @@ class LoRALayer(Module):
             return self._hidden(xs).broadcast_matmul(b)
         return xs._record(LoRA(self._config.scaling()), a, b)
 
+    @features.method("graph", instead="forward")
     def forward_lazy(self, xs: LazyTensor) -> LazyTensor:
         """``forward`` on a lazy tensor. Raises ``TypeError`` for an eager one."""
         if not isinstance(xs, LazyTensor):
