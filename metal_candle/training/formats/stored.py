@@ -1,0 +1,135 @@
+"""A LoRA adapter as files hold it, whatever their format: what every reader gives and every writer takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TypeAlias
+
+import mlx.core as mx
+import numpy as np
+
+from ...error import CheckpointError
+
+
+class Format(Enum):
+    """The formats of adapters; the values are the names that the command line and ``LoRAAdapter.save`` take."""
+
+    Peft = "peft"
+    MlxLm = "mlx-lm"
+    MetalCandle = "metal-candle"
+    Gguf = "gguf"
+
+    @staticmethod
+    def of(name: str | Format) -> Format:
+        """The format of that name. Raises ``CheckpointError.InvalidFormat``."""
+        try:
+            return Format(name)
+        except ValueError as error:
+            takes = ", ".join(member.value for member in Format)
+            reason = f"adapter format {name!r} does not exist; takes {takes}"
+            raise CheckpointError.InvalidFormat(reason=reason) from error
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One module's adapter: ``y = x Wᵀ + scale · (x A) B``."""
+
+    a: mx.array
+    """Shape (in, rank)."""
+    b: mx.array
+    """Shape (rank, out)."""
+    scale: float
+    """What the product is multiplied by, whatever rule of the file it came from."""
+
+    @property
+    def rank(self) -> int:
+        """Inner dimension of the two factors."""
+        return int(self.a.shape[1])
+
+    @property
+    def alpha(self) -> float:
+        """The alpha whose quotient by the rank is the scale."""
+        return alpha_for(self.scale, self.rank)
+
+    def norm(self) -> float:
+        """The Frobenius norm of ``scale · A B``, in double precision.
+
+        The product is not formed: ``‖A B‖² = tr(BᵀAᵀA B) = Σ (AᵀA) ∘ (B Bᵀ)``, two matrices of rank by rank.
+        """
+        a, b = (np.array(each.astype(mx.float32)).astype(np.float64) for each in (self.a, self.b))
+        with np.errstate(all="ignore"):  # what is not finite comes out as such
+            squared = float(((a.T @ a) * (b @ b.T)).sum())
+        return abs(self.scale) * (math.sqrt(max(squared, 0.0)) if math.isfinite(squared) else math.nan)
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """What an adapter's files hold. ``rank`` and ``scale`` are the general ones; a module may have its own."""
+
+    rank: int
+    scale: float
+    factors: Mapping[str, Factors]
+    """Module path in the model, "model.layers.0.self_attn.q_proj" say, to its factors."""
+    dropout: float = 0.0
+    targets: tuple[str, ...] | None = None
+    """The modules it says it adapts, as ends of module paths; ``None`` where it does not list them."""
+    layers: tuple[int, ...] | None = None
+    """The blocks it says it is limited to, ``None`` for all."""
+    base_model: str | None = None
+    format: Format | None = None
+    source: str = "adapter"
+    """The file or folder it was read from, which errors name."""
+    notes: tuple[str, ...] = field(default=())
+    """What a reader or a conversion did that is worth saying: "rank-stabilised scale" …"""
+
+    @property
+    def alpha(self) -> float:
+        """The general alpha: ``scale · rank``."""
+        return alpha_for(self.scale, self.rank)
+
+    def target_names(self) -> tuple[str, ...]:
+        """The modules it says it adapts, or the names of those that have factors."""
+        return self.targets if self.targets is not None else tuple(sorted(last_names(self.factors)))
+
+    def adapted_layers(self) -> tuple[int, ...]:
+        """The blocks that have factors, in order."""
+        return tuple(sorted({block for path in self.factors if (block := block_of(path)[0]) is not None}))
+
+    def num_parameters(self) -> int:
+        """How many numbers the factors have."""
+        return sum(each.a.size + each.b.size for each in self.factors.values())
+
+
+Pair: TypeAlias = "tuple[mx.array, mx.array]"
+
+
+def alpha_for(scale: float, rank: int) -> float:
+    """The alpha with ``alpha / rank == scale`` in double precision, so that no scale changes on its way."""
+    alpha = scale * rank
+    near = (alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, -math.inf))
+    return next((each for each in near if each / rank == scale), alpha)
+
+
+def block_of(path: str) -> tuple[int | None, str]:
+    """The number of the block that a module path leads through, and the path inside that block.
+
+    "model.layers.3.self_attn.q_proj" gives 3 and "self_attn.q_proj"; a path outside the blocks ``None`` and itself.
+    """
+    parts = path.split(".")
+    for place, part in enumerate(parts[:-1]):
+        if part.isdecimal():
+            return int(part), ".".join(parts[place + 1 :])
+    return None, path
+
+
+def last_names(paths: Iterable[str]) -> dict[str, None]:
+    """The last parts of module paths, each once."""
+    return dict.fromkeys(path.rpartition(".")[2] for path in paths)
+
+
+def in_order(path: str) -> tuple[tuple[int, int | str], ...]:
+    """A key that sorts module paths by the numbers in them: block 2 before block 10."""
+    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in path.split("."))
