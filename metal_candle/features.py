@@ -65,7 +65,7 @@ class method(Generic[Method]):
 
     def __call__(self, function: Method) -> Method:
         self._function = function
-        functools.update_wrapper(self, function)  # type: ignore[arg-type]
+        functools.update_wrapper(self, function)
         return self  # type: ignore[return-value]
 
     def __get__(self, instance: object, owner: type) -> Any:
