@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ..device import Device
 from ..dtype import DType
 from ..nn.linear import Linear
 from ..nn.module import Module, T
 from ..tensor.eager import Tensor
+from .layout import Layout
 
 
 class TargetModule(Enum):
@@ -79,11 +80,25 @@ class Place(Protocol):
         """Its frozen weight ``(out, in)``, widened to F32 where it is quantised."""
 
 
-class AdaptableModel(Protocol):
-    """What adapters and the trainer need of a model; ``Decoder`` has it, and so has every other base.
+@runtime_checkable
+class ApplyAdapter(Protocol):
+    """A model that an adapter can act in. metal-candle: ``metal_candle::training::ApplyAdapter``."""
 
-    metal-candle: ``metal_candle::training::ApplyAdapter``, with what a run needs besides.
-    """
+    def apply_adapter(self, adapter: AdapterSource) -> None:
+        """Let an adapter act in every place it targets, in place of any before it.
+
+        All or nothing: raises a kind of ``Error`` for an adapter of another number of blocks.
+        """
+
+    def remove_adapter(self) -> None:
+        """Leave every place as it is without an adapter."""
+
+    def has_adapter(self) -> bool:
+        """Whether an adapter acts."""
+
+
+class AdaptableModel(ApplyAdapter, Protocol):
+    """What adapters and the trainer need of a model; ``Decoder`` has it, and so has every other base."""
 
     device: Device
     dtype: DType
@@ -94,15 +109,6 @@ class AdaptableModel(Protocol):
     def projections(self) -> Sequence[Place]:
         """Every place an adapter may act in, first block first."""
 
-    def apply_adapter(self, adapter: AdapterSource) -> None:
-        """Let an adapter act in every place it targets, in place of any before it; all or nothing."""
-
-    def remove_adapter(self) -> None:
-        """Leave every place as it is without an adapter."""
-
-    def has_adapter(self) -> bool:
-        """Whether an adapter acts."""
-
     def row_losses(self, ids: Any, rows: Any, targets: Any) -> Any:
         """The cross entropy ``(n,)`` at positions ``rows`` of ids ``(b, t)``, counted through ``b · t``."""
 
@@ -111,6 +117,17 @@ class AdaptableModel(Protocol):
 
     def num_parameters(self) -> int:
         """How many numbers the model has, without adapters."""
+
+
+@runtime_checkable
+class PackableModel(Protocol):
+    """A model to which the layout of a call's tokens can be told, so that rows can be packed into sequences."""
+
+    def packed(self, segments: Any, positions: Any) -> Layout:
+        """The layout of packed rows: the number of each token's row and its place there, integers ``(b, t)``."""
+
+    def row_losses(self, ids: Any, rows: Any, targets: Any, layout: Layout | None = None) -> Any:
+        """As ``AdaptableModel.row_losses``, of tokens that stand as ``layout`` says."""
 
 
 class Projection(Module):
@@ -140,9 +157,13 @@ class Projection(Module):
         return self.linear.weight().detach().to_dtype(DType.F32)
 
     def forward(self, xs: T) -> T:
-        """``(…, in)`` to ``(…, out)``."""
+        """``(…, in)`` to ``(…, out)``. A compiled function has a plan for each adapter that it meets here."""
+        self._asked()
         base = self.linear.forward(xs)
         if self.adapter is None:
             return base
         adapted: T = self.adapter.apply(base, xs)
         return adapted
+
+    def _mode(self) -> Hashable:
+        return self.adapter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, TypeVar
@@ -85,10 +85,18 @@ class Module(New):
 
     def is_training(self) -> bool:
         """Whether it is in training mode. A compiled function that asks has a plan for either answer."""
+        self._asked()
+        return self._training
+
+    def _mode(self) -> Hashable:
+        """What the plans of compiled functions that asked depend on."""
+        return self._training
+
+    def _asked(self) -> None:
+        """Say to a trace, if there is one, that what it records depends on ``_mode()``."""
         trace = current_trace()
         if trace is not None:
             trace.asked[id(self)] = weakref.ref(self)
-        return self._training
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
         """Itself, under the name "", and every module in it, by path: "layers.0.mlp". Shared ones come once."""

@@ -12,11 +12,13 @@ from typing import Any, Literal
 from .. import features
 from ..device import Device, DeviceLike
 from ..dtype import DType
-from ..error import TrainingError
+from ..error import ArgumentTypeError, TrainingError
+from ..error.text import described
 from ..graph.operations.fused import AddLoRA, LoRA
 from ..graph.scopes import scoped
 from ..nn import ops
 from ..nn.module import Module
+from ..tensor.base import TensorBase
 from ..tensor.eager import Tensor
 from ..tensor.lazy import LazyTensor
 from ..tensor.var import Var
@@ -78,8 +80,8 @@ class LoRALayer(Module):
         self._b = Var.zeros((rank, out_features), DType.F32, where)
 
     def forward(self, xs: Any) -> Any:
-        """The delta ``(…, out)`` of ``(…, in)``: lazy for a lazy input, eager for an eager one."""
-        a, b = xs._lift(self._a), xs._lift(self._b)
+        """The delta ``(…, out)`` of ``(…, in)``: lazy for a lazy input, eager for an eager one; in the input's dtype."""
+        a, b = self._factors(xs)
         if self._drops():
             return self._hidden(xs).broadcast_matmul(b)
         return xs._record(LoRA(self._config.scaling()), a, b)
@@ -88,8 +90,8 @@ class LoRALayer(Module):
     def forward_lazy(self, xs: LazyTensor) -> LazyTensor:
         """``forward`` on a lazy tensor. Raises ``TypeError`` for an eager one."""
         if not isinstance(xs, LazyTensor):
-            raise TypeError(
-                f"forward_lazy: got a {type(xs).__name__}; takes a LazyTensor, LazyTensor.from_tensor lifts"
+            raise ArgumentTypeError(
+                f"forward_lazy: got {described(xs)}; takes a LazyTensor, LazyTensor.from_tensor lifts"
             )
         lifted: LazyTensor = self.forward(xs)
         return lifted
@@ -97,12 +99,17 @@ class LoRALayer(Module):
     @scoped
     def apply(self, base: Any, xs: Any) -> Any:
         """``base`` plus the delta of ``xs``, in one operation; computed in F32 for half inputs' factors."""
-        a, b = xs._lift(self._a), xs._lift(self._b)
-        if xs.dtype is not DType.F32:
-            a, b = a.to_dtype(xs.dtype), b.to_dtype(xs.dtype)
+        a, b = self._factors(xs)
         if self._drops():
             return base + self._hidden(xs).broadcast_matmul(b)
         return base._record(AddLoRA(self._config.scaling()), xs, a, b)
+
+    def _factors(self, xs: Any) -> tuple[Any, Any]:
+        """A and B as tensors of ``xs``' kind and dtype."""
+        if not isinstance(xs, TensorBase):
+            raise ArgumentTypeError(f"LoRALayer: got {described(xs)}; takes a tensor")
+        a, b = xs._lift(self._a), xs._lift(self._b)
+        return (a, b) if xs.dtype is DType.F32 else (a.to_dtype(xs.dtype), b.to_dtype(xs.dtype))
 
     def _drops(self) -> bool:
         return self._config.dropout > 0 and self.is_training()

@@ -9,6 +9,10 @@ from typing import ClassVar
 from ..error import TrainingError
 
 
+def _is_rate(value: float) -> bool:
+    return 0 < value < math.inf
+
+
 def _require(good: bool, reason: str) -> None:
     if not good:
         raise TrainingError.InvalidConfig(reason=f"learning rate: {reason}")
@@ -63,7 +67,7 @@ class Constant(LRScheduler):
 
     def validate(self) -> None:
         """The rate must be positive."""
-        _require(self.lr > 0, f"lr is {self.lr}; takes more than 0")
+        _require(_is_rate(self.lr), f"lr is {self.lr}; takes more than 0")
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Linear(LRScheduler):
     def validate(self) -> None:
         """Both must be positive."""
         _require(self.warmup_steps > 0, f"warmup_steps is {self.warmup_steps}; takes more than 0")
-        _require(self.max_lr > 0, f"max_lr is {self.max_lr}; takes more than 0")
+        _require(_is_rate(self.max_lr), f"max_lr is {self.max_lr}; takes more than 0")
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,14 @@ class Cosine(LRScheduler):
 
     def get_lr(self, step: int) -> float:
         """The rate of a step."""
+        _require(self.total_steps > 0, f"total_steps is {self.total_steps}; takes more than 0")
         done = min(step / self.total_steps, 1.0)
         return self.min_lr + (self.max_lr - self.min_lr) / 2 * (1 + math.cos(math.pi * done))
 
     def validate(self) -> None:
         """``0 <= min_lr < max_lr`` and at least one step."""
         _require(self.total_steps > 0, f"total_steps is {self.total_steps}; takes more than 0")
-        _require(self.max_lr > 0, f"max_lr is {self.max_lr}; takes more than 0")
+        _require(_is_rate(self.max_lr), f"max_lr is {self.max_lr}; takes more than 0")
         _require(0 <= self.min_lr < self.max_lr, f"min_lr is {self.min_lr}; takes 0 <= min_lr < max_lr {self.max_lr}")
 
 
