@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -30,12 +31,13 @@ from .weights.gguf import load_gguf
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, its tokenizer, and where both came from."""
+    """A model, its tokenizer, and where both came from; ``note`` says how, where that is not plain."""
 
-    model: Decoder
+    model: Any
     tokenizer: Tokenizer
     path: Path
     name: str
+    note: str = ""
 
 
 def build(config: ModelConfig, weights: dict[str, mx.array], dtype: DTypeLike, device: DeviceLike = None) -> Decoder:

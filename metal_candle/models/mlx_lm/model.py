@@ -1,0 +1,216 @@
+"""A language model of mlx-lm as a base for adapters, training and generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module as MlxModule
+
+from ...device import Device, DeviceLike
+from ...dtype import DType
+from ...error import ModelError
+from ...graph.evaluate import on_device
+from ...graph.operations.mlx_function import MlxFunction, MlxLoss
+from ...graph.operations.random import random_key
+from ...graph.scopes import scoped
+from ...nn.module import Module
+from ..projection import AdapterSource
+from .adapted import AdaptedLinear, MlxPlace, Seats, block_paths, find_places, is_quantized, other_maps
+from .computations import Logits, Losses, Seat, WeightedLoss
+from .config import MlxLmConfig
+from .head import RowLogits
+from .network import Network, count_parameters
+
+
+class MlxLmModel(Module):
+    """A language model of mlx-lm, whatever its architecture, as an ``AdaptableModel``.
+
+    ``model`` is what ``mlx_lm.load`` gives, or a model built with mlx-lm's classes; ``config`` the object of its
+    ``config.json``. Its weights are never changed. An adapter acts in the ``mlx.nn.Linear`` and ``QuantizedLinear``
+    of its blocks; experts (``SwitchLinear``), embeddings and the head cannot be adapted. While an adapter is applied,
+    small modules stand in the adapted places, so that mlx-lm's own functions, called with the model, have it act too.
+
+    The model computes as its own code says: with ``train()`` of its modules where a gradient is taken, as mlx-lm
+    trains, but without the dropout of the base. Raises ``ModelError.InvalidConfig`` for a module without blocks.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any = None, config: Mapping[str, Any] | None = None, device: DeviceLike = None
+    ) -> None:
+        if not isinstance(model, MlxModule):
+            raise ModelError.InvalidConfig(
+                reason=f"MlxLmModel: got {type(model).__name__}; takes a model of mlx-lm, an mlx.nn.Module"
+            )
+        self.device = Device.default() if device is None else Device.of(device)
+        self.module, self.tokenizer = model, tokenizer
+        self._blocks = block_paths(model)
+        self._places = find_places(model, self._blocks, self.device)
+        self._others = other_maps(model, self._blocks)
+        self._seats = Seats()
+        model.eval()
+        with on_device(self.device):
+            self._rows = RowLogits(model, self._blocks[0])
+            logits = model(mx.zeros((1, 1), mx.uint32))
+        self._vocabulary, self._logits_dtype = int(logits.shape[-1]), DType.of(logits.dtype)
+        self._parameters = count_parameters(model)
+        self._network = Network(model, self._seats, self._rows, self._vocabulary, self._parameters, self._placed)
+        self.dtype = self._compute_dtype()
+        self.config = MlxLmConfig.of(model, config)
+
+    # --- what it is ---------------------------------------------------------------------------
+
+    def num_layers(self) -> int:
+        """How many blocks there are."""
+        return len(self._blocks)
+
+    def projections(self) -> list[MlxPlace]:
+        """Every linear map inside a block, first block first: where adapters act."""
+        return list(self._places)
+
+    def vocab_size(self) -> int:
+        """How many logits a position has."""
+        return self._vocabulary
+
+    def num_parameters(self) -> int:
+        """How many numbers the model has, without adapters; packed ones are counted as what they stand for."""
+        return self._parameters
+
+    def explain(self) -> str:
+        """The architecture, its adaptable maps, and which positions meet the vocabulary head for a loss."""
+        rows = f"through {self._rows.path}, {self._rows.reason}" if self._rows.path else f"all: {self._rows.reason}"
+        names = ", ".join(dict.fromkeys(place.path.rpartition(".")[2] for place in self._places))
+        return (
+            f"{self.config.model_type or type(self.module).__name__} of mlx-lm: {self.num_layers()} blocks, "
+            f"{len(self._places)} linear maps ({names})\nrows at the head: {rows}"
+        )
+
+    def refused_target(self, name: str) -> str | None:
+        """Why a name, or the end of a path, cannot be adapted everywhere it occurs; ``None`` where it can."""
+        found = [path for path in self._others if path == name or path.endswith(f".{name}")]
+        if not found:
+            return None
+        path = found[0]
+        also = [place.path for place in self._places if place.path.endswith(f".{name}")]
+        longer = ", ".join(dict.fromkeys(".".join(each.split(".")[-1 - name.count(".") - 1 :]) for each in also))
+        hint = f"; {longer} can be" if also else ""
+        return f"{path} is a {self._others[path]}, which cannot be adapted{hint}"
+
+    # --- adapters -----------------------------------------------------------------------------
+
+    def apply_adapter(self, adapter: AdapterSource) -> None:
+        """Let an adapter act in every place it targets, in place of any before it; all or nothing.
+
+        Raises ``ModelError.InvalidConfig`` for an adapter of another number of blocks, and for a layer that is no
+        low-rank update.
+        """
+        if adapter.num_layers() != self.num_layers():
+            raise ModelError.InvalidConfig(
+                reason=f"the adapter spans {adapter.num_layers()} layers, the model has {self.num_layers()}"
+            )
+        layers: dict[str, Any] = {}
+        for place in self._places:
+            layer = adapter.layer_at(place.path)
+            if layer is None:
+                continue
+            if not (hasattr(layer, "lora_a") and hasattr(layer, "lora_b") and hasattr(layer, "config")):
+                raise ModelError.InvalidConfig(
+                    reason=f"{place.path}: a {type(layer).__name__} cannot act in a model of mlx-lm; takes a LoRALayer"
+                )
+            layers[place.path] = layer
+        for place in self._places:
+            if place.path in layers and not place.adapted():
+                place.put(AdaptedLinear(place.linear, place.path, self._seats))
+        self._seats.layers = layers
+
+    def remove_adapter(self) -> None:
+        """Put the model's own modules back."""
+        self._seats.layers = {}
+        for place in self._places:
+            if place.adapted():
+                place.put(place.linear)
+
+    def has_adapter(self) -> bool:
+        """Whether an adapter acts."""
+        return bool(self._seats.layers)
+
+    # --- records ------------------------------------------------------------------------------
+
+    @scoped
+    def forward(self, xs: Any) -> Any:
+        """The logits ``(b, t, vocabulary)`` of ids ``(b, t)``: lazy for lazy ids, eager for eager ones."""
+        seats, adapted = self._adapted(xs)
+        return xs._record(MlxFunction(Logits(self._network, seats, self._logits_dtype)), *adapted)
+
+    @scoped
+    def row_losses(self, ids: Any, rows: Any, targets: Any) -> Any:
+        """The cross entropy at some positions of ids ``(b, t)``: ``rows`` and ``targets`` ``(n,)`` to F32 ``(n,)``.
+
+        ``rows`` counts through ``b · t``. The gradient computes the model once more; see ``weighted_loss``.
+        """
+        seats, adapted = self._adapted(ids)
+        others = [ids._lift(rows), ids._lift(targets), *adapted]
+        return ids._record(MlxFunction(Losses(self._network, seats)), *others)
+
+    @scoped
+    def weighted_loss(self, ids: Any, rows: Any, targets: Any, weights: Any) -> Any:
+        """The sum of ``row_losses`` times weights ``(n,)``: a number, whose gradient comes from the same pass."""
+        seats, adapted = self._adapted(ids)
+        others = [ids._lift(rows), ids._lift(targets), ids._lift(weights), *adapted]
+        return ids._record(MlxLoss(WeightedLoss(self._network, seats), len(others) + 1 - len(adapted)), *others)
+
+    def _adapted(self, xs: Any) -> tuple[tuple[Seat, ...], list[Any]]:
+        """The seats that are taken, and their inputs to a record: a key if one of them drops, then each A and B."""
+        seats, inputs = [], []
+        for place in self._places:
+            layer = self._seats.layers.get(place.path)
+            if layer is not None:
+                config = layer.config()
+                dropout = float(config.dropout) if layer.is_training() else 0.0
+                seats.append(Seat(place.path, float(config.scaling()), dropout))
+                inputs += [xs._lift(layer.lora_a()), xs._lift(layer.lora_b())]
+        if any(seat.dropout for seat in seats):
+            inputs.insert(0, xs._wrap(random_key(self.device)))
+        return tuple(seats), inputs
+
+    # --- generation ---------------------------------------------------------------------------
+
+    def new_caches(self) -> list[Any]:
+        """mlx-lm's own caches for one sequence, of the kinds this architecture has."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        found: list[Any] = make_prompt_cache(self.module)
+        return found
+
+    def next_logits(self, ids: Sequence[int], caches: list[Any], last: bool = True) -> mx.array | None:
+        """The logits ``(vocabulary,)`` after ids that follow those in the caches; without ``last`` only the caches."""
+        with on_device(self.device):
+            with self._network.mode(differentiated=False):
+                logits = self._rows(mx.array([list(ids)], mx.uint32), mx.array([len(ids) - 1]), cache=caches)[0]
+            # Without being asked for, the head of an earlier piece of a prompt is never computed.
+            mx.eval([cache.state for cache in caches], *([logits] if last else []))
+        return logits if last else None
+
+    # ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _placed(self, paths: Sequence[str]) -> Iterator[None]:
+        """Within it the places at ``paths`` are adapted: a compiled plan outlives ``remove_adapter``."""
+        wanted = set(paths)
+        missing = [place for place in self._places if place.path in wanted and not place.adapted()]
+        for place in missing:
+            place.put(AdaptedLinear(place.linear, place.path, self._seats))
+        try:
+            yield
+        finally:
+            for place in missing:
+                place.put(place.linear)
+
+    def _compute_dtype(self) -> DType:
+        for place in self._places:
+            weight = place.linear.scales if is_quantized(place.linear) else place.linear.weight
+            if mx.issubdtype(weight.dtype, mx.floating):
+                return DType.of(weight.dtype)
+        return self._logits_dtype
