@@ -12,13 +12,13 @@ from ..error import CheckpointError, InferenceError
 
 
 def base_model_of(adapter: Path) -> str:
-    """The model an adapter folder names. Raises ``CheckpointError`` where it names none."""
-    from ..training.formats import peft
+    """The model an adapter names. Raises ``CheckpointError`` where it names none."""
+    from ..training.formats.recognise import base_model
 
-    stored = peft.load(adapter)
-    if not stored.base_model:
+    named = base_model(adapter)
+    if not named:
         raise CheckpointError.InvalidFormat(reason=f"{adapter} names no base model; give it with --model")
-    return stored.base_model
+    return named
 
 
 def generate(
@@ -29,7 +29,7 @@ def generate(
         Optional[str],  # noqa: UP045
         typer.Option(help="Folder, .gguf file, hub id, or smollm2; by default the adapter's base model."),
     ] = None,
-    adapter: Annotated[Optional[Path], typer.Option(help="Adapter folder that finetune or PEFT wrote.")] = None,  # noqa: UP045
+    adapter: Annotated[Optional[Path], typer.Option(help="Adapter of finetune, PEFT, mlx-lm or metal-candle.")] = None,  # noqa: UP045
     max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 200,
     temperature: Annotated[
         Optional[float],  # noqa: UP045
@@ -52,12 +52,12 @@ def generate(
     Example: metal-candle generate --adapter adapter "How does a stapler work?"
     """
     from ..training.adapter import LoRAAdapter
-    from .options import check_adapter_folder, load_with_progress, parse_dtype
+    from .options import check_adapter, load_with_progress, parse_dtype
 
     target = parse_dtype(dtype)
     config = generator_config(max_tokens, temperature, top_k, top_p, seed)
     if adapter is not None:
-        check_adapter_folder(adapter)
+        check_adapter(adapter)
     name = model or (base_model_of(adapter) if adapter is not None else "smollm2")
     if chat and not sys.stdin.isatty() and prompt is None:
         raise InferenceError.InvalidConfig(reason="--chat talks on a terminal, which standard input here is not")

@@ -59,9 +59,9 @@ def adapter(adapter: Annotated[Path, typer.Argument(help="Adapter folder.")]) ->
     import mlx.core as mx
 
     from ..training.formats import peft
-    from .options import check_adapter_folder, print_table
+    from .options import check_adapter, print_table
 
-    check_adapter_folder(adapter)
+    check_adapter(adapter)
     stored = peft.load(adapter)
     parameters = sum(factors.a.size + factors.b.size for factors in stored.factors.values())
     norms = [float(mx.linalg.norm(f.a @ f.b)) * f.scale for f in stored.factors.values()]

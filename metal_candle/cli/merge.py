@@ -24,10 +24,10 @@ def merge(
     from ..models.save import save_model
     from ..training.adapter import LoRAAdapter, merged_weights
     from .generate import base_model_of
-    from .options import check_adapter_folder, load_with_progress, parse_dtype
+    from .options import check_adapter, load_with_progress, parse_dtype
 
     target = parse_dtype(dtype)
-    check_adapter_folder(adapter)
+    check_adapter(adapter)
     loaded = load_with_progress(model or base_model_of(adapter), parse_dtype("f32"))
     deltas = LoRAAdapter.load(adapter, loaded.model)
     overrides = merged_weights(loaded.model, deltas)

@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from ..dtype import DType
-from ..error import ModelError, TrainingError
+from ..error import TrainingError
 from ..models.load import LoadedModel, load_model, load_tokenizer
 from ..models.projection import TargetModule
 from ..models.tokenizer import Tokenizer
@@ -112,10 +112,11 @@ def download_progress(model: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
-def check_adapter_folder(path: Path) -> None:
-    """Raise ``ModelError.FileNotFound`` unless the folder looks like an adapter."""
-    if not (path / "adapter_config.json").is_file():
-        raise ModelError.FileNotFound(path=f"{path} is no adapter folder: it has no adapter_config.json")
+def check_adapter(path: Path) -> None:
+    """Raise ``CheckpointError`` where there is no adapter of a format that is read."""
+    from ..training.formats.recognise import recognise
+
+    recognise(path)
 
 
 def print_table(rows: list[tuple[str, object]]) -> None:

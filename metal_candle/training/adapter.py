@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Literal
 
 from ..device import DeviceLike
-from ..error import CheckpointError, TrainingError
+from ..error import TrainingError
 from ..models.projection import AdaptableModel, TargetModule
 from ..tensor.eager import Tensor
 from ..tensor.var import Var
-from .formats import peft
+from .adapter_files import layers_for, stored_from, targets_of
+from .adapter_report import AdapterReport, report_of
+from .formats.metal_candle import key_of, path_of
+from .formats.recognise import read, write
+from .formats.stored import Format, StoredAdapter
 from .lora import LoRAConfig, LoRALayer
 
 ALL_LINEAR = tuple(TargetModule)
@@ -93,6 +96,13 @@ class LoRAAdapter:
         }
         return adapter
 
+    @classmethod
+    def of_layers(cls, config: LoRAAdapterConfig, layers: Mapping[str, LoRALayer], num_layers: int) -> LoRAAdapter:
+        """An adapter of layers that are there, by their module paths, in a model of so many blocks."""
+        adapter = cls(1, 1, 0, config)
+        adapter._num_layers, adapter._layers = num_layers, dict(layers)
+        return adapter
+
     def config(self) -> LoRAAdapterConfig:
         """Rank, alpha, dropout, targets."""
         return self._config
@@ -101,10 +111,9 @@ class LoRAAdapter:
         """How many blocks it spans."""
         return self._num_layers
 
-    def layers(self) -> Iterator[tuple[str, LoRALayer]]:
+    def layers(self) -> list[tuple[str, LoRALayer]]:
         """``("layers.0.q_proj", layer)`` …, first block first."""
-        for path, layer in self._layers.items():
-            yield key_of(path), layer
+        return [(key_of(path), layer) for path, layer in self._layers.items()]
 
     def get_layer(self, layer_idx: int, module: TargetModule) -> LoRALayer | None:
         """The layer at a place, or ``None``."""
@@ -149,81 +158,46 @@ class LoRAAdapter:
 
     # --- files --------------------------------------------------------------------------------
 
-    def save(self, directory: str | PathLike[str], base_model: str | None = None) -> None:
-        """Write the folder that PEFT loads. Raises ``CheckpointError.SaveFailed``; an old one then stays."""
-        factors = {path: (layer.lora_a().mlx(), layer.lora_b().mlx()) for path, layer in self._layers.items()}
-        peft.save(
-            directory,
-            factors,
-            rank=self._config.rank,
-            alpha=self._config.alpha,
-            dropout=self._config.dropout,
-            target_modules=self._config.target_names(),
-            base_model=base_model,
-        )
+    def stored(self, base_model: str | None = None) -> StoredAdapter:
+        """What files hold of it: each module with its own rank and scale. The factors are shared, not copied."""
+        names, dropout = self._config.target_names(), self._config.dropout
+        return stored_from(self._layers, names, dropout, self._num_layers, base_model)
+
+    def report(self, model: AdaptableModel | None = None) -> AdapterReport:
+        """How many layers it changes and by what norm; with a model, also relative to its weights."""
+        factors = self.stored().factors if self._layers else {}
+        report = report_of(factors, model)
+        return report if model is not None else replace(report, num_layers=self._num_layers)
+
+    def save(
+        self,
+        path: str | PathLike[str],
+        base_model: str | None = None,
+        format: Format | str = Format.Peft,
+        fold_scales: bool = False,
+    ) -> None:
+        """Write the folder that PEFT ("peft") or mlx-lm ("mlx-lm") loads, or metal-candle's file ("metal-candle").
+
+        What a format cannot hold is made exact another way or refused: see ``formats.uniform`` for ``fold_scales``.
+        Raises ``CheckpointError.SaveFailed``; an old one then stays.
+        """
+        write(path, self.stored(base_model), format, self._num_layers, fold_scales)
 
     @classmethod
-    def load(cls, directory: str | PathLike[str], model: AdaptableModel) -> LoRAAdapter:
-        """Read an adapter folder that PEFT or this package wrote, for ``model``.
+    def load(cls, path: str | PathLike[str], model: AdaptableModel, alpha: float | None = None) -> LoRAAdapter:
+        """Read an adapter for ``model``: a folder or file in PEFT's, mlx-lm's or metal-candle's format.
 
-        Modules may have ranks and scales of their own. Raises ``CheckpointError`` for a damaged folder and
-        for an adapter of another model, naming the first module that does not fit.
+        The format is recognised by what is there. Modules may have ranks and scales of their own. ``alpha`` is for
+        files that do not say theirs, as the crate's. Raises ``CheckpointError`` for what is damaged, contradicts
+        itself or is a variant of LoRA that is not supported, and for an adapter of another model, naming the first
+        module that does not fit.
         """
-        stored = peft.load(directory)
-        places = model.projections()
-        paths = {place.path for place in places}
-        if unknown := next((path for path in stored.factors if path not in paths), None):
-            raise CheckpointError.InvalidFormat(
-                reason=f"{directory}: the adapter is for another model: this one has no {unknown}"
-            )
-        adapted = [place for place in places if place.path in stored.factors]
-        last = max(place.layer for place in adapted)
-        if stored.layers is None and last < model.num_layers() - 1:
-            raise CheckpointError.InvalidFormat(
-                reason=f"{directory}: the adapter is for another model: it spans {last + 1} layers, "
-                f"this one has {model.num_layers()}"
-            )
-        names = tuple(_targets(place.path for place in adapted))
-        adapter = cls(1, 1, 0, LoRAAdapterConfig(stored.rank, stored.alpha, stored.dropout, names))
-        adapter._num_layers = model.num_layers()
-        for place in adapted:
-            factors = stored.factors[place.path]
-            found, wanted = (factors.a.shape[0], factors.b.shape[1]), (place.in_features, place.out_features)
-            if found != wanted:
-                raise CheckpointError.InvalidFormat(
-                    reason=f"{directory}: the adapter is for another model: {place.path} maps {found[0]} to {found[1]} "
-                    f"there, {wanted[0]} to {wanted[1]} here"
-                )
-            # alpha over rank is the scale in force, also where the file says so by another rule.
-            own = LoRAConfig(factors.rank, factors.scale * factors.rank, stored.dropout, "uniform")
-            layer = LoRALayer(*wanted, own, model.device)
-            layer.lora_a().set(Tensor.from_mlx(factors.a, model.device).to_dtype("f32"))
-            layer.lora_b().set(Tensor.from_mlx(factors.b, model.device).to_dtype("f32"))
-            adapter._layers[place.path] = layer
+        stored = read(path, alpha)
+        layers = layers_for(stored, model)
+        targets = targets_of(layers, model.projections())
+        adapter = cls(1, 1, 0, LoRAAdapterConfig(stored.rank, stored.alpha, stored.dropout, targets))
+        adapter._num_layers, adapter._layers = model.num_layers(), layers
         return adapter
-
-
-def path_of(layer: int, target: TargetModule) -> str:
-    """The module path of a projection of a block."""
-    return f"model.layers.{layer}.{target.parent}.{target.value}"
-
-
-def key_of(path: str) -> str:
-    """metal-candle's key of a module path: "layers.0.q_proj"; the path itself where it is no target module's."""
-    match = _TARGET_PATH.fullmatch(path)
-    return f"layers.{match['layer']}.{match['name']}" if match else path
-
-
-_TARGET_PATH = re.compile(
-    rf"model\.layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.(?P<name>{'|'.join(target.value for target in TargetModule)})"
-)
-
-
-def _targets(paths: Iterable[str]) -> list[TargetModule | str]:
-    """The targets that module paths amount to: members of ``TargetModule`` in its order, then other names."""
-    names = dict.fromkeys(path.rpartition(".")[2] for path in paths)
-    known = [target for target in TargetModule if target.value in names]
-    return [*known, *(name for name in names if TargetModule.from_name(name) is None)]
 
 
 def merged_weights(model: AdaptableModel, adapter: LoRAAdapter) -> dict[str, Tensor]:

@@ -111,7 +111,7 @@ def test_adapters_that_cannot_be_used(tmp_path: Path, tiny_model_dir: Folder, ro
     assert "adapter_model.safetensors" in refused("generate", "--model", model, "--adapter", adapter, "hello")
     weights.unlink()
     assert "adapter_model.safetensors" in refused("inspect", "adapter", adapter)
-    assert "is no adapter folder" in refused("generate", "--adapter", tmp_path / "none", "hello")
+    assert "none: no such adapter; takes a folder or a .safetensors file" in refused("generate", "--adapter", tmp_path / "none", "hello")
 
 
 def test_an_adapter_of_fewer_layers(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_adapter(
         (["--batch-size", 0], "batch_size is 0; takes at least 1"),
         (["--learning-rate", -1], "takes more than 0"),
         (["--warmup", 1], "warmup is 1.0; takes 0 <= warmup < 1"),
-        (["--resume", "nowhere"], "nowhere is no adapter folder"),
+        (["--resume", "nowhere"], "nowhere: no such adapter"),
         (["--seed", -1], "seed is -1; takes 0 to 2^63 - 1"),
         (["--seed", 10**20], "takes 0 to 2^63 - 1"),
         (["--save-every", -3], "save_every is -3; takes at least 0"),

@@ -75,12 +75,13 @@ def header_of(adapter: StoredAdapter) -> dict[str, str]:
     own = adapter.factors.items()
     ranks = {key_of(path): factors.rank for path, factors in own if factors.rank != adapter.rank}
     scales = {key_of(path): factors.scale for path, factors in own if factors.scale != adapter.scale}
+    layers = adapter.chosen_layers()
     config = {
         "rank": adapter.rank,
         "alpha": adapter.alpha,
         "dropout": adapter.dropout,
         "target_modules": None if adapter.targets is None else list(adapter.targets),
-        "layers": None if adapter.layers is None else list(adapter.layers),
+        "layers": None if layers is None else list(layers),
         "base_model": adapter.base_model,
         "ranks": ranks,
         "scales": scales,
@@ -119,8 +120,7 @@ def load(path: str | PathLike[str], alpha: float | None = None) -> StoredAdapter
             shapes = f"lora_a is {tuple(a.shape)}, lora_b {tuple(b.shape)}"
             raise invalid(file, f"{module}: {shapes}; takes (in, rank) and (rank, out)")
     if HEADER in header:
-        config = parse_json_object(header[HEADER], f"{file}: {HEADER}", lambda reason: invalid("header of", reason))
-        return _described(file, pairs, config, alpha)
+        return _described(file, pairs, _config(file, header), alpha)
     ranks = {a.shape[1] for a, _ in pairs.values()}
     if alpha is None:
         raise invalid(file, "does not say its alpha, as the crate's files do not; give it (alpha=16.0, --alpha 16)")
@@ -130,6 +130,17 @@ def load(path: str | PathLike[str], alpha: float | None = None) -> StoredAdapter
     scale = a_factor(file, alpha, "alpha") / rank
     factors = {module: Factors(a, b, scale) for module, (a, b) in pairs.items()}
     return StoredAdapter(rank, scale, factors, format=Format.MetalCandle, source=str(file))
+
+
+def base_model(path: Path) -> str | None:
+    """The model a file says it is for, ``None`` where it says none. Raises ``CheckpointError``."""
+    header = read_header(path).metadata
+    named = _config(path, header).get("base_model") if HEADER in header else None
+    return None if named is None else str(named)
+
+
+def _config(file: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    return parse_json_object(header[HEADER], HEADER, lambda reason: invalid(file, f"header: {reason}"))
 
 
 def _described(

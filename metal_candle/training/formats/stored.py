@@ -78,6 +78,8 @@ class StoredAdapter:
     """The modules it says it adapts, as ends of module paths; ``None`` where it does not list them."""
     layers: tuple[int, ...] | None = None
     """The blocks it says it is limited to, ``None`` for all."""
+    last_blocks: int | None = None
+    """How many of the model's last blocks it says it is limited to, in place of ``layers``."""
     base_model: str | None = None
     format: Format | None = None
     source: str = "adapter"
@@ -97,6 +99,16 @@ class StoredAdapter:
     def adapted_layers(self) -> tuple[int, ...]:
         """The blocks that have factors, in order."""
         return tuple(sorted({block for path in self.factors if (block := block_of(path)[0]) is not None}))
+
+    def chosen_layers(self, num_layers: int | None = None) -> tuple[int, ...] | None:
+        """The blocks it is limited to in a model of ``num_layers``, ``None`` for all.
+
+        Without that number the last adapted block counts as the model's last.
+        """
+        if self.layers is not None or self.last_blocks is None:
+            return self.layers
+        total = num_layers or max(self.adapted_layers(), default=-1) + 1
+        return tuple(range(total - self.last_blocks, total)) if self.last_blocks < total else None
 
     def num_parameters(self) -> int:
         """How many numbers the factors have."""
@@ -128,6 +140,11 @@ def block_of(path: str) -> tuple[int | None, str]:
 def last_names(paths: Iterable[str]) -> dict[str, None]:
     """The last parts of module paths, each once."""
     return dict.fromkeys(path.rpartition(".")[2] for path in paths)
+
+
+def ends_with(path: str, names: Iterable[str]) -> bool:
+    """Whether a module path is one of the names or ends in one after a dot."""
+    return any(path == name or path.endswith(f".{name}") for name in names)
 
 
 def in_order(path: str) -> tuple[tuple[int, int | str], ...]:
