@@ -21,6 +21,7 @@ from ..tensor.base import nodes_of
 from ..tensor.eager import Tensor
 from ..tensor.lazy import LazyTensor
 from .host import HostPlan
+from .mlx_lm_step import OwnCachesStep
 
 PREFILL_TOKENS = 512
 """How much of a prompt is computed at once: the scores of attention take memory with its square."""
@@ -97,8 +98,10 @@ class FullStep:
 
 
 def step_of(model: Any) -> Step:
-    """A fresh step of a ``Decoder``, or of anything whose ``forward`` makes logits ``(1, t, v)`` of ids."""
-    return CachedStep(model) if isinstance(model, Decoder) else FullStep(model)
+    """A fresh step of a ``Decoder``, of what keeps caches of its own, or of what makes logits ``(1, t, v)`` of ids."""
+    if isinstance(model, Decoder):
+        return CachedStep(model)
+    return OwnCachesStep(model) if hasattr(model, "next_logits") else FullStep(model)
 
 
 def _row(logits: mx.array) -> Logits:
