@@ -78,14 +78,18 @@ class LoRAAdapter:
     def for_model(cls, model: AdaptableModel, config: LoRAAdapterConfig | None = None) -> LoRAAdapter:
         """An adapter with the sizes of a model's own projections, grouped heads included.
 
-        Raises ``TrainingError.InvalidLoRAConfig`` for a target that no module of the model is.
+        Raises ``TrainingError.InvalidLoRAConfig`` for a target that no module of the model is, or that names experts,
+        embeddings or the head.
         """
         adapter = cls(1, 1, 0, config)
         adapter._num_layers = model.num_layers()
         lora = adapter._config.to_lora_config()
         lora.validate()
         places = model.projections()
+        refused = getattr(model, "refused_target", lambda name: None)  # a base of another library has maps of all kinds
         for name in adapter._config.target_names():
+            if reason := refused(name):
+                raise TrainingError.InvalidLoRAConfig(reason=reason)
             if not any(place.path.endswith(f".{name}") for place in places):
                 known = ", ".join(dict.fromkeys(place.path.rpartition(".")[2] for place in places))
                 raise TrainingError.InvalidLoRAConfig(reason=f"no module of the model is {name!r}; it has {known}")
