@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -12,7 +13,7 @@ import typer
 
 from ..error import CheckpointError, TrainingError
 from .options import (
-    check_adapter_folder,
+    check_adapter,
     load_with_progress,
     parse_dtype,
     parse_targets,
@@ -51,7 +52,10 @@ def finetune(
     warmup: Annotated[float, typer.Option(help="Share of the updates that warm up; a cosine follows.")] = 0.1,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 0.01,
     max_grad_norm: Annotated[float, typer.Option(help="Clip the gradients' global norm; 0 switches it off.")] = 1.0,
-    max_length: Annotated[int, typer.Option(help="Most tokens of a row.")] = 1024,
+    max_length: Annotated[int, typer.Option(help="Most tokens of a row, and of a packed sequence.")] = 1024,
+    packing: Annotated[
+        bool, typer.Option("--packing", help="Pack rows into sequences; --batch-size then counts sequences.")
+    ] = False,
     too_long: Annotated[str, typer.Option(help="A longer row: error, truncate or skip.")] = "error",
     mask_prompt: Annotated[bool, typer.Option(help="Train on the completion or the assistant's turns only.")] = True,
     valid_fraction: Annotated[float, typer.Option(help="Share of rows to hold out where no valid.jsonl is.")] = 0.1,
@@ -72,8 +76,9 @@ def finetune(
     from ..nn.optim import ParamsAdamW
     from ..training.adapter import LoRAAdapter, LoRAAdapterConfig
     from ..training.config import TrainingConfig
-    from ..training.data import batch_count, find_data, read_rows, split, tokenize
+    from ..training.data import find_data, read_rows, split, tokenize
     from ..training.schedule import LRScheduler
+    from ..training.steps import planned_steps
     from ..training.trainer import AdapterTrainer
 
     started = time.perf_counter()
@@ -92,7 +97,7 @@ def finetune(
         raise TrainingError.InvalidConfig(reason=f"valid_fraction is {valid_fraction}; takes 0 <= it < 1")
     prepare_output(output, overwrite, resume)
     if resume is not None:
-        check_adapter_folder(resume)
+        check_adapter(resume)
 
     files = find_data(data)
     rows, held_rows = read_rows(files.train), read_rows(files.valid) if files.valid else []
@@ -108,26 +113,27 @@ def finetune(
     if resume:
         check_same_shape(context, adapter.config(), lora, resume)
     check_space(output, adapter)
-    updates = -(-batch_count(train, batch_size) // max(accumulation, 1)) * epochs if batch_size > 0 else 1
-    updates = updates if steps is None else min(updates, steps)
-    warm = max(1, round(warmup * updates))
-    schedule = (
-        LRScheduler.warmup_cosine(warm, updates + 1, learning_rate, 0.1 * learning_rate)
-        if updates > warm
-        else LRScheduler.constant(learning_rate)
-    )
     training = TrainingConfig(
         num_epochs=epochs,
-        lr_scheduler=schedule,
         optimizer_config=ParamsAdamW(lr=learning_rate, weight_decay=weight_decay),
         max_grad_norm=max_grad_norm or None,
         batch_size=batch_size,
         accumulation_steps=accumulation,
         max_steps=steps,
         max_length=max_length,
+        packing=packing,
         eval_every=eval_every,
         seed=seed,
     )
+    training.validate()
+    updates = planned_steps(training, train)
+    warm = max(1, round(warmup * updates))
+    schedule = (
+        LRScheduler.warmup_cosine(warm, updates + 1, learning_rate, 0.1 * learning_rate)
+        if updates > warm
+        else LRScheduler.constant(learning_rate)
+    )
+    training = replace(training, lr_scheduler=schedule)
     trainer = AdapterTrainer(loaded.model, adapter, training, tokenizer.pad_token_id or 0)
     announce(loaded, adapter, train, valid, trainer)
     question = sample if sample is not None else first_question(held_rows or rows)

@@ -7,11 +7,13 @@ https://arxiv.org/abs/2305.13245.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from ..error import ModelError
 from ..graph.scopes import scoped
 from ..nn import ops
+from ..nn.checkpointing import checkpoint
 from ..nn.embedding import Embedding, embedding
 from ..nn.kv_cache import ConcatKvCache
 from ..nn.layer_norm import rms_norm
@@ -22,7 +24,7 @@ from ..nn.rotary_emb import rope
 from ..nn.var_builder import VarBuilder
 from ..tensor.eager import Tensor
 from .config import ModelConfig
-from .layout import Causal, Layout
+from .layout import Causal, Layout, Packed
 from .projection import AdapterSource, Projection, TargetModule
 from .rotary import RotaryEmbedding
 
@@ -138,6 +140,11 @@ class Decoder(Module):
             else linear_no_bias(config.hidden_size, config.vocab_size, vb.pp("lm_head"))
         )
         self.device, self.dtype = vb.device(), vb.dtype()
+        self._recomputes = False
+
+    def gradient_checkpointing(self, on: bool = True) -> None:
+        """Whether a gradient computes each block again instead of keeping what is in it; without caches only."""
+        self._recomputes = on
 
     def projections(self) -> list[Projection]:
         """Every projection, first layer first: where adapters act."""
@@ -176,6 +183,12 @@ class Decoder(Module):
         """
         layout = layout or Causal.after(caches[0] if caches else None, self.rotary, ids)
         xs = self.embed_tokens(ids)
+        if self._recomputes and caches is None:
+            for i in range(len(self.layers)):
+                layout.mask(self.config.window(i))  # made once, outside of what is recomputed
+            for layer in self.layers:
+                xs = checkpoint(partial(layer.forward, layout=layout))(xs)
+            return self.norm(xs)
         for i, layer in enumerate(self.layers):
             xs = layer.forward(xs, None if caches is None else caches[i], layout)
         return self.norm(xs)
@@ -192,6 +205,10 @@ class Decoder(Module):
         hidden = self.hidden(ids, None, layout)
         picked = hidden.reshape((-1, hidden.shape[-1])).index_select(rows, 0)
         return linear_cross_entropy(picked, self.head_weight(), targets, reduction="none")
+
+    def packed(self, segments: Any, positions: Any) -> Layout:
+        """The layout of rows packed into sequences: the number of each token's row and its place there, ``(b, t)``."""
+        return Packed(self.rotary, segments, positions)
 
     def head_weight(self) -> Tensor:
         """The vocabulary head's weight, ``(vocabulary, hidden)``; with tied embeddings their table."""

@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 
 from ..error import TrainingError
 from ..nn.optim import ParamsAdamW
+from .adamw import AdamWConfig
 from .schedule import LRScheduler
+
+MAY_CHANGE = ("num_epochs", "max_steps", "eval_every")
+"""Fields of a ``TrainingConfig`` that a resumed run may have otherwise: what a step does depends on none of them."""
 
 
 @dataclass(frozen=True)
@@ -15,18 +19,26 @@ class TrainingConfig:
 
     ``max_steps`` ends the run early; ``accumulation_steps`` batches make one update; ``eval_every`` steps
     (0 for only at the end) the held-out loss is measured; ``max_grad_norm`` ``None`` switches clipping off.
+    ``packing`` puts several rows into a sequence of at most ``max_length`` tokens, each seeing itself alone;
+    ``batch_size`` then counts sequences.
     """
 
     num_epochs: int = 3
     lr_scheduler: LRScheduler = field(default_factory=lambda: LRScheduler.constant(1e-4))
-    optimizer_config: ParamsAdamW = field(default_factory=lambda: ParamsAdamW(lr=1e-4))
+    optimizer_config: AdamWConfig | ParamsAdamW = field(default_factory=AdamWConfig)
     max_grad_norm: float | None = 1.0
     batch_size: int = 4
     accumulation_steps: int = 1
     max_steps: int | None = None
     max_length: int = 1024
+    packing: bool = False
     eval_every: int = 0
     seed: int = 0
+
+    def optimizer_params(self) -> ParamsAdamW:
+        """``optimizer_config`` as ``nn.AdamW`` takes it."""
+        config = self.optimizer_config
+        return config.to_params() if isinstance(config, AdamWConfig) else config
 
     def validate(self) -> None:
         """Raise ``TrainingError.InvalidConfig`` for numbers outside their ranges."""

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..device import DeviceLike
-from ..models.projection import AdaptableModel
+from ..error import TrainingError
+from ..models.projection import AdaptableModel, PackableModel
 from ..tensor.eager import Tensor
 from .data.batching import Batch
 
@@ -21,17 +22,20 @@ class Targets:
     """The trained positions of a batch: where they are, what is to be predicted there, how much it counts.
 
     ``ids`` ``(b, t)``; ``rows``, ``targets`` and ``weights`` ``(n,)``, ``rows`` counting through ``b · t``.
-    Padding rows have weight 0.
+    Padding rows have weight 0. ``segments`` and ``positions`` ``(b, t)`` are there where rows are packed.
     """
 
     ids: Tensor
     rows: Tensor
     targets: Tensor
     weights: Tensor
+    segments: Tensor | None = None
+    positions: Tensor | None = None
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All four, in the order of the fields."""
-        return self.ids, self.rows, self.targets, self.weights
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those that are there, in the order of the fields."""
+        held = (self.ids, self.rows, self.targets, self.weights, self.segments, self.positions)
+        return tuple(tensor for tensor in held if tensor is not None)
 
 
 def targets_of(batch: Batch, total: int, device: DeviceLike = None) -> Targets:
@@ -42,9 +46,30 @@ def targets_of(batch: Batch, total: int, device: DeviceLike = None) -> Targets:
     padded[: len(rows)] = rows
     targets[: len(rows)] = batch.targets.reshape(-1)[rows]
     weights[: len(rows)] = 1.0 / total
-    return Targets(*(Tensor.from_numpy(array, device) for array in (batch.inputs, padded, targets, weights)))
+    arrays = [batch.inputs, padded, targets, weights]
+    if batch.segments is not None and batch.positions is not None:
+        arrays += [batch.segments, batch.positions]
+    return Targets(*(Tensor.from_numpy(array, device) for array in arrays))
 
 
-def batch_loss(model: AdaptableModel, ids: Any, rows: Any, targets: Any, weights: Any) -> Any:
-    """The weighted sum of the rows' losses: a scalar in F32."""
-    return model.row_losses(ids, rows, targets).mul(weights).sum_all()
+def batch_loss(
+    model: AdaptableModel, ids: Any, rows: Any, targets: Any, weights: Any, segments: Any = None, positions: Any = None
+) -> Any:
+    """The weighted sum of the rows' losses: a scalar in F32. Raises ``TrainingError.InvalidConfig`` for packed rows
+    and a model that cannot be told which token belongs to which."""
+    if segments is None:
+        losses = model.row_losses(ids, rows, targets)
+    else:
+        packable = check_packable(model)
+        losses = packable.row_losses(ids, rows, targets, packable.packed(segments, positions))
+    return losses.mul(weights).sum_all()
+
+
+def check_packable(model: AdaptableModel) -> PackableModel:
+    """The model, if rows can be packed for it; else raises ``TrainingError.InvalidConfig``."""
+    if isinstance(model, PackableModel):
+        return model
+    raise TrainingError.InvalidConfig(
+        reason=f"packing: {type(model).__name__} cannot be told which tokens belong together; "
+        "takes a model that metal_candle.models loads, or leave packing off"
+    )

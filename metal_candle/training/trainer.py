@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from ..error import TrainingError
@@ -16,49 +18,59 @@ from ..tensor.compiled import compile
 from ..tensor.eager import Tensor
 from ..tensor.var import Var
 from .adapter import LoRAAdapter
-from .config import TrainingConfig
-from .data.batching import Batch, batch_count, batches
+from .callbacks import Callbacks, TrainingCallback
+from .config import MAY_CHANGE, TrainingConfig
+from .data.batching import Batch
 from .data.tokenizing import Example
-from .loss import batch_loss, targets_of
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """What one update tells. ``step`` counts from 1, ``tokens`` those fed in, ``seconds`` the whole step."""
-
-    loss: float
-    step: int
-    learning_rate: float
-    grad_norm: float = 0.0
-    tokens: int = 0
-    trained_tokens: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class EvalMetrics:
-    """The loss on the held-out examples after ``step`` updates: the mean over their trained tokens."""
-
-    loss: float
-    step: int
-    trained_tokens: int
-    seconds: float
+from .events import EvalMetrics, StepMetrics
+from .fingerprint import DataFingerprint, ModelFingerprint
+from .loop import events
+from .loss import batch_loss, check_packable, targets_of
+from .position import Position
+from .recorded import differences, record_of_config
+from .state import (
+    RANDOM_KEY,
+    TrainingState,
+    adapter_variables,
+    optimizer_state,
+    random_key,
+    refuse,
+    set_random_key,
+)
+from .steps import epoch_batches, planned_steps
 
 
 class AdapterTrainer:
     """Trains the variables of an adapter in a frozen model.
 
     The adapter is applied to the model. Only what stands above the first adapted layer is differentiated,
-    as nothing below depends on a variable.
+    as nothing below depends on a variable. ``callbacks`` are told of what happens, see ``TrainingCallback``.
+
+    ``state()`` is all that a run has to know to go on, ``save_state`` writes it, ``resume`` and ``load_state`` read
+    it: the run then ends with the bits of one that was never interrupted, given the same device and versions.
     """
 
-    def __init__(self, model: AdaptableModel, adapter: LoRAAdapter, config: TrainingConfig, pad_id: int = 0) -> None:
+    def __init__(
+        self,
+        model: AdaptableModel,
+        adapter: LoRAAdapter,
+        config: TrainingConfig,
+        pad_id: int = 0,
+        callbacks: Iterable[TrainingCallback] = (),
+    ) -> None:
         config.validate()
+        if config.packing:
+            check_packable(model)
         model.apply_adapter(adapter)
         self.model, self.adapter, self.config = model, adapter, config
-        self.optimizer = AdamW(adapter.trainable_variables(), config.optimizer_config)
-        self.step = 0
-        self._pad_id = pad_id
+        self.optimizer = AdamW(adapter.trainable_variables(), config.optimizer_params())
+        self.callbacks = Callbacks(callbacks)
+        self.position = Position()
+        self.metrics: dict[str, float] = {}
+        self.pad_id = pad_id
+        self._data: tuple[Sequence[Example], Sequence[Example]] | None = None
+        self._resumed: TrainingState | None = None
+        self._fingerprint: DataFingerprint | None = None
         self._sums: list[Var] = []
         self._update = compile(self._whole_step)
         self._add = compile(self._micro_step)
@@ -96,58 +108,39 @@ class AdapterTrainer:
 
     def total_steps(self, examples: Sequence[Example]) -> int:
         """How many updates a run over these examples makes."""
-        per_epoch = -(-batch_count(examples, self.config.batch_size) // self.config.accumulation_steps)
-        planned = per_epoch * self.config.num_epochs
-        return planned if self.config.max_steps is None else min(planned, self.config.max_steps)
+        return planned_steps(self.config, examples)
 
     def run(self, train: Sequence[Example], valid: Sequence[Example] = ()) -> Iterator[StepMetrics | EvalMetrics]:
-        """Train, giving what each update and each evaluation tells as it happens.
+        """Train from the trainer's position on, giving what each update and each evaluation tells as it happens.
 
-        The held-out loss is measured before the first step, every ``eval_every`` steps and at the end.
-        Leaving the loop stops the run; the adapter then has the weights of the last whole step. Raises
-        ``TrainingError.Failed`` when the loss is not finite, with the weights of the step before.
+        The held-out loss is measured before the first step, every ``eval_every`` steps and at the end. A callback
+        that asks for it ends the run after the step, and so does leaving the loop; running again goes on. Raises
+        ``TrainingError.Failed`` when the loss is not finite, with the weights of the step before, and
+        ``TrainingError.StateError`` for other data than those of the run that is resumed.
         """
         if not train:
             raise TrainingError.InvalidConfig(reason="there are no examples to train on")
-        if valid:
-            start = self.evaluate(valid)
-            yield start
-            if not math.isfinite(start.loss):
-                raise TrainingError.Failed(
-                    reason=f"held-out loss is {start.loss} before the first step: the model's weights give it; "
-                    "try another model file or --dtype f32"
-                )
-        total, measured = self.total_steps(train), 0
-        self.adapter.set_training(True)
-        for group in self._groups(train):
-            if self.step >= total:
-                break
-            yield self.train_step(group)
-            if valid and self.config.eval_every and self.step % self.config.eval_every == 0:
-                measured = self.step
-                yield self.evaluate(valid)
-        if valid and measured != self.step:
-            yield self.evaluate(valid)
-        self.adapter.set_training(False)
+        self._take(train, valid)
+        return events(self, train, valid)
 
-    def _groups(self, train: Sequence[Example]) -> Iterator[list[Batch]]:
-        for epoch in range(self.config.num_epochs):
-            source = iter(self._batches(train, epoch))
-            while group := list(itertools.islice(source, self.config.accumulation_steps)):
-                yield group
+    def _take(self, train: Sequence[Example], valid: Sequence[Example]) -> None:
+        """Know the data; see that they are those of the run that is resumed, whose callbacks go on."""
+        self._data, self._fingerprint = (train, valid), None
+        resumed, self._resumed = self._resumed, None
+        if resumed is None:
+            return
+        if resumed.data is not None:
+            refuse(resumed.source, self.data_fingerprint().differences(resumed.data))
+        self.callbacks.resume(self, resumed.callbacks)
 
-    def _batches(self, examples: Sequence[Example], epoch: int) -> Iterator[Batch]:
-        config = self.config
-        return iter(
-            batches(
-                examples,
-                config.batch_size,
-                seed=config.seed,
-                epoch=epoch,
-                pad_id=self._pad_id,
-                max_length=config.max_length,
-            )
-        )
+    def batches(self, examples: Sequence[Example], epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch: a function of the data, the configuration and the epoch."""
+        return epoch_batches(self.config, examples, epoch, self.pad_id)
+
+    @property
+    def step(self) -> int:
+        """How many updates were made."""
+        return self.position.step
 
     def train_step(self, group: list[Batch]) -> StepMetrics:
         """One update from the batches of ``group``, whose tokens weigh alike. Raises as ``run``."""
@@ -155,8 +148,7 @@ class AdapterTrainer:
         rate = self.config.lr_scheduler.get_lr(self.step + 1)
         self.optimizer.set_learning_rate(rate)
         total = sum(batch.trained_tokens for batch in group)
-        before = self._state()
-        try:
+        with self.undone_by_errors():  # an interrupt too: never a step that is half done
             loss, norm = self._compute(group, total)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
@@ -164,17 +156,15 @@ class AdapterTrainer:
                     reason=f"{what} at step {self.step + 1}; the adapter keeps the weights of step {self.step}; "
                     "try a lower learning rate"
                 )
-        except BaseException:  # an interrupt too: never a step that is half done
-            for var, value in before:
-                var.set(Tensor.from_mlx(value, var.device))
-            raise
-        self.step += 1
+            self.position = replace(self.position, step=self.step + 1)
+            self.metrics = {**self.metrics, "loss": loss}
         tokens = sum(batch.inputs.size for batch in group)
         return StepMetrics(loss, self.step, rate, norm, tokens, total, time.perf_counter() - start)
 
     def _compute(self, group: list[Batch], total: int) -> tuple[float, float]:
         """Loss and gradient norm of an update over ``total`` trained tokens, which it makes."""
-        if len(group) == 1 and not self._sums:
+        # By the group and the configuration alone: a resumed run has to take the same way.
+        if len(group) == 1 and self.config.accumulation_steps == 1:
             loss_tensor, norm_tensor = self._update(*targets_of(group[0], total, self.model.device).tensors())
             return float(loss_tensor), float(norm_tensor)
         if not self._sums:
@@ -182,19 +172,118 @@ class AdapterTrainer:
         parts = [self._add(*targets_of(batch, total, self.model.device).tensors()) for batch in group]
         return sum(map(float, parts)), float(self._finish())
 
-    def _state(self) -> list[tuple[Var, Any]]:
-        """The adapter's and the optimizer's values: arrays never change, so that keeping them is free."""
-        held = (*self.optimizer.vars(), *self.optimizer.cells(), *self._sums)
-        return [(var, var.mlx()) for var in held]
+    @contextmanager
+    def undone_by_errors(self) -> Iterator[None]:
+        """What the block did to variables, position and random state is taken back when it raises.
+
+        Arrays never change, so that keeping them is free.
+        """
+        held = [(var, var.mlx()) for var in (*self.optimizer.vars(), *self.optimizer.cells(), *self._sums)]
+        key, position, metrics = random_key(), self.position, self.metrics
+        try:
+            yield
+        except BaseException:
+            for var, value in held:
+                var.set(Tensor.from_mlx(value, var.device))
+            set_random_key(key)
+            self.position, self.metrics = position, metrics
+            raise
 
     def evaluate(self, examples: Sequence[Example]) -> EvalMetrics:
         """The mean loss over the trained tokens of ``examples``, without dropout."""
         start = time.perf_counter()
         training = [layer.is_training() for _, layer in self.adapter.layers()]
         self.adapter.set_training(False)
-        listed = list(self._batches(examples, 0))
-        total = sum(batch.trained_tokens for batch in listed)
-        loss = sum(float(self._loss(*targets_of(batch, total, self.model.device).tensors())) for batch in listed)
-        for (_, layer), before in zip(self.adapter.layers(), training):
-            layer.set_training(before)
+        try:
+            listed = list(self.batches(examples, 0))
+            total = sum(batch.trained_tokens for batch in listed)
+            loss = sum(float(self._loss(*targets_of(batch, total, self.model.device).tensors())) for batch in listed)
+        finally:
+            for (_, layer), before in zip(self.adapter.layers(), training):
+                layer.set_training(before)
+        self.metrics = {**self.metrics, "held_out_loss": loss}
         return EvalMetrics(loss, self.step, total, time.perf_counter() - start)
+
+    # --- state --------------------------------------------------------------------------------
+
+    def state(self, notes: Mapping[str, Any] | None = None) -> TrainingState:
+        """All that the run has to know to go on, as it is now; ``notes`` are the caller's, as JSON can hold them."""
+        arrays = {name: var.mlx() for name, var in adapter_variables(self.adapter).items()}
+        for name, tensor in self.optimizer.state().items():
+            arrays[f"optimizer.{name}"] = tensor.mlx()
+        arrays[RANDOM_KEY] = random_key()
+        layers = {path: layer.config() for path in self.adapter.paths() if (layer := self.adapter.layer_at(path))}
+        return TrainingState(
+            self.position,
+            record_of_config(self.config),
+            self.pad_id,
+            self.adapter.config(),
+            layers,
+            ModelFingerprint.of(self.model),
+            self.data_fingerprint() if self._data is not None else None,
+            self.callbacks.states(),
+            arrays,
+            dict(self.metrics),
+            dict(notes or {}),
+        )
+
+    def data_fingerprint(self) -> DataFingerprint:
+        """That of the rows ``run`` was given last."""
+        if self._fingerprint is None:
+            self._fingerprint = DataFingerprint.of(*(self._data or ((), ())))
+        return self._fingerprint
+
+    def save_state(self, path: str | PathLike[str], notes: Mapping[str, Any] | None = None) -> None:
+        """Write ``state()`` as one file, whole or not at all. Raises ``CheckpointError.SaveFailed``."""
+        self.state(notes).save(path)
+        self.callbacks.saved(self, Path(path))
+
+    def load_state(self, state: TrainingState | str | PathLike[str]) -> None:
+        """Go on from a state, or from that in a file or a run's folder; all of it or, when it raises, nothing.
+
+        Fields of the configuration in ``MAY_CHANGE`` may differ. Raises ``TrainingError.StateError``, which names
+        what else differs: another model, adapter, configuration or optimizer; and as ``TrainingState.load``. Whether
+        the data are the same is seen when ``run`` is given them.
+        """
+        state = state if isinstance(state, TrainingState) else TrainingState.load(state)
+        here, there = record_of_config(self.config), dict(state.config)
+        for name in MAY_CHANGE:
+            here.pop(name, None)
+            there.pop(name, None)
+        wrong = differences({**here, "pad_id": self.pad_id}, {**there, "pad_id": state.pad_id})
+        wrong += [f"the model: {text}" for text in ModelFingerprint.of(self.model).differences(state.model)]
+        for path in self.adapter.paths():
+            layer = self.adapter.layer_at(path)
+            if layer is not None and path in state.layers and layer.config() != state.layers[path]:
+                wrong.append(f"{path} has {layer.config()} here, {state.layers[path]} there")
+        refuse(state.source, wrong)
+        state.check_adapter(self.adapter)
+        with self.undone_by_errors():
+            self.optimizer.load_state(optimizer_state(state.arrays, self.model.device))
+            for name, var in adapter_variables(self.adapter).items():
+                var.set(Tensor.from_mlx(state.arrays[name], var.device))
+            set_random_key(state.arrays[RANDOM_KEY])
+            self.position, self.metrics, self._resumed = state.position, dict(state.metrics), state
+
+    @classmethod
+    def resume(
+        cls,
+        state: TrainingState | str | PathLike[str],
+        model: AdaptableModel,
+        callbacks: Iterable[TrainingCallback] = (),
+        **changes: Any,
+    ) -> AdapterTrainer:
+        """The trainer of a saved run, with its adapter, configuration and position; ``run`` it with the same data.
+
+        ``changes`` are fields of the configuration that may change: ``num_epochs=5`` trains on. Raises as
+        ``load_state``, and ``TrainingError.InvalidConfig`` for a field that the steps depend on.
+        """
+        state = state if isinstance(state, TrainingState) else TrainingState.load(state)
+        if fixed := [name for name in changes if name not in MAY_CHANGE]:
+            known = {field.name for field in fields(TrainingConfig)}
+            what = "is the run's own" if fixed[0] in known else "does not exist"
+            raise TrainingError.InvalidConfig(reason=f"resume: {fixed[0]} {what}; takes {', '.join(MAY_CHANGE)}")
+        config = replace(state.training_config(), **changes)
+        trainer = cls(model, state.adapter(model), config, state.pad_id, callbacks)
+        trainer.load_state(state)
+        return trainer

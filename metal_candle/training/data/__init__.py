@@ -8,6 +8,7 @@ from .inspection import (
     render_summary,
     summarize,
 )
+from .packing import pack, packed_batch_count, packed_batches
 from .reading import Completion, Conversation, Message, Row, Text, read_rows
 from .sources import DataFiles, find_data, packaged_dataset
 from .tokenizing import Example, Tokenizer, tokenize
@@ -27,7 +28,10 @@ __all__ = [
     "batches",
     "collate",
     "find_data",
+    "pack",
     "packaged_dataset",
+    "packed_batch_count",
+    "packed_batches",
     "read_rows",
     "render_inspection",
     "render_inspection_plain",

@@ -19,11 +19,16 @@ WINDOW = 16
 @dataclass(frozen=True)
 class Batch:
     """Rows padded on the right to one length: ``inputs[b, t]`` predicts ``targets[b, t]`` where
-    ``mask[b, t]``; padding is never trained on. Shapes (batch, time), int32, int32 and bool."""
+    ``mask[b, t]``; padding is never trained on. Shapes (batch, time), int32, int32 and bool.
+
+    Where several rows are packed into one, ``segments`` numbers the row a token belongs to, 0 for padding, and
+    ``positions`` its place there; (batch, time), int32."""
 
     inputs: npt.NDArray[np.int32]
     targets: npt.NDArray[np.int32]
     mask: npt.NDArray[np.bool_]
+    segments: npt.NDArray[np.int32] | None = None
+    positions: npt.NDArray[np.int32] | None = None
 
     @property
     def trained_tokens(self) -> int:

@@ -1,0 +1,104 @@
+"""Several rows packed one behind the other into one sequence, so that hardly any padding is computed."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ...error import TrainingError
+from .batching import WINDOW, Batch
+from .tokenizing import Example
+
+LENGTHS = 8
+"""The most lengths of sequences that occur: every other one is another shape for a compiled step."""
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices into ``lengths`` in groups whose lengths sum to at most ``capacity``: best-fit decreasing.
+
+    What is longer than ``capacity`` is a group of its own. The groups are at most 11/9 of the fewest possible, but
+    for a constant (Johnson et al. 1974, https://doi.org/10.1137/0203025).
+    """
+    packs: list[list[int]] = []
+    spaces: list[tuple[int, int]] = []  # (what is left in a pack, its number), ascending
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        found = bisect_left(spaces, (lengths[i], 0))
+        space, number = spaces.pop(found) if found < len(spaces) else (capacity, len(packs))
+        if number == len(packs):
+            packs.append([])
+        packs[number].append(i)
+        insort(spaces, (space - lengths[i], number))
+    return packs
+
+
+def packed_batches(
+    examples: Sequence[Example],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    pad_id: int,
+    max_length: int,
+    pad_to: int = 16,
+) -> Iterator[Batch]:
+    """One epoch of batches of ``batch_size`` sequences of at most ``max_length`` tokens, several examples in each.
+
+    Every example once, in an order that depends on ``seed`` and ``epoch`` alone: the examples are shuffled, packed
+    within windows of about ``WINDOW`` batches, and the batches shuffled. The time dimension is rounded up to one of
+    ``LENGTHS`` lengths, each a multiple of ``pad_to`` or ``max_length``. The last batch formed may be smaller.
+
+    Raises ``TrainingError.InvalidConfig`` for a batch size, length or multiple below 1.
+    """
+    for name, value in (("batch_size", batch_size), ("max_length", max_length), ("pad_to", pad_to)):
+        if value < 1:
+            raise TrainingError.InvalidConfig(reason=f"{name} is {value}; takes at least 1")
+    groups = _groups(examples, batch_size, np.random.default_rng((seed, epoch)), max_length)
+    return (
+        collate_packed([[examples[i] for i in sequence] for sequence in group], pad_id, max_length, pad_to)
+        for group in groups
+    )
+
+
+def packed_batch_count(examples: Sequence[Example], batch_size: int, *, seed: int, epoch: int, max_length: int) -> int:
+    """How many batches ``packed_batches`` gives: epochs may differ by some, as each packs other neighbours."""
+    return len(_groups(examples, batch_size, np.random.default_rng((seed, epoch)), max_length))
+
+
+def _groups(
+    examples: Sequence[Example], batch_size: int, random: np.random.Generator, max_length: int
+) -> list[list[list[int]]]:
+    """The examples of each sequence of each batch."""
+    order = random.permutation(len(examples)).tolist()
+    lengths = [len(examples[i].tokens) - 1 for i in order]
+    sequences: list[list[int]] = []
+    begin = filled = 0
+    for end, length in enumerate(lengths, start=1):
+        filled += length
+        if filled >= WINDOW * batch_size * max_length or end == len(order):
+            sequences += ([order[begin + i] for i in found] for found in pack(lengths[begin:end], max_length))
+            begin, filled = end, 0
+    groups = [sequences[i : i + batch_size] for i in range(0, len(sequences), batch_size)]
+    return [groups[i] for i in random.permutation(len(groups)).tolist()]
+
+
+def collate_packed(sequences: Sequence[Sequence[Example]], pad_id: int, max_length: int, pad_to: int = 16) -> Batch:
+    """Shift the examples, each of at least two tokens, and put those of a sequence one behind the other."""
+    longest = max(sum(len(example.tokens) - 1 for example in sequence) for sequence in sequences)
+    step = math.ceil(max_length / LENGTHS / pad_to) * pad_to
+    time = max(longest, min(math.ceil(longest / step) * step, max_length))
+    inputs, targets = (np.full((len(sequences), time), pad_id, dtype=np.int32) for _ in range(2))
+    segments, positions = (np.zeros((len(sequences), time), dtype=np.int32) for _ in range(2))
+    mask = np.zeros((len(sequences), time), dtype=np.bool_)
+    for b, sequence in enumerate(sequences):
+        begin = 0
+        for number, example in enumerate(sequence, start=1):
+            length = len(example.tokens) - 1
+            part = (b, slice(begin, begin + length))
+            inputs[part], targets[part] = example.tokens[:-1], example.tokens[1:]
+            mask[part] = example.targets[1:]
+            segments[part], positions[part] = number, np.arange(length)
+            begin += length
+    return Batch(inputs, targets, mask, segments, positions)
