@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+
+if TYPE_CHECKING:
+    from ..training.formats.stored import StoredAdapter
 
 app = typer.Typer(help="Show what a model, an adapter or a data set holds.", no_args_is_help=True)
 
@@ -51,29 +55,75 @@ def model(
 
 
 @app.command()
-def adapter(adapter: Annotated[Path, typer.Argument(help="Adapter folder.")]) -> None:
-    """An adapter's rank, scale, targets and size.
+def adapter(
+    adapter: Annotated[Path, typer.Argument(help="Folder or file in PEFT's, mlx-lm's or metal-candle's format.")],
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Model to compare with: does it fit, how large are the deltas beside the weights."),
+    ] = None,
+    alpha: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Alpha of a file that does not say it, as the metal-candle crate's."),
+    ] = None,
+    modules: Annotated[
+        bool, typer.Option("--modules", help="List every module with its rank, scale and norm.")
+    ] = False,
+) -> None:
+    """An adapter's format, rank, scale, targets, size, and the norms of its deltas.
 
     Example: metal-candle inspect adapter adapter
     """
-    import mlx.core as mx
+    from ..dtype import DType
+    from ..training.adapter_files import layers_for
+    from ..training.adapter_report import report_of
+    from ..training.formats.recognise import read
+    from .options import load_with_progress, print_table
 
-    from ..training.formats import peft
-    from .options import check_adapter, print_table
-
-    check_adapter(adapter)
-    stored = peft.load(adapter)
-    parameters = sum(factors.a.size + factors.b.size for factors in stored.factors.values())
-    norms = [float(mx.linalg.norm(f.a @ f.b)) * f.scale for f in stored.factors.values()]
+    stored = read(adapter, alpha)
+    network = load_with_progress(model, DType.F32).model if model is not None else None
+    if network is not None:
+        layers_for(stored, network)
+    report = report_of(stored.factors, network)
+    assert stored.format is not None, "what was read has a format"
+    ranks = sorted({module.rank for module in report.modules})
+    scales = sorted({module.scale for module in report.modules})
+    blocks = stored.adapted_layers()
     rows: list[tuple[str, object]] = [
+        ("format", ", ".join([stored.format.value, *stored.notes])),
         ("base model", stored.base_model or "not named"),
-        ("rank", f"{stored.rank}, alpha {stored.alpha:g}, scale {stored.scale:g}, dropout {stored.dropout:g}"),
-        ("targets", ", ".join(stored.target_modules)),
-        ("modules", len(stored.factors)),
-        ("parameters", f"{parameters:,}"),
-        ("norm of the deltas", f"{min(norms):.3g} to {max(norms):.3g}"),
+        ("rank", f"{_span(ranks)}, alpha {stored.alpha:g}, scale {_span(scales)}, dropout {stored.dropout:g}"),
+        ("targets", ", ".join(stored.target_names())),
+        ("modules", f"{len(stored.factors)} in {len(blocks)} layers" + (f", {_runs(blocks)}" if blocks else "")),
+        ("parameters", f"{stored.num_parameters():,}, {' and '.join(_dtypes(stored))}"),
+        ("deltas", report),
     ]
     print_table(rows)
+    if modules:
+        for module in report.modules:
+            share = "" if module.relative is None else f", {100 * module.relative:.2g} % of the weight's"
+            print(f"{module.path}  rank {module.rank}, scale {module.scale:g}, norm {module.norm:.3g}{share}")
+
+
+def _span(values: Sequence[float]) -> str:
+    """The one value, or the smallest and the largest."""
+    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """Whole numbers in order, those one behind the other as "first-last"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _dtypes(stored: StoredAdapter) -> list[str]:
+    from ..dtype import DType
+
+    return sorted({str(DType.of(each.dtype)) for factors in stored.factors.values() for each in (factors.a, factors.b)})
 
 
 @app.command()
