@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from metal_candle.error import CheckpointError, UnexpectedShapeError
+from metal_candle.error import CheckpointError
 from metal_candle.formats import safetensors
 from metal_candle.training.formats import peft
+from metal_candle.training.formats.folder import CONFIG
+from metal_candle.training.formats.recognise import read
+from metal_candle.training.formats.stored import Factors, Format, StoredAdapter
 
 import mlx.core as mx
 import numpy as np
@@ -34,21 +37,24 @@ def random_factors(rank: int = RANK, seed: int = 0) -> dict[str, tuple[mx.array,
     }
 
 
-def save(folder: Path, **changes: Any) -> None:
+def save(folder: Path, factors: dict[str, tuple[mx.array, mx.array]] | None = None, **changes: Any) -> None:
+    scale = changes.pop("scale", 2.0)
+    pairs = random_factors() if factors is None else factors
     options: dict[str, Any] = {
         "rank": RANK,
-        "alpha": 8.0,
+        "scale": scale,
         "dropout": 0.05,
-        "target_modules": ["v_proj", "q_proj"],
+        "targets": ("v_proj", "q_proj"),
         "base_model": "some/model",
+        "factors": {path: Factors(a, b, scale) for path, (a, b) in pairs.items()},
     }
-    peft.save(folder, changes.pop("factors", random_factors()), **{**options, **changes})
+    peft.save(folder, StoredAdapter(**{**options, **changes}))
 
 
 def change_config(folder: Path, **fields: Any) -> None:
-    config = json.loads((folder / peft.CONFIG).read_text())
+    config = json.loads((folder / CONFIG).read_text())
     config.update(fields)
-    (folder / peft.CONFIG).write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+    (folder / CONFIG).write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
 
 
 def change_tensors(folder: Path, change: Callable[[dict[str, mx.array]], object]) -> None:
@@ -68,7 +74,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_keys_shapes_metadata_and_config_are_pefts(tmp_path: Path) -> None:
     factors = random_factors()
     save(tmp_path, factors=factors)
-    assert sorted(contents(tmp_path)) == [peft.CONFIG, peft.WEIGHTS]
+    assert sorted(contents(tmp_path)) == [CONFIG, peft.WEIGHTS]
     with safe_open(tmp_path / peft.WEIGHTS, "np") as file:
         assert file.metadata() == {"format": "pt"}
         assert len(file.keys()) == 2 * len(PATHS)
@@ -78,7 +84,7 @@ def test_keys_shapes_metadata_and_config_are_pefts(tmp_path: Path) -> None:
             assert stored_a.dtype == stored_b.dtype == np.float32
             np.testing.assert_array_equal(stored_a, np.array(a).T)
             np.testing.assert_array_equal(stored_b, np.array(b).T)
-    config = json.loads((tmp_path / peft.CONFIG).read_text())
+    config = json.loads((tmp_path / CONFIG).read_text())
     wanted = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -95,25 +101,38 @@ def test_keys_shapes_metadata_and_config_are_pefts(tmp_path: Path) -> None:
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     factors = random_factors()
-    save(tmp_path, factors=factors, alpha=6.5, base_model=None, extra={"layers_to_transform": [0, 1]})
+    save(tmp_path, factors, scale=6.5 / RANK, base_model=None, layers=(0, 1))
     adapter = peft.load(tmp_path)
     assert (adapter.rank, adapter.alpha, adapter.scale, adapter.dropout) == (RANK, 6.5, 6.5 / RANK, 0.05)
-    assert adapter.target_modules == ("q_proj", "v_proj")
-    assert adapter.base_model is None
+    assert adapter.targets == ("q_proj", "v_proj")
+    assert (adapter.base_model, adapter.layers, adapter.format) == (None, (0, 1), Format.Peft)
     assert list(adapter.factors) == sorted(PATHS)
     for path, (a, b) in factors.items():
-        read = adapter.factors[path]
-        assert (read.rank, read.alpha, read.scale) == (RANK, 6.5, 6.5 / RANK)
-        assert mx.array_equal(read.a, a)
-        assert mx.array_equal(read.b, b)
+        found = adapter.factors[path]
+        assert (found.rank, found.alpha, found.scale) == (RANK, 6.5, 6.5 / RANK)
+        assert mx.array_equal(found.a, a)
+        assert mx.array_equal(found.b, b)
+
+
+def test_modules_with_a_rank_and_a_scale_of_their_own_become_patterns(tmp_path: Path) -> None:
+    own = random_factors(rank=2)[PATHS[0]]
+    pairs = {**random_factors(), PATHS[0]: own}
+    scales = dict(zip(PATHS, (0.3, 2.0, 1 / 3, 2.0)))
+    peft.save(tmp_path, StoredAdapter(RANK, 2.0, {path: Factors(*pairs[path], scales[path]) for path in PATHS}))
+    config = json.loads((tmp_path / CONFIG).read_text())
+    assert config["rank_pattern"] == {PATHS[0]: 2}
+    assert list(config["alpha_pattern"]) == [PATHS[0], PATHS[2]]
+    found = peft.load(tmp_path).factors
+    assert {path: each.scale for path, each in found.items()} == scales
+    assert [found[path].rank for path in PATHS] == [2, RANK, RANK, RANK]
 
 
 def test_half_precision_factors_stay_so(tmp_path: Path) -> None:
     halves = {path: (a.astype(mx.bfloat16), b.astype(mx.bfloat16)) for path, (a, b) in random_factors().items()}
-    save(tmp_path, factors=halves)
-    read = peft.load(tmp_path).factors[PATHS[0]]
-    assert read.a.dtype == mx.bfloat16
-    assert mx.array_equal(read.a, halves[PATHS[0]][0])
+    save(tmp_path, halves)
+    found = peft.load(tmp_path).factors[PATHS[0]]
+    assert found.a.dtype == mx.bfloat16
+    assert mx.array_equal(found.a, halves[PATHS[0]][0])
 
 
 def test_a_failed_write_leaves_the_old_adapter_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +146,7 @@ def test_a_failed_write_leaves_the_old_adapter_whole(tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(safetensors, "save", full)
         with pytest.raises(CheckpointError.SaveFailed) as raised:
-            save(tmp_path, rank=2, factors=random_factors(2))
+            save(tmp_path, random_factors(2), rank=2)
     assert str(raised.value) == (
         f"failed to save: adapter {tmp_path}: No space left on device; an adapter that was there is unchanged"
     )
@@ -143,16 +162,17 @@ def test_a_failed_write_leaves_the_old_adapter_whole(tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", weights_only)
         with pytest.raises(CheckpointError.SaveFailed, match="Permission denied"):
-            save(tmp_path, rank=2, factors=random_factors(2))
+            save(tmp_path, random_factors(2), rank=2)
     assert contents(tmp_path) == before
 
 
 def test_factors_that_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError.InvalidFormat, match="at least one module"):
         save(tmp_path, factors={})
-    with pytest.raises(UnexpectedShapeError, match=r"q_proj\.lora_A: expected shape \(24, 8\), got \(24, 4\)"):
-        save(tmp_path, rank=8)
-    assert contents(tmp_path) == {}
+    (tmp_path / "adapters.safetensors").touch()
+    with pytest.raises(CheckpointError.SaveFailed, match=r"holds adapters\.safetensors, an adapter of another format"):
+        save(tmp_path)
+    assert list(contents(tmp_path)) == ["adapters.safetensors"]
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -161,15 +181,17 @@ def test_factors_that_cannot_be_saved(tmp_path: Path) -> None:
 def test_the_fewest_fields_that_peft_takes(tmp_path: Path) -> None:
     save(tmp_path)
     fields = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2, "target_modules": "all-linear", "unknown": 1}
-    (tmp_path / peft.CONFIG).write_text(json.dumps(fields))
+    (tmp_path / CONFIG).write_text(json.dumps(fields))
     adapter = peft.load(tmp_path)
     assert (adapter.scale, adapter.dropout) == (0.5, 0.0)
-    assert adapter.target_modules == ("q_proj", "v_proj")
+    assert (adapter.targets, adapter.target_names()) == (None, ("q_proj", "v_proj"))
 
 
 def test_rank_stabilised_scale(tmp_path: Path) -> None:
-    save(tmp_path, extra={"use_rslora": True})
+    save(tmp_path)
+    change_config(tmp_path, use_rslora=True)
     adapter = peft.load(tmp_path)
+    assert adapter.notes == ("rank-stabilised scale",)
     assert adapter.scale == adapter.factors[PATHS[0]].scale == 8.0 / 2.0
 
 
@@ -186,7 +208,7 @@ def test_rank_and_alpha_patterns_match_the_end_of_a_path(tmp_path: Path) -> None
     change_config(tmp_path, rank_pattern=patterns, alpha_pattern={r"model\.layers\.\d\..*q_proj": 16, "v_proj": 1})
     factors = peft.load(tmp_path).factors
     assert [factors[path].rank for path in PATHS] == [2, RANK, RANK, RANK]
-    assert [factors[path].alpha for path in PATHS] == [16, 1, 16, 1]
+    assert [factors[path].alpha for path in PATHS] == [16, 1, 16, 1]  # alpha over the module's own rank is its scale
     assert [factors[path].scale for path in PATHS] == [8, 0.25, 4, 0.25]
 
 
@@ -198,10 +220,13 @@ def test_rank_and_alpha_patterns_match_the_end_of_a_path(tmp_path: Path) -> None
         ({"r": ...}, "r is missing; takes an integer above 0"),
         ({"r": 0}, "r is 0"),
         ({"r": True}, "r is True"),
-        ({"lora_alpha": ...}, "lora_alpha is missing; takes a number"),
+        ({"lora_alpha": ...}, "lora_alpha is missing; takes a number above 0"),
+        ({"lora_alpha": 0}, "lora_alpha is 0; takes a number above 0"),
+        ({"lora_dropout": 1.0}, "lora_dropout is 1.0; takes 0 <= dropout < 1"),
+        ({"layers_to_transform": "last"}, "layers_to_transform is 'last'; takes numbers of layers"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
-        ({"use_dora": True}, "use_dora is True, which is not supported"),
-        ({"modules_to_save": ["norm"]}, "modules_to_save is ['norm'], which is not supported"),
+        ({"use_dora": True}, "use_dora is True (DoRA), which is not supported"),
+        ({"modules_to_save": ["norm"]}, "modules_to_save is ['norm'] (whole trained modules), which is not supported"),
         ({"bias": "lora_only"}, "bias is 'lora_only', which is not supported"),
         ({"lora_bias": True}, "lora_bias is True"),
         ({"init_lora_weights": "pissa_niter_4"}, "whose base weights differ"),
@@ -234,8 +259,19 @@ FIRST = f"base_model.model.{PATHS[0]}"
         (lambda t: t.update({f"{FIRST}.lora_A.weight": mx.ones(4)}), "lora_A.weight is (4,)"),
         (
             lambda t: t.update({f"{FIRST}.lora_magnitude_vector": mx.ones(24)}),
-            "is not a LoRA factor of a linear",
+            "is a magnitude of DoRA, which is not supported",
         ),
+        (
+            lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": mx.ones((4, 50))}),
+            "adapts an embedding, which is not supported",
+        ),
+        (lambda t: t.update({f"{FIRST}.lora_B.bias": mx.ones(24)}), "is a bias (lora_bias), which is not supported"),
+        (
+            lambda t: t.update({"base_model.model.model.norm.weight": mx.ones(24)}),
+            "is a whole weight (modules_to_save, or full fine-tuning), which is not supported",
+        ),
+        (lambda t: t.update({f"{FIRST}.lora_C.weight": mx.ones(4)}), "is not a LoRA factor of a linear"),
+        (lambda t: t.update({f"{FIRST}.lora_A.weight": mx.ones((4, 24), mx.int32)}), "is int32; takes F32"),
         (lambda t: t.clear(), "holds no LoRA factors"),
     ],
 )
@@ -258,8 +294,10 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     assert "no such adapter folder" in says()
     folder.mkdir()
-    (folder / "adapters.safetensors").touch()
-    assert "no adapter_config.json and no adapter_model.safetensors; adapters.safetensors is mlx-lm's" in says()
+    assert "no adapter_config.json and no adapter_model.safetensors; an adapter folder has" in says()
+    (folder / "adapter_model.bin").touch()
+    assert "adapter_model.bin, a pickle, is not read: save with safe_serialization=True" in says()
+    (folder / "adapter_model.bin").unlink()
     save(folder)
     whole = (folder / peft.WEIGHTS).read_bytes()
     (folder / peft.WEIGHTS).write_bytes(whole[:-1])
@@ -267,10 +305,25 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
     (folder / peft.WEIGHTS).write_bytes(whole[:20])
     assert str(folder / peft.WEIGHTS) in says()
     (folder / peft.WEIGHTS).write_bytes(whole)
-    (folder / peft.CONFIG).write_text('{"r": 4,\n')
+    (folder / CONFIG).write_text('{"r": 4,\n')
     assert "broken JSON at line" in says()
-    (folder / peft.CONFIG).unlink()
+    (folder / CONFIG).unlink()
     assert "no adapter_config.json; " in says()
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"target_modules": ["q_proj"]}, f"{PATHS[1]} has factors, but it says it adapts q_proj"),
+        ({"layers_to_transform": [0]}, f"{PATHS[2]} has factors, but it says it adapts the layers 0"),
+    ],
+)
+def test_factors_that_the_configuration_does_not_list(tmp_path: Path, fields: dict[str, Any], says: str) -> None:
+    save(tmp_path)
+    change_config(tmp_path, **fields)
+    with pytest.raises(CheckpointError.InvalidFormat) as raised:
+        read(tmp_path)
+    assert says in str(raised.value)
 
 
 # --- the real PEFT ----------------------------------------------------------------------------
@@ -299,7 +352,7 @@ def test_real_peft_loads_ours_and_we_load_what_it_writes(tmp_path: Path) -> None
     base = transformers.LlamaForCausalLM(sizes).eval()
     ids = torch.arange(10)[None]
     factors = random_factors()
-    save(tmp_path / "ours", factors=factors)
+    save(tmp_path / "ours", factors)
 
     # What y = W x + scale B (A x) is, by writing the change into the weights.
     by_hand = transformers.LlamaForCausalLM(sizes).eval()
@@ -321,7 +374,7 @@ def test_real_peft_loads_ours_and_we_load_what_it_writes(tmp_path: Path) -> None
     model.save_pretrained(str(tmp_path / "theirs"))
     theirs = peft.load(tmp_path / "theirs")
     assert (theirs.rank, theirs.alpha, theirs.scale) == (RANK, 8.0, 2.0)
-    assert theirs.target_modules == ("q_proj", "v_proj")
+    assert theirs.targets == ("q_proj", "v_proj")
     for path, (a, b) in factors.items():
         assert mx.array_equal(theirs.factors[path].a, a)
         assert mx.array_equal(theirs.factors[path].b, b)
