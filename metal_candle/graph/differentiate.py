@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 import mlx.core as mx
@@ -38,20 +38,44 @@ def gradients(output: GraphNode, seed: GraphNode | None = None) -> dict[Variable
 def _gradients(output: GraphNode, seed: GraphNode | None) -> dict[Variable, GraphNode]:
     if seed is None:
         seed = _one(output.dtype, output.device) if output.shape == () else _ones(output)
-    cotangents: dict[GraphNode, GraphNode] = {output: seed}
+    found: dict[Variable, GraphNode] = {}
+    for node, cotangent in _cotangents_at_ends({output: seed}).items():
+        variable = node.variable
+        assert variable is not None
+        earlier = found.get(variable)
+        found[variable] = cotangent if earlier is None else record(_add, (earlier, cotangent))
+    return found
+
+
+def gradients_at(seeds: dict[GraphNode, GraphNode], ends: Collection[GraphNode]) -> dict[GraphNode, GraphNode]:
+    """A node for the gradient at each of ``ends``, tracked leaves, where ``seeds`` has those of the results.
+
+    An end that no result depends on has none.
+    """
+    with lock:
+        waiting = [node for node in seeds if node.value is None and node.tracked and node not in ends]
+        if waiting:
+            fuse(waiting)
+        del waiting
+        return _cotangents_at_ends({node: seed for node, seed in seeds.items() if node.tracked}, ends)
+
+
+def _cotangents_at_ends(
+    cotangents: dict[GraphNode, GraphNode], ends: Collection[GraphNode] = ()
+) -> dict[GraphNode, GraphNode]:
+    """From the cotangents of some results to those of variables' leaves, and of ``ends``."""
     # The cotangents of an operation's several results, by the result's index.
     parts: dict[GraphNode, dict[int, GraphNode]] = {}
-    found: dict[Variable, GraphNode] = {}
-    for node in reversed(topological_order([output], stop=_untracked)):
+    found: dict[GraphNode, GraphNode] = {}
+    for node in reversed(topological_order(list(cotangents), stop=_untracked)):
         if not node.tracked:
             continue
         if isinstance(node.meta, Meta):
             cotangent = cotangents.pop(node, None)
             if cotangent is None:
                 continue
-            if node.variable is not None:
-                earlier = found.get(node.variable)
-                found[node.variable] = cotangent if earlier is None else record(_add, (earlier, cotangent))
+            if node.variable is not None or (ends and node in ends):
+                found[node] = cotangent
             elif isinstance(node.operation, Pick):
                 into = parts.setdefault(node.inputs[0], {})
                 index = node.operation.index

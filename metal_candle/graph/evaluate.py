@@ -35,8 +35,11 @@ def evaluate(nodes: Sequence[GraphNode]) -> None:
     wanted = [node for node in nodes if node.value is None]
     if not wanted:
         return
-    if current_trace() is not None:
-        raise NotEvaluatedError("eval: a function that compile is tracing cannot look at values; return them instead")
+    trace = current_trace()
+    if trace is not None:
+        raise NotEvaluatedError(
+            f"eval: a function that {trace.by} is tracing cannot look at values; return them instead"
+        )
     for device in {node.device: None for node in wanted}:
         with on_device(device):
             roots, values = lower([node for node in wanted if node.device == device])

@@ -32,6 +32,11 @@ _CPU = Device.Cpu
 NodeNumber = Union[int, Fraction]
 
 
+def next_id() -> int:
+    """A number that every node recorded so far is below, and none recorded later."""
+    return next(_ids)
+
+
 class TensorId(int):
     """What names a tensor while its operations change: a variable's cell, or one node. candle: ``TensorId``."""
 
@@ -185,10 +190,10 @@ class Variable:
 
 
 class Trace:
-    """What one run of a traced function, called ``name``, read and wrote."""
+    """What one run of a traced function, called ``name``, read and wrote; ``by`` says in errors who traces it."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, by: str = "compile") -> None:
+        self.name, self.by = name, by
         self.before: dict[Variable, GraphNode] = {}
         # Variables of its own: they begin anew at each call, and nothing of them outlasts it.
         self.made: set[Variable] = set()
@@ -246,6 +251,22 @@ def tracing(name: str) -> Iterator[Trace]:
             variable.restore(node)
 
 
+@contextmanager
+def tracing_part(name: str, by: str) -> Iterator[Trace]:
+    """As ``tracing``, also inside a traced function: what the part asks of modules and makes is then that one's too."""
+    outer = _state.trace
+    _state.trace = trace = Trace(name, by)
+    try:
+        yield trace
+    finally:
+        _state.trace = outer
+        for variable, node in trace.before.items():
+            variable.restore(node)
+        if outer is not None:
+            outer.asked.update(trace.asked)
+            outer.made |= trace.made
+
+
 def layout_of(node: GraphNode) -> Layout:
     """Where a node's elements lie in the storage of the node it is a view of; row-major if it is none."""
     chain = []
@@ -268,24 +289,24 @@ def leaf(value: mx.array, device: Device) -> GraphNode:
 
 
 # The function in whose trace a placeholder was made; asked for when somebody looks at it afterwards.
-_traced: WeakKeyDictionary[GraphNode, str] = WeakKeyDictionary()
+_traced: WeakKeyDictionary[GraphNode, Trace] = WeakKeyDictionary()
 
 
-def placeholder(meta: Meta, device: Device) -> GraphNode:
+def placeholder(meta: Meta, device: Device, tracked: bool = False) -> GraphNode:
     """A leaf whose value is given when a plan runs."""
-    node = GraphNode(Operation.Input, (), meta, device)
+    node = GraphNode(Operation.Input, (), meta, device, tracked)
     trace = current_trace()
     if trace is not None:
-        _traced[node] = trace.name
+        _traced[node] = trace
     return node
 
 
 def why_no_value(node: GraphNode) -> str:
     """Why a leaf has no value, in words."""
-    name = _traced.get(node)
-    if name is None:
+    trace = _traced.get(node)
+    if trace is None:
         return f"{node} is an input of a plan; it has a value while the plan runs"
-    return f"a tensor that was made while compile traced {name} has no value; takes what {name} returns"
+    return f"a tensor that was made while {trace.by} traced {trace.name} has no value; takes what {trace.name} returns"
 
 
 def is_own_leaf(node: GraphNode) -> bool:

@@ -50,8 +50,7 @@ def planned(
     """
     with lock:
         structure = survey(wanted, given, any_leaf)
-        # A rule may ask whether kernels of ours are launched.
-        key = (structure.key, _SWITCHES.get(), launching())
+        key = (structure.key, *conditions())
         known = _plans.get(key)
         if known is not None:
             _plans.move_to_end(key)
@@ -68,6 +67,11 @@ def planned(
     if lasting and known.size <= MOST_TERMS // 4:
         _remember(key, known)
     return structure, known
+
+
+def conditions() -> tuple[Hashable, ...]:
+    """What a plan depends on beside its graph: switches, and whether kernels of ours are launched."""
+    return _SWITCHES.get(), launching()
 
 
 def _remember(key: Hashable, known: Known) -> None:

@@ -18,10 +18,13 @@ from .term import Term, TermGraph, terms_of
 
 
 class Replay:
-    """What computes ``outputs`` from ``inputs``; leaves that are no input keep the values they have now."""
+    """What computes ``outputs`` from ``inputs``; leaves that are no input keep the values they have now.
 
-    def __init__(self, outputs: Sequence[GraphNode], inputs: Sequence[GraphNode] = ()) -> None:
-        self._log = Log()
+    As a ``part`` of a larger computation it is one plan, of which nothing begins by itself.
+    """
+
+    def __init__(self, outputs: Sequence[GraphNode], inputs: Sequence[GraphNode] = (), part: bool = False) -> None:
+        self._log, self._part = Log(), part
         self._plan: Plan | PartedPlan | None = None
         self._graph: TermGraph | None = None
         wanted = list(dict.fromkeys(outputs))
@@ -53,7 +56,7 @@ class Replay:
     def _planned(self, graph: TermGraph) -> Plan | PartedPlan:
         # When it is asked for: one that is only compared with another is never planned.
         if self._plan is None:
-            self._plan = plan_for(graph, self._device)
+            self._plan = Plan(graph, self._device) if self._part else plan_for(graph, self._device)
         return self._plan
 
     @property

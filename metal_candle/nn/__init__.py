@@ -3,6 +3,7 @@
 from . import attention, encoding, init, kv_cache, loss, moe, ops, optim, rnn, rotary_emb, sampling, varlen_attention
 from .activation import Activation
 from .batch_norm import BatchNorm, BatchNormConfig, batch_norm
+from .checkpointing import checkpoint
 from .conv import (
     Conv1d,
     Conv1dConfig,
@@ -99,6 +100,7 @@ __all__ = [
     "VarMap",
     "attention",
     "batch_norm",
+    "checkpoint",
     "clip_factor",
     "clip_grad_norm",
     "clip_grad_value",

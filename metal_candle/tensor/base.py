@@ -200,9 +200,10 @@ class TensorBase:
         current_trace()  # so that a thread that only reads is known to be at work, see evaluate_in_place
         node = self._node
         if node.value is None:
-            if current_trace() is not None:
+            trace = current_trace()
+            if trace is not None:
                 raise NotEvaluatedError(
-                    f"{_asked()}: a function that compile is tracing cannot look at values; return them instead, or "
+                    f"{_asked()}: a function that {trace.by} is tracing cannot look at values; return them instead, or "
                     "choose by where_cond"
                 )
             evaluate([node])

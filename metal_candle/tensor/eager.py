@@ -109,11 +109,13 @@ class Tensor(InPlaceMethods, Constructors):
 
     def _store(self, node: GraphNode) -> None:
         """Take a recorded content, which this tensor's views see."""
-        if current_trace() is None:
+        trace = current_trace()
+        if trace is None:
             evaluate_in_place(node, self._node)
         elif not self._node.inputs:
             raise Error(
-                "in place: a function that compile is tracing changes a tensor from outside of it; takes a Var there"
+                f"in place: a function that {trace.by} is tracing changes a tensor from outside of it; "
+                "takes a Var there"
             )
         self._node = node
 

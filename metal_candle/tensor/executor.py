@@ -271,8 +271,11 @@ def _several(op: str, tensors: Any) -> list[GraphNode]:
 def _nodes(op: str, tensors: Sequence[TensorBase]) -> list[GraphNode]:
     features.require("graph")
     nodes = [tensor._node for tensor in tensors]
-    if _pending(nodes) and current_trace() is not None:
-        raise NotEvaluatedError(f"{op}: a function that compile is tracing cannot look at values; return them instead")
+    trace = current_trace()
+    if trace is not None and _pending(nodes):
+        raise NotEvaluatedError(
+            f"{op}: a function that {trace.by} is tracing cannot look at values; return them instead"
+        )
     return nodes
 
 

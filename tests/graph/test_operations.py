@@ -22,6 +22,7 @@ from tolerance import GRADIENT, VALUE, assert_near
 # What takes more than plain floats is tested by hand.
 WRITTEN = {
     "input": "test_graph.py",
+    "checkpoint": "../nn/test_gradient_checkpointing.py",
     "pick": "test_differentiate.py",
     "vjp": "test_differentiate.py",
     "to_device": "test_graph.py",
