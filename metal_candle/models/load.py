@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from ..error import (
 from ..formats.gguf import read_gguf_header
 from ..formats.sharded import load_directory
 from ..nn.var_builder import VarBuilder
+from .architecture import MLX_LM_EXTRA, foreign_architecture, has_mlx_lm, unknown_architecture
 from .config import ModelConfig
 from .decoder import Decoder, check_all_used
 from .download import Progress
 from .fetch import resolve
 from .file_errors import model_file_errors
 from .tokenizer import Tokenizer
-from .weights.gguf import load_gguf
+from .weights.gguf import load_gguf, read_gguf_config
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,12 @@ def load_tokenizer(model: str | PathLike[str], progress: Progress | None = None)
     return Tokenizer.from_gguf(header.metadata)
 
 
+def load_config(model: str | PathLike[str], progress: Progress | None = None) -> ModelConfig:
+    """The configuration of a model alone; see ``load_model``."""
+    path = resolve(model, progress)
+    return ModelConfig.from_directory(path) if path.is_dir() else read_gguf_config(path)
+
+
 def load_model(
     model: str | PathLike[str],
     dtype: DTypeLike = DType.F32,
@@ -83,10 +90,18 @@ def load_model(
 ) -> LoadedModel:
     """Load a model from a Hugging Face folder, a GGUF file, a hub id, or ``smollm2``, which is fetched once.
 
-    ``progress(done, total)`` counts the bytes of a download. Raises kinds of ``ModelError``.
+    A folder of an architecture that is not ours goes through mlx-lm where that is installed: the model is an
+    ``MlxLmModel`` then, and ``note`` says so. ``progress(done, total)`` counts the bytes of a download. Raises kinds of
+    ``ModelError``.
     """
     path = resolve(model, progress)
     target = DType.of(dtype)
+    if path.is_dir() and (name := foreign_architecture(path)) is not None:
+        if not has_mlx_lm():
+            raise unknown_architecture(path, name, MLX_LM_EXTRA)
+        from .mlx_lm.load import load_mlx_lm
+
+        return replace(load_mlx_lm(path, target, device, progress), name=str(model))
     if path.is_dir():
         config, tokenizer = ModelConfig.from_directory(path), Tokenizer.from_directory(path)
         weights = _load_weights(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -39,6 +40,7 @@ _LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 _ROPE_FACTORS = "rope_freqs.weight"
+_PROJECTION = re.compile(r"model\.layers\.(?P<layer>\d+)\.(?P<name>(?:self_attn|mlp)\..+_proj)")
 
 Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -55,9 +57,7 @@ def load_gguf(
     ``ModelError.InvalidConfig`` for an architecture or a setting that no network here has.
     """
     path = Path(path)
-    with model_file_errors(), io_errors(path):
-        header = read_gguf_header(path)
-        data = np.memmap(path, np.uint8, "r")
+    header, data = _opened(path)
     config = _config(path, header, data)
     interleaved = {}
     if header.metadata["general.architecture"] == "llama":
@@ -76,6 +76,16 @@ def load_gguf(
     return config, weights, header.metadata
 
 
+def read_gguf_config(path: str | PathLike[str]) -> ModelConfig:
+    """The configuration of a model in a GGUF file alone. Raises as ``load_gguf``."""
+    return _config(Path(path), *_opened(Path(path)))
+
+
+def _opened(path: Path) -> tuple[GGUFHeader, Bytes]:
+    with model_file_errors(), io_errors(path):
+        return read_gguf_header(path), np.memmap(path, np.uint8, "r")
+
+
 def unpermute(rows: Bytes, heads: int) -> Bytes:
     """Undo llama.cpp's interleaving of each head's rows: pairs (2i, 2i+1) become (i, i + d/2) again.
 
@@ -85,6 +95,20 @@ def unpermute(rows: Bytes, heads: int) -> Bytes:
     out, n = rows.shape
     pairs = rows.reshape(heads, out // heads // 2, 2, n)
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(out, n)
+
+
+def permute(rows: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    """Interleave each head's rows as llama.cpp's conversion does for its RoPE: the inverse of ``unpermute``."""
+    out, n = rows.shape
+    halves = rows.reshape(heads, 2, out // heads // 2, n)
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(out, n)
+
+
+def gguf_name(path: str) -> str | None:
+    """The GGUF name of a projection of a block, "blk.0.attn_q" of "model.layers.0.self_attn.q_proj", or ``None``."""
+    match = _PROJECTION.fullmatch(path)
+    part = {name: part for part, name in _LAYER_NAMES.items()}.get(match["name"]) if match else None
+    return f"blk.{match['layer']}.{part}" if match and part else None
 
 
 def _rows(data: Bytes, tensor: GGUFTensor) -> Bytes:
