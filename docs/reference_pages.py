@@ -126,8 +126,8 @@ def errors() -> str:
         "All are kinds of `metal_candle.Error`, and each is also the nearest of Python's own, so that "
         "`except ValueError` works as expected. A message is one line: the operation, what it got, what it takes.",
         "## Groups",
-        "A group is caught as a whole, `except ModelError`, or by variant, `except ModelError.FileNotFound`. The fields "
-        "of a variant are attributes of the exception.",
+        "A group is caught as a whole, `except ModelError`, or by variant, `except ModelError.FileNotFound`. The "
+        "fields of a variant are attributes of the exception.",
     ]
     for name, group in groups.items():
         parts.append(f"### {name}\n\n{inspect.getdoc(group)}")
