@@ -36,6 +36,9 @@ def model(
 
     loaded = load_with_progress(model, DType.F32)
     config, network = loaded.model.config, loaded.model
+    if loaded.note:  # another library's, which names its own sizes otherwise
+        print_table([("path", loaded.path), *network.facts()])
+        return
     rows: list[tuple[str, object]] = [
         ("path", loaded.path),
         ("architecture", config.model_type),

@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from ..error import ModelError
+
 
 def merge(
     adapter: Annotated[Path, typer.Option(help="Adapter folder.")],
@@ -29,6 +31,10 @@ def merge(
     target = parse_dtype(dtype)
     check_adapter(adapter)
     loaded = load_with_progress(model or base_model_of(adapter), parse_dtype("f32"))
+    if loaded.note:
+        raise ModelError.InvalidConfig(
+            reason=f"{loaded.name}: {loaded.note}, which alone writes it: `mlx_lm.fuse` merges an adapter of its format"
+        )
     deltas = LoRAAdapter.load(adapter, loaded.model)
     overrides = merged_weights(loaded.model, deltas)
     save_model(output, loaded.model, loaded.tokenizer, target, overrides=overrides, overwrite=overwrite)

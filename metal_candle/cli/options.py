@@ -12,6 +12,8 @@ import typer
 
 from ..dtype import DType
 from ..error import TrainingError
+from ..models.architecture import foreign_architecture
+from ..models.fetch import PACKAGED, resolve
 from ..models.load import LoadedModel, load_model, load_tokenizer
 from ..models.projection import TargetModule
 from ..models.tokenizer import Tokenizer
@@ -63,13 +65,17 @@ def parse_dtype(name: str) -> DType:
     return names[name]
 
 
-def parse_targets(names: str) -> tuple[TargetModule, ...]:
-    """``all`` or projection names, comma separated. Raises ``TrainingError.InvalidLoRAConfig``."""
+def parse_targets(names: str, model: str = "smollm2") -> tuple[TargetModule | str, ...]:
+    """``all`` or projection names, comma separated. Raises ``TrainingError.InvalidLoRAConfig``.
+
+    A model of an architecture that is not ours has names of its own, which are looked up when it is there.
+    """
+    foreign = _is_foreign(model)
     if names == "all":
-        return tuple(TargetModule)
-    found = []
+        return ("all-linear",) if foreign else tuple(TargetModule)
+    found: list[TargetModule | str] = []
     for name in (part.strip() for part in names.split(",")):
-        target = TargetModule.from_name(name)
+        target = TargetModule.from_name(name) or (name if foreign and name else None)
         if target is None:
             takes = ", ".join(["all", *(member.value for member in TargetModule)])
             raise TrainingError.InvalidLoRAConfig(reason=f"target module {name!r} does not exist; takes {takes}")
@@ -78,10 +84,23 @@ def parse_targets(names: str) -> tuple[TargetModule, ...]:
     return tuple(found)
 
 
+def _is_foreign(model: str) -> bool:
+    """Whether a model's architecture is not ours. One of the hub is fetched to know."""
+    if Path(model).expanduser().is_dir():
+        return foreign_architecture(Path(model).expanduser()) is not None
+    if model in PACKAGED or model.lower().endswith(".gguf"):
+        return False
+    path = resolve(model)
+    return path.is_dir() and foreign_architecture(path) is not None
+
+
 def load_with_progress(model: str, dtype: DType) -> LoadedModel:
-    """Load a model; a download shows its progress on a terminal and one line elsewhere."""
+    """Load a model; a download shows its progress on a terminal and one line elsewhere, and so does what is unusual."""
     with download_progress(model) as progress:
-        return load_model(model, dtype, progress=progress)
+        loaded = load_model(model, dtype, progress=progress)
+    if loaded.note:
+        print(f"{model}: {loaded.note}", file=sys.stderr, flush=True)
+    return loaded
 
 
 def tokenizer_with_progress(model: str) -> Tokenizer:

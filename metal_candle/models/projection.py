@@ -130,6 +130,15 @@ class PackableModel(Protocol):
         """As ``AdaptableModel.row_losses``, of tokens that stand as ``layout`` says."""
 
 
+@runtime_checkable
+class WeighingModel(Protocol):
+    """A model that gives loss and gradient from one pass where the loss is a weighted sum: one that MLX differentiates
+    as a whole, and would otherwise compute twice."""
+
+    def weighted_loss(self, ids: Any, rows: Any, targets: Any, weights: Any) -> Any:
+        """The sum of ``row_losses`` times ``weights`` ``(n,)``, a number."""
+
+
 class Projection(Module):
     """A frozen linear layer together with the adapter that acts in it, if any."""
 

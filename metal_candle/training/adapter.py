@@ -14,6 +14,7 @@ from ..tensor.eager import Tensor
 from ..tensor.var import Var
 from .adapter_files import layers_for, stored_from, targets_of
 from .adapter_report import AdapterReport, report_of
+from .adapter_targets import ALL_NAMES, all_linear, refusal
 from .formats.metal_candle import key_of, path_of
 from .formats.recognise import read, write
 from .formats.stored import Format, StoredAdapter
@@ -27,7 +28,7 @@ class LoRAAdapterConfig:
     """Rank, alpha and dropout, and the projections that are adapted: metal-candle's q and v by default.
 
     A target that is a text names linear maps by the end of their module path, "mlp.c_fc" say, for models whose
-    projections are not ``TargetModule``s.
+    projections are not ``TargetModule``s; "all-linear", as PEFT calls it, is every linear map of the blocks.
     """
 
     rank: int = 8
@@ -81,14 +82,16 @@ class LoRAAdapter:
         Raises ``TrainingError.InvalidLoRAConfig`` for a target that no module of the model is, or that names experts,
         embeddings or the head.
         """
+        config = config or LoRAAdapterConfig()
+        if ALL_NAMES in config.target_names():
+            config = replace(config, target_modules=all_linear(model))
         adapter = cls(1, 1, 0, config)
         adapter._num_layers = model.num_layers()
         lora = adapter._config.to_lora_config()
         lora.validate()
         places = model.projections()
-        refused = getattr(model, "refused_target", lambda name: None)  # a base of another library has maps of all kinds
         for name in adapter._config.target_names():
-            if reason := refused(name):
+            if reason := refusal(model, name):
                 raise TrainingError.InvalidLoRAConfig(reason=reason)
             if not any(place.path.endswith(f".{name}") for place in places):
                 known = ", ".join(dict.fromkeys(place.path.rpartition(".")[2] for place in places))

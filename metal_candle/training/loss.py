@@ -9,7 +9,7 @@ import numpy as np
 
 from ..device import DeviceLike
 from ..error import TrainingError
-from ..models.projection import AdaptableModel, PackableModel
+from ..models.projection import AdaptableModel, PackableModel, WeighingModel
 from ..tensor.eager import Tensor
 from .data.batching import Batch
 
@@ -57,6 +57,8 @@ def batch_loss(
 ) -> Any:
     """The weighted sum of the rows' losses: a scalar in F32. Raises ``TrainingError.InvalidConfig`` for packed rows
     and a model that cannot be told which token belongs to which."""
+    if segments is None and isinstance(model, WeighingModel):
+        return model.weighted_loss(ids, rows, targets, weights)
     if segments is None:
         losses = model.row_losses(ids, rows, targets)
     else:

@@ -72,9 +72,9 @@ def test_weights_that_do_not_fit_the_configuration(tmp_path: Path, tiny_model_di
 def test_an_unknown_architecture(tiny_model_dir: Folder) -> None:
     folder = tiny_model_dir()
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "unheard-of"}))
     line = refused("inspect", "model", folder)
-    assert "unknown architecture 'mamba'; takes llama, mistral, qwen2, qwen3" in line
+    assert "unknown architecture 'unheard-of'; takes llama, mistral, qwen2, qwen3" in line
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,13 @@ import mlx.core as mx
 from ...device import DeviceLike
 from ...dtype import DType, DTypeLike
 from ...error import ModelError
+from ..architecture import MLX_LM_EXTRA, foreign_architecture, unknown_architecture
 from ..download import Progress
 from ..fetch import resolve
 from ..file_errors import model_file_errors
 from ..load import LoadedModel
 from ..tokenizer import Tokenizer
 from .model import MlxLmModel
-
-EXTRA = 'pip install "metal-candle[mlx-lm]"'
 
 
 def load_mlx_lm(
@@ -57,7 +56,7 @@ def mlx_lm_utils(wanted_by: str) -> Any:
         from mlx_lm import utils
     except ImportError as error:
         reason = "mlx-lm is not installed" if error.name == "mlx_lm" else f"mlx-lm cannot be imported: {error}"
-        raise ModelError.InvalidConfig(reason=f"{wanted_by}: {reason}; {EXTRA}") from error
+        raise ModelError.InvalidConfig(reason=f"{wanted_by}: {reason}; {MLX_LM_EXTRA}") from error
     return utils
 
 
@@ -80,6 +79,8 @@ def _loaded(utils: Any, path: Path) -> tuple[Any, dict[str, Any]]:
     # What mlx-lm raises for an architecture it lacks, a configuration or weights that do not fit.
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         said = " ".join(str(error).split())[:300]
+        if "not supported" in said and (name := foreign_architecture(path)) is not None:
+            raise unknown_architecture(path, name, f"mlx-lm {version()} says: {said}") from error
         raise ModelError.InvalidConfig(
             reason=f"{path}: mlx-lm cannot load it: {type(error).__name__}: {said}"
         ) from error

@@ -78,14 +78,23 @@ class MlxLmModel(Module):
         """How many numbers the model has, without adapters; packed ones are counted as what they stand for."""
         return self._parameters
 
-    def explain(self) -> str:
-        """The architecture, its adaptable maps, and which positions meet the vocabulary head for a loss."""
-        rows = f"through {self._rows.path}, {self._rows.reason}" if self._rows.path else f"all: {self._rows.reason}"
+    def facts(self) -> list[tuple[str, str]]:
+        """What ``explain`` and the command line say of it: names and values."""
         names = ", ".join(dict.fromkeys(place.path.rpartition(".")[2] for place in self._places))
-        return (
-            f"{self.config.model_type or type(self.module).__name__} of mlx-lm: {self.num_layers()} blocks, "
-            f"{len(self._places)} linear maps ({names})\nrows at the head: {rows}"
-        )
+        body = self._rows.path
+        rows = f"the trained ones, picked after {body}" if body else "all"
+        return [
+            ("architecture", f"{self.config.model_type or type(self.module).__name__}, of mlx-lm"),
+            ("parameters", f"{self._parameters:,}"),
+            ("layers", f"{self.num_layers()}, {self._blocks[0]} to {self._blocks[-1]}"),
+            ("linear maps", f"{len(self._places)}: {names}"),
+            ("vocabulary", f"{self._vocabulary:,}"),
+            ("at the head", f"{rows}: {self._rows.reason}"),
+        ]
+
+    def explain(self) -> str:
+        """The architecture, its adaptable maps, and which positions meet the vocabulary head for a loss, with why."""
+        return "\n".join(f"{name:<12}  {value}" for name, value in self.facts())
 
     def refused_target(self, name: str) -> str | None:
         """Why a name, or the end of a path, cannot be adapted everywhere it occurs; ``None`` where it can."""

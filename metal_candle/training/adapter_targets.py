@@ -1,0 +1,26 @@
+"""Which names mean which linear maps of a model."""
+
+from __future__ import annotations
+
+from ..models.projection import AdaptableModel, TargetModule
+
+ALL_NAMES = "all-linear"
+"""PEFT's name for every linear map of the blocks."""
+
+
+def refusal(model: AdaptableModel, name: str) -> str | None:
+    """Why a model refuses a target; ``None`` where it does not. A base of another library has maps of all kinds."""
+    refused = getattr(model, "refused_target", None)
+    return None if refused is None else refused(name)
+
+
+def all_linear(model: AdaptableModel) -> tuple[TargetModule | str, ...]:
+    """The shortest names that together mean every linear map of the blocks, and nothing that the model refuses."""
+    names: dict[str, None] = {}
+    for place in model.projections():
+        parts = place.path.split(".")
+        count = 1
+        while count < len(parts) and refusal(model, ".".join(parts[-count:])):
+            count += 1
+        names[".".join(parts[-count:])] = None
+    return tuple(TargetModule.from_name(name) or name for name in names)
