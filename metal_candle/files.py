@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
@@ -80,6 +81,29 @@ class Target(NamedTuple):
             os.fsync(written.fileno())
             if self.mode is not None:
                 os.fchmod(written.fileno(), self.mode)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote left beside their files in a folder."""
+    for path in folder.glob(".*.*.tmp"):
+        match = _BESIDE.fullmatch(path.name)
+        if match is not None and not _runs(int(match["process"])):
+            with suppress(OSError):
+                path.unlink()
+
+
+_BESIDE = re.compile(r"\..+\.(?P<process>\d+)\.[0-9a-f]{8}\.tmp")
+"""The names that ``Target.beside`` gives."""
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def target_of(path: str | PathLike[str]) -> Target:

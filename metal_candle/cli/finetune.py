@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -20,7 +20,12 @@ from .options import (
     read_config,
     tokenizer_with_progress,
 )
-from .training_run import report, resume_command, run
+from .resuming import flags_of, read_state, resumed_state
+from .training_run import report, resume_command, run, what_to_do
+
+if TYPE_CHECKING:
+    from ..training.callbacks import TrainingCallback
+    from ..training.schedule import LRScheduler
 
 Config = Annotated[
     Optional[Path],  # noqa: UP045
@@ -38,7 +43,15 @@ def finetune(
     output: Annotated[Path, typer.Option(help="Folder for the adapter, its metrics and the plot.")] = Path("adapter"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter in the output folder.")] = False,
     resume: Annotated[
-        Optional[Path], typer.Option(help="Adapter folder whose weights to go on from.")  # noqa: UP045
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            callback=read_state,
+            is_eager=True,
+            help="Folder of a run to go on with as if it had never stopped; its flags come along.",
+        ),
+    ] = None,
+    init_adapter: Annotated[
+        Optional[Path], typer.Option(help="Adapter folder whose weights a new run starts from.")  # noqa: UP045
     ] = None,
     rank: Annotated[int, typer.Option(help="LoRA rank.")] = 8,
     alpha: Annotated[float, typer.Option(help="LoRA alpha; the delta is scaled by alpha / rank.")] = 16.0,
@@ -60,7 +73,7 @@ def finetune(
     mask_prompt: Annotated[bool, typer.Option(help="Train on the completion or the assistant's turns only.")] = True,
     valid_fraction: Annotated[float, typer.Option(help="Share of rows to hold out where no valid.jsonl is.")] = 0.1,
     eval_every: Annotated[int, typer.Option(help="Updates between held-out losses; 0: start and end only.")] = 25,
-    save_every: Annotated[int, typer.Option(help="Updates between saves; 0: at the end only.")] = 25,
+    save_every: Annotated[int, typer.Option(help="Updates between saves; 0: at start and end only.")] = 25,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and split.")] = 0,
     sample: Annotated[
         Optional[str],  # noqa: UP045
@@ -77,12 +90,11 @@ def finetune(
     from ..training.adapter import LoRAAdapter, LoRAAdapterConfig
     from ..training.config import TrainingConfig
     from ..training.data import find_data, read_rows, split, tokenize
-    from ..training.schedule import LRScheduler
     from ..training.steps import planned_steps
     from ..training.trainer import AdapterTrainer
 
     started = time.perf_counter()
-    weights_dtype, modules = parse_dtype(dtype), parse_targets(targets)
+    weights_dtype, modules = parse_dtype(dtype), parse_targets(targets, model)
     lora = LoRAAdapterConfig(rank, alpha, dropout, modules)
     lora.to_lora_config().validate()
     if not 0 <= warmup < 1:
@@ -95,9 +107,10 @@ def finetune(
         raise TrainingError.InvalidConfig(reason=f"max_grad_norm is {max_grad_norm}; takes at least 0, which is off")
     if not 0 <= valid_fraction < 1:
         raise TrainingError.InvalidConfig(reason=f"valid_fraction is {valid_fraction}; takes 0 <= it < 1")
+    state = resumed_state(context)
     prepare_output(output, overwrite, resume)
-    if resume is not None:
-        check_adapter(resume)
+    if init_adapter is not None and state is None:
+        check_adapter(init_adapter)
 
     files = find_data(data)
     rows, held_rows = read_rows(files.train), read_rows(files.valid) if files.valid else []
@@ -108,11 +121,9 @@ def finetune(
         train, valid = split(train, valid_fraction, seed)
 
     loaded = load_with_progress(model, weights_dtype)
+    question = sample if sample is not None else first_question(held_rows or rows)
+    before = answer(loaded, question) if question else ""
     Device.default().set_seed(seed)
-    adapter = LoRAAdapter.load(resume, loaded.model) if resume else LoRAAdapter.for_model(loaded.model, lora)
-    if resume:
-        check_same_shape(context, adapter.config(), lora, resume)
-    check_space(output, adapter)
     training = TrainingConfig(
         num_epochs=epochs,
         optimizer_config=ParamsAdamW(lr=learning_rate, weight_decay=weight_decay),
@@ -126,73 +137,104 @@ def finetune(
         seed=seed,
     )
     training.validate()
-    updates = planned_steps(training, train)
-    warm = max(1, round(warmup * updates))
-    schedule = (
-        LRScheduler.warmup_cosine(warm, updates + 1, learning_rate, 0.1 * learning_rate)
-        if updates > warm
-        else LRScheduler.constant(learning_rate)
-    )
-    training = replace(training, lr_scheduler=schedule)
-    trainer = AdapterTrainer(loaded.model, adapter, training, tokenizer.pad_token_id or 0)
-    announce(loaded, adapter, train, valid, trainer)
-    question = sample if sample is not None else first_question(held_rows or rows)
-    before = answer(loaded, question) if question else ""
+
+    def make(callbacks: list[TrainingCallback]) -> AdapterTrainer:
+        if state is not None:
+            return AdapterTrainer.resume(
+                state, loaded.model, callbacks, num_epochs=epochs, max_steps=steps, eval_every=eval_every
+            )
+        adapter = (
+            LoRAAdapter.for_model(loaded.model, lora)
+            if init_adapter is None
+            else LoRAAdapter.load(init_adapter, loaded.model)
+        )
+        if init_adapter is not None:
+            check_same_shape(context, adapter.config(), lora, init_adapter)
+        check_space(output, adapter)
+        planned = replace(training, lr_scheduler=schedule_of(planned_steps(training, train), warmup, learning_rate))
+        return AdapterTrainer(loaded.model, adapter, planned, tokenizer.pad_token_id or 0, callbacks)
 
     # A folder is named in full, so that the adapter finds its model from anywhere.
     base = str(loaded.path.resolve()) if Path(model).exists() and str(loaded.path) == str(Path(model)) else model
-    outcome = run(trainer, train, valid, output, base, save_every)
-    again = resume_command(output) if outcome.interrupted or outcome.error else ""
-    report(outcome, output, question, before, answer(loaded, question) if question and not again else "", started)
-    if outcome.error:
-        raise TrainingError.Failed(reason=outcome.error + (f"; it is saved in {output}" if outcome.saved else ""))
-    if again:
-        print(f"stopped after {trainer.step} steps and saved; go on with: {again}", file=sys.stderr)
+    trainer, outcome = run(
+        make,
+        train,
+        valid,
+        output,
+        base=base,
+        save_every=save_every,
+        flags=flags_of(context),
+        resumed=resume,
+        announce=lambda trainer: announce(loaded, train, valid, trainer),
+    )
+    done = not outcome.interrupted and outcome.error is None
+    report(outcome, output, question, before, answer(loaded, question) if question and done else "", started)
+    if outcome.error is not None:
+        raise type(outcome.error)(reason=getattr(outcome.error, "reason", "") + what_to_do(outcome, output))
+    if outcome.interrupted:
+        print(f"stopped after {trainer.step} steps and saved; go on with: {resume_command(output)}", file=sys.stderr)
         raise typer.Exit(130)
+
+
+def schedule_of(updates: int, warmup: float, learning_rate: float) -> LRScheduler:
+    """A warm-up over a share of the updates, then a cosine to a tenth of the rate."""
+    from ..training.schedule import LRScheduler
+
+    warm = max(1, round(warmup * updates))
+    if updates <= warm:
+        return LRScheduler.constant(learning_rate)
+    return LRScheduler.warmup_cosine(warm, updates + 1, learning_rate, 0.1 * learning_rate)
 
 
 def prepare_output(output: Path, overwrite: bool, resume: Path | None) -> None:
     """Make the output folder; never over an adapter by accident. Raises ``CheckpointError.SaveFailed``."""
+    from ..training.state import STATE
+
     same = resume is not None and resume.resolve() == output.resolve()
-    if (output / "adapter_config.json").exists() and not (overwrite or same):
-        raise CheckpointError.SaveFailed(
-            reason=f"{output} holds an adapter; --overwrite replaces it, --resume {output} goes on from it, "
-            "--output names another folder"
-        )
+    for name, what in ((STATE, "a run"), ("adapter_config.json", "an adapter")):
+        if (output / name).exists() and not (overwrite or same):
+            how = f"--resume {output} goes on with it" if name == STATE else f"--init-adapter {output} starts from it"
+            raise CheckpointError.SaveFailed(
+                reason=f"{output} holds {what}; --overwrite replaces it, {how}, --output names another folder"
+            )
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError.SaveFailed(reason=f"{output}: {error.strerror}") from error
 
 
-def check_same_shape(context: typer.Context, kept: Any, asked: Any, resume: Path) -> None:
-    """Raise ``TrainingError.InvalidLoRAConfig`` for a flag that the resumed adapter contradicts."""
+def check_same_shape(context: typer.Context, kept: Any, asked: Any, folder: Path) -> None:
+    """Raise ``TrainingError.InvalidLoRAConfig`` for a flag that the adapter to start from contradicts."""
     flags = {"rank": "rank", "alpha": "alpha", "dropout": "dropout", "targets": "target_modules"}
     for flag, name in flags.items():
         source = context.get_parameter_source(flag)
         mine, theirs = getattr(asked, name), getattr(kept, name)
         if flag == "targets":
-            mine, theirs = (sorted(target.value for target in modules) for modules in (mine, theirs))
+            mine, theirs = sorted(asked.target_names()), sorted(kept.target_names())
+            if mine == ["all-linear"]:  # which names these are, the model says; the adapter's stay
+                continue
         if source is not None and source.name != "DEFAULT" and mine != theirs:
             raise TrainingError.InvalidLoRAConfig(
-                reason=f"--{flag} says {mine}, the adapter in {resume} has {theirs}; leave the flag out"
+                reason=f"--{flag} says {mine}, the adapter in {folder} has {theirs}; leave the flag out"
             )
 
 
 def check_space(output: Path, adapter: Any) -> None:
-    """Raise ``CheckpointError.SaveFailed`` if the disk has no room for the adapter, beside an old one."""
-    needed, free = 4 * adapter.num_trainable_parameters() + 2**20, shutil.disk_usage(output).free
+    """Raise ``CheckpointError.SaveFailed`` if the disk has no room for the adapter and the state, beside old ones."""
+    # The state holds the weights and two moments.
+    needed, free = (4 + 12) * adapter.num_trainable_parameters() + 2**20, shutil.disk_usage(output).free
     if free < needed:
         raise CheckpointError.SaveFailed(
-            reason=f"{output}: the adapter needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; "
+            reason=f"{output}: adapter and state need {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; "
             "--output names another place"
         )
 
 
-def announce(loaded: Any, adapter: Any, train: Any, valid: Any, trainer: Any) -> None:
+def announce(loaded: Any, train: Any, valid: Any, trainer: Any) -> None:
     """Say what is about to be trained, and what would make it faster."""
     from .. import blas
 
+    adapter = trainer.adapter
     total, trained = loaded.model.num_parameters(), adapter.num_trainable_parameters()
     config = adapter.config()
     print(f"model    {loaded.name}: {total / 1e6:.1f} M parameters, {loaded.model.device}, {loaded.model.dtype}")
@@ -204,8 +246,22 @@ def announce(loaded: Any, adapter: Any, train: Any, valid: Any, trainer: Any) ->
     tokens = sum(len(example.tokens) for example in train)
     held_out, updates = len(valid) or "none", trainer.total_steps(train)
     print(f"data     {len(train)} rows, {tokens} tokens; {held_out} held out; {updates} updates", flush=True)
+    if trainer.step:
+        print(resumed_line(trainer, updates), flush=True)
     if loaded.model.device.is_cpu() and blas.status().advice:
         print(f"faster with: {blas.status().advice}", flush=True)
+
+
+def resumed_line(trainer: Any, updates: int) -> str:
+    """Where a resumed run goes on, and what its schedule was not made for."""
+    scheduled = getattr(trainer.config.lr_scheduler, "total_steps", updates + 1) - 1
+    line = f"resumed  after step {trainer.step} of {updates}"
+    if trainer.step >= updates:
+        return f"{line}: the run is complete; --epochs or --steps extends it"
+    if updates > scheduled:
+        rate = trainer.config.lr_scheduler.get_lr(updates)
+        line += f"; its schedule was made for {scheduled}, after which the rate stays at {rate:g}"
+    return line
 
 
 def first_question(rows: Any) -> str:

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..error import TrainingError
+from ..error import CheckpointError, TrainingError
+from ..training.callbacks import TrainingCallback
+
+if TYPE_CHECKING:
+    from ..training.trainer import AdapterTrainer
+
+METRICS = "metrics.jsonl"
 
 
 class Outcome:
-    """How a run ended: its records, and what stopped it early."""
+    """How a run ended: its records, what stopped it early, and the step of the state that is on disk."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
         self.interrupted = False
-        self.saved = False
-        self.error = ""
+        self.saved: int | None = None
+        self.error: TrainingError | CheckpointError | None = None
 
 
-class StopRequest:
+class StopRequest(TrainingCallback):
     """Ctrl-C during a run: the first asks to stop after the step, the second stops at once.
 
-    While the adapter is saved, and after it, there is nothing left to interrupt.
+    While the state is saved at the end, and after it, there is nothing left to interrupt. Give it before what saves.
     """
 
     def __init__(self) -> None:
@@ -39,6 +47,7 @@ class StopRequest:
         if self.ended:
             return
         if self.asked:
+            self.ended = True
             raise KeyboardInterrupt
         self.asked = True
         print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
@@ -47,80 +56,102 @@ class StopRequest:
         if not self.asked:
             signal.signal(signal.SIGINT, self._previous)
 
+    def on_step(self, trainer: Any, metrics: Any) -> bool | None:
+        """Stop if it was asked for."""
+        return not self.asked
 
-def run(trainer: Any, train: Any, valid: Any, output: Path, base: str, save_every: int) -> Outcome:
-    """Train, show it, and keep adapter and metrics on disk."""
-    from dataclasses import asdict
+    def on_evaluate(self, trainer: Any, metrics: Any) -> bool | None:
+        """Stop if it was asked for."""
+        return not self.asked
 
-    from ..training.metrics import MetricsLog
-    from ..training.trainer import EvalMetrics
-    from .progress import RunDisplay, peak_memory
+    def on_end(self, trainer: Any, error: BaseException | None) -> None:
+        """Nothing is interrupted any more."""
+        self.ended = True
+
+
+def run(
+    make: Callable[[list[TrainingCallback]], AdapterTrainer],
+    train: Any,
+    valid: Any,
+    output: Path,
+    *,
+    base: str,
+    save_every: int,
+    flags: dict[str, Any],
+    resumed: Path | None = None,
+    announce: Callable[[AdapterTrainer], None],
+) -> tuple[AdapterTrainer, Outcome]:
+    """Train, show it, and keep state, adapter and metrics on disk. ``resumed`` is the folder of the run gone on with.
+
+    Gives the trainer that ``make`` made with the callbacks, and how the run ended.
+    """
+    from ..training.metrics import MetricsLog, read_metrics
+    from ..training.progress import ProgressBar, peak_memory
+    from ..training.saving import SaveState
+    from ..training.state import STATE
+    from .resuming import NOTE
 
     outcome = Outcome()
-    with (
-        StopRequest() as stop,
-        MetricsLog(output / "metrics.jsonl") as log,
-        RunDisplay(trainer.total_steps(train)) as display,
-    ):
+    if resumed is None:
+        (output / STATE).unlink(missing_ok=True)  # one of a run that is replaced has nothing to do with the new log
+    elif resumed.resolve() != output.resolve() and (resumed / METRICS).is_file():
+        shutil.copyfile(resumed / METRICS, output / METRICS)
+    save = SaveState(output / STATE, save_every, adapter=output, base_model=base, notes={NOTE: flags})
+    with StopRequest() as stop:
+        log = MetricsLog(
+            output / METRICS, append=resumed is not None, extra=lambda: {"peak_memory_bytes": peak_memory()}
+        )
+        trainer = make([log, ProgressBar(), stop, save])
+        announce(trainer)
         try:
-            for event in trainer.run(train, valid):
-                record = asdict(event)
-                if isinstance(event, EvalMetrics):
-                    record["held_out_loss"] = record.pop("loss")
-                record["peak_memory_bytes"] = peak_memory()
-                outcome.records.append(record)
-                log.write(record)
-                display.show(event)
-                due = save_every and event.step and event.step % save_every == 0
-                if due and not isinstance(event, EvalMetrics):
-                    trainer.adapter.save(output, base)
-                if stop.asked:
-                    outcome.interrupted = True
-                    break
-            stop.ended = True
-        except TrainingError.Failed as error:
-            stop.ended = True
-            outcome.error = str(getattr(error, "reason", error))
-        except KeyboardInterrupt:  # the second Ctrl-C: the adapter has the weights of the last whole step
-            stop.ended = outcome.interrupted = True
-        if trainer.step or not outcome.error:
-            trainer.adapter.save(output, base)
-            outcome.saved = True
-    return outcome
+            for _ in trainer.run(train, valid):
+                pass
+        except (TrainingError.Failed, CheckpointError.SaveFailed) as error:
+            outcome.error = error
+        except KeyboardInterrupt:  # the second Ctrl-C: what is saved is the last whole step
+            pass
+        stop.ended = True
+        outcome.interrupted = stop.asked and outcome.error is None
+        outcome.saved = save.saved_step
+    if outcome.error is None:
+        outcome.records = read_metrics(output / METRICS)
+    return trainer, outcome
 
 
 def resume_command(output: Path) -> str:
     """The command line that goes on from what was saved."""
-    arguments = sys.argv[1:]
-    for flag in ("--resume", "--output"):
-        while flag in arguments:
-            at = arguments.index(flag)
-            del arguments[at : at + 2]
-    kept = [
-        argument
-        for argument in arguments
-        if not argument.startswith(("--resume=", "--output=")) and argument != "--overwrite"
-    ]
-    return shlex.join(["metal-candle", *kept, "--output", str(output), "--resume", str(output)])
+    return shlex.join(["metal-candle", "finetune", "--resume", str(output)])
+
+
+def what_to_do(outcome: Outcome, output: Path) -> str:
+    """What an error's line ends with: what is on disk, and how to go on from it."""
+    if outcome.saved is None:
+        return ""
+    kept = f"; what was saved after step {outcome.saved} is unchanged in {output}"
+    if isinstance(outcome.error, CheckpointError):
+        return f"{kept}: go on with {resume_command(output)}"
+    return f"{kept}: --init-adapter {output} starts a new run from it" if outcome.saved else kept
 
 
 def report(outcome: Outcome, output: Path, question: str, before: str, after: str, started: float) -> None:
     """The loss as a curve and a picture, the answers before and after, where everything is."""
     from ..training.metrics import loss_series, plot_loss, render_curve
-    from .progress import clock, peak_memory
+    from ..training.progress import clock, peak_memory
 
+    if outcome.error is not None:
+        return
     _, losses = loss_series(outcome.records, "loss")
     _, held_out = loss_series(outcome.records, "held_out_loss")
     if losses:
         plot_loss(outcome.records, output / "loss.png")
         print(f"\ntraining loss\n{render_curve(losses)}")
-    done = not outcome.interrupted and not outcome.error
     if held_out:
-        print(f"held-out loss  {held_out[0]:.4f} before" + (f", {held_out[-1]:.4f} after" if done else ""))
+        print(
+            f"held-out loss  {held_out[0]:.4f} before" + ("" if outcome.interrupted else f", {held_out[-1]:.4f} after")
+        )
     if after:
         print(f"\n> {question}\n\nbefore:\n{before}\n\nafter:\n{after}\n")
     seconds = time.perf_counter() - started
-    if outcome.saved:
-        print(f"adapter in {output}/ after {clock(seconds)}, peak memory {peak_memory() / 2**30:.2f} GB")
-    if done:
+    print(f"adapter in {output}/ after {clock(seconds)}, peak memory {peak_memory() / 2**30:.2f} GB")
+    if not outcome.interrupted:
         print(f'try it:  metal-candle generate --adapter {output} "{question or "Hello"}"', flush=True)

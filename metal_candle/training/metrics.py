@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
@@ -13,6 +17,9 @@ from typing import IO, Any
 
 from ..error import CheckpointError
 from ..files import write_atomically
+from .callbacks import TrainingCallback
+from .events import EvalMetrics, StepMetrics
+from .position import Position
 
 Record = Mapping[str, Any]
 
@@ -20,17 +27,25 @@ TRAINING = "loss"
 HELD_OUT = "held_out_loss"
 
 
-class MetricsLog:
+class MetricsLog(TrainingCallback):
     """Appends one JSON object per line to a file, each written through at once.
 
     A record has ``step`` and, where they were measured, ``loss`` (training) and ``held_out_loss``. A number
-    that is not finite is written as ``null``, since JSON has none.
+    that is not finite is written as ``null``, since JSON has none. As a callback it writes every update and
+    evaluation, with what ``extra`` gives at that moment. Opened with ``append`` for a run that is resumed, it first
+    drops what was written after the state was saved: each step is there once.
     Raises ``CheckpointError.SaveFailed`` when the file cannot be opened or written.
     """
 
-    def __init__(self, path: str | PathLike[str], append: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        append: bool = False,
+        extra: Callable[[], Mapping[str, Any]] | None = None,
+    ) -> None:
         """Start the file anew, or go on with it (``append``)."""
         self.path = Path(path)
+        self._extra = extra
         self._file: IO[str] = self._opened("a" if append else "w")
 
     def write(self, record: Record) -> None:
@@ -44,7 +59,49 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close the file; a closed log takes no more records."""
-        self._file.close()
+        try:
+            self._sync()
+            self._file.close()
+        except OSError as error:  # what could not be written before cannot be now
+            raise self._failed(error) from error
+
+    def on_resume(self, trainer: Any, state: Mapping[str, Any]) -> None:
+        """Cut off what was written after the state was saved, a line cut short included."""
+        end, last = 0, 0
+        try:
+            with self.path.open("rb") as file:
+                for line in file:
+                    step = _belongs(line, trainer.position)
+                    if step is None:
+                        break
+                    end, last = end + len(line), max(last, step)
+            self._file.truncate(end)
+        except OSError as error:
+            raise self._failed(error) from error
+        if last < trainer.step:
+            missing = f"{last + 1} to {trainer.step}" if last + 1 < trainer.step else str(trainer.step)
+            warnings.warn(f"{self.path}: no record of step {missing}, which the resumed run made", stacklevel=2)
+
+    def on_step(self, trainer: Any, metrics: StepMetrics) -> bool | None:
+        """Write an update."""
+        self.write({**asdict(metrics), **self._more()})
+        return None
+
+    def on_evaluate(self, trainer: Any, metrics: EvalMetrics) -> bool | None:
+        """Write an evaluation."""
+        record = asdict(metrics)
+        loss = record.pop("loss")
+        self.write({**record, HELD_OUT: loss, **self._more()})
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the step says where to cut. What was written is on the disk before the state is."""
+        self._sync()
+        return {}
+
+    def on_end(self, trainer: Any, error: BaseException | None) -> None:
+        """Close the file."""
+        self.close()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -57,6 +114,14 @@ class MetricsLog:
     ) -> None:
         self.close()
 
+    def _sync(self) -> None:
+        if not self._file.closed:
+            with suppress(OSError):  # a pipe, say
+                os.fsync(self._file.fileno())
+
+    def _more(self) -> Mapping[str, Any]:
+        return {} if self._extra is None else self._extra()
+
     def _opened(self, mode: str) -> IO[str]:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +131,20 @@ class MetricsLog:
 
     def _failed(self, error: OSError) -> CheckpointError:
         return CheckpointError.SaveFailed(reason=f"{self.path}: {error.strerror or error}")
+
+
+def _belongs(line: bytes, position: Position) -> int | None:
+    """The update that a line is about, 0 for another record; ``None`` if it came after the position, or is broken."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+        step = int(record.get("step", 0))
+    except (ValueError, AttributeError, TypeError):
+        return None
+    if HELD_OUT in record:
+        return 0 if step <= position.evaluated else None
+    return step if step <= position.step else None
 
 
 def _finite(value: Any) -> Any:

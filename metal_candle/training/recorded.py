@@ -29,7 +29,7 @@ def record_of_config(config: TrainingConfig) -> Record:
     """Every field by name."""
     record = {field.name: getattr(config, field.name) for field in fields(config)}
     record["lr_scheduler"] = record_of_schedule(config.lr_scheduler)
-    record["optimizer_config"] = asdict(config.optimizer_config)
+    record["optimizer_config"] = asdict(config.optimizer_params())
     return record
 
 

@@ -23,30 +23,21 @@ from .adapter import LoRAAdapter, LoRAAdapterConfig
 from .config import TrainingConfig
 from .fingerprint import DataFingerprint, ModelFingerprint, RowsFingerprint
 from .lora import LoRAConfig, LoRALayer
+from .position import Position
 from .recorded import Record, adapter_config_of, config_of, made_of, record_of_adapter
 
-STATE = "training_state.safetensors"
-"""The state's name in the folder of a run."""
+STATE = "training.state"
+"""The state's name in the folder of a run: a safetensors file, but not one that is taken for the adapter's."""
 
 FORMAT, VERSION = "metal-candle training state", "1"
 RANDOM_KEY = "random.key"
 
 
 @dataclass(frozen=True)
-class Position:
-    """Where a run is: updates made, the epoch, the batches taken from it, the update last evaluated after."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    evaluated: int = -1
-
-
-@dataclass(frozen=True)
 class TrainingState:
     """The state of a run between two updates. Its arrays never change: it stays what it is while the run goes on.
 
-    ``arrays`` are A and B of every layer ("adapter.<module path>.lora_a"), the optimizer's moments, count and rate
+    ``arrays`` are A and B of every layer ("adapter.<module path>.a"), the optimizer's moments, count and rate
     ("optimizer.3.m" for moment m of variable 3), and MLX's random key, from which dropout draws. Batches are a
     function of data, configuration and epoch, so that ``position`` is all there is of the data's order; sums of
     accumulated batches are zero between updates. ``config`` is a record (``training.recorded``) of the run's
@@ -167,16 +158,17 @@ class TrainingState:
             adapter_config_of(record["adapter_config"], source),
             {path: made_of(LoRAConfig, config, source) for path, config in record["layers"].items()},
             made_of(ModelFingerprint, record["model"], source),
-            data
-            and DataFingerprint(
-                made_of(RowsFingerprint, data["train"], source), made_of(RowsFingerprint, data["valid"], source)
-            ),
+            None if data is None else _data_of(data, source),
             dict(record["callbacks"]),
             arrays,
             dict(record["metrics"]),
             dict(record["notes"]),
             source,
         )
+
+
+def _data_of(record: Record, source: str) -> DataFingerprint:
+    return DataFingerprint(*(made_of(RowsFingerprint, record[name], source) for name in ("train", "valid")))
 
 
 def _invalid(reason: str) -> Error:
@@ -196,7 +188,7 @@ def adapter_variables(adapter: LoRAAdapter) -> dict[str, Var]:
     for path in adapter.paths():
         layer = adapter.layer_at(path)
         assert layer is not None
-        for name, var in zip(("lora_a", "lora_b"), layer.trainable_variables(), strict=True):
+        for name, var in zip("ab", layer.trainable_variables(), strict=True):
             found[f"adapter.{path}.{name}"] = var
     return found
 

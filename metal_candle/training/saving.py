@@ -1,0 +1,132 @@
+"""``SaveState``: a run's state, and its adapter, on disk as it goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ..error import CheckpointError, TrainingError
+from ..files import remove_leftovers
+from .callbacks import TrainingCallback
+from .events import EvalMetrics, StepMetrics
+from .position import Position
+from .state import TrainingState
+
+
+class SaveState(TrainingCallback):
+    """Writes the state to ``path`` at the start, every ``every`` updates (0: not in between) and at the end.
+
+    ``adapter``, a folder, gets the adapter's own files besides, but for the start; the state is written first and is
+    all that a resume reads. ``base_model`` is the name that those files give the model, ``notes`` go into the state.
+
+    Only what is good replaces what is there: a state is written when its weights have been seen to give a finite
+    loss, by the evaluation after its update or by the next one, and at the end unless the loss was what ended the
+    run. When a file cannot be written, what was there stays and the run ends; ``saved_step`` says which step that is.
+    Give it after the callbacks whose own state has to be of the same moment: ``MetricsLog``, ``EarlyStopping``.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        every: int = 0,
+        *,
+        adapter: str | PathLike[str] | None = None,
+        base_model: str | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Raises ``TrainingError.InvalidConfig`` for a negative ``every``."""
+        if every < 0:
+            raise TrainingError.InvalidConfig(reason=f"SaveState: every is {every}; takes at least 0")
+        self.path, self.every, self.adapter = Path(path), every, None if adapter is None else Path(adapter)
+        self.saved_step: int | None = None
+        self._base_model, self._notes = base_model, dict(notes or {})
+        self._written: Position | None = None
+        self._waiting: TrainingState | None = None
+        self._good = True
+
+    def on_resume(self, trainer: Any, state: Mapping[str, Any]) -> None:
+        """The state is there already, if it came from here."""
+        if self.path.exists():
+            self._written, self.saved_step = trainer.position, trainer.step
+
+    def on_start(self, trainer: Any, total_steps: int) -> bool | None:
+        """Forget the run before; remove what interrupted saves left."""
+        self._waiting, self._good = None, True
+        if trainer.step == 0:
+            self._written = self.saved_step = None
+        remove_leftovers(self.path.parent)
+        return None
+
+    def on_evaluate(self, trainer: Any, metrics: EvalMetrics) -> bool | None:
+        """See whether the weights are good."""
+        self._good = math.isfinite(metrics.loss)
+        return None
+
+    def on_step(self, trainer: Any, metrics: StepMetrics) -> bool | None:
+        """The weights of the update before gave a finite loss: their state may be written."""
+        if self._waiting is not None:
+            self._write(trainer, self._waiting)
+        return None
+
+    def on_step_end(self, trainer: Any) -> bool | None:
+        """Save where it is due."""
+        position = trainer.position
+        due = position.step == 0 or (self.every > 0 and position.step % self.every == 0)
+        if due and self._written != position:
+            state = trainer.state(self._notes)
+            if position.step == 0 or position.evaluated == position.step:
+                self._write(trainer, state)
+            else:
+                self._waiting = state
+        return None
+
+    def on_end(self, trainer: Any, error: BaseException | None) -> None:
+        """Save, unless a loss that is not finite or a file that cannot be written is what ended the run."""
+        self._waiting = None
+        if not self._good or isinstance(error, (TrainingError, CheckpointError)):
+            return
+        if self._written != trainer.position:
+            self._write(trainer, trainer.state(self._notes))
+
+    def _write(self, trainer: Any, state: TrainingState) -> None:
+        self._waiting = None
+        state.save(self.path)
+        self._written, self.saved_step = state.position, state.step
+        if self.adapter is not None and state.step:
+            state.adapter(trainer.model).save(self.adapter, self._base_model)
+        trainer.callbacks.saved(trainer, self.path)
+
+
+class SaveBest(TrainingCallback):
+    """Writes the adapter to a folder whenever the held-out loss after a step is the lowest so far.
+
+    ``best`` is that loss, ``best_step`` the step; both survive a resume.
+    """
+
+    def __init__(self, adapter: str | PathLike[str], base_model: str | None = None) -> None:
+        self.adapter, self._base_model = Path(adapter), base_model
+        self.best, self.best_step = math.inf, -1
+
+    def on_start(self, trainer: Any, total_steps: int) -> bool | None:
+        """A run from its first step begins with nothing to beat."""
+        if trainer.step == 0:
+            self.best, self.best_step = math.inf, -1
+        return None
+
+    def on_evaluate(self, trainer: Any, metrics: EvalMetrics) -> bool | None:
+        """Save if it is the best."""
+        if metrics.step and metrics.loss < self.best:
+            trainer.adapter.save(self.adapter, self._base_model)
+            self.best, self.best_step = metrics.loss, metrics.step
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """The best loss so far."""
+        return {"best": self.best, "best_step": self.best_step} if self.best_step > 0 else {}
+
+    def on_resume(self, trainer: Any, state: Mapping[str, Any]) -> None:
+        """Go on comparing."""
+        self.best, self.best_step = state.get("best", math.inf), state.get("best_step", -1)
