@@ -2,16 +2,22 @@
 
 from .config import ModelConfig
 from .decoder import Decoder
+from .language_model import LanguageModel
 from .load import LoadedModel, build, load_model, load_tokenizer
+from .loader import ModelLoader
 from .projection import AdaptableModel, Projection, TargetModule
+from .qwen import Qwen
 from .tokenizer import Tokenizer
 
 __all__ = [
     "AdaptableModel",
     "Decoder",
+    "LanguageModel",
     "LoadedModel",
     "ModelConfig",
+    "ModelLoader",
     "Projection",
+    "Qwen",
     "TargetModule",
     "Tokenizer",
     "build",

@@ -86,6 +86,15 @@ def _opened(path: Path) -> tuple[GGUFHeader, Bytes]:
         return read_gguf_header(path), np.memmap(path, np.uint8, "r")
 
 
+def gguf_shapes(path: str | PathLike[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a GGUF file's tensors by Hugging Face name, from its header. Raises as ``load_gguf``."""
+    path = Path(path)
+    with model_file_errors(), io_errors(path):
+        header = read_gguf_header(path)
+        data = np.memmap(path, np.uint8, "r")
+    return {target: header.tensors[name].shape for name, target in _names(path, header, _config(path, header, data))}
+
+
 def unpermute(rows: Bytes, heads: int) -> Bytes:
     """Undo llama.cpp's interleaving of each head's rows: pairs (2i, 2i+1) become (i, i + d/2) again.
 
