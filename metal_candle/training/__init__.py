@@ -1,16 +1,33 @@
-"""LoRA training: layers, adapters, data, schedules, the trainer."""
+"""LoRA training: layers, adapters, data, schedules, optimizers, trainers, checkpoints."""
 
-from ..models.projection import TargetModule
+from ..models.projection import ApplyAdapter, TargetModule
 from ..nn.optim import ParamsAdamW
+from .adamw import AdamW, AdamWConfig
 from .adapter import LoRAAdapter, LoRAAdapterConfig, merged_weights
+from .callbacks import EarlyStopping, TrainingCallback
+from .checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
 from .config import TrainingConfig
+from .eager_trainer import Trainer
+from .events import EvalMetrics, StepMetrics
 from .lora import LoRAConfig, LoRALayer
+from .losses import cross_entropy_loss, cross_entropy_loss_with_smoothing
 from .metrics import MetricsLog, plot_loss, read_metrics, render_curve
+from .progress import ProgressBar
+from .registry import AdapterRegistry
+from .saving import SaveBest, SaveState
 from .schedule import LRScheduler
-from .trainer import AdapterTrainer, EvalMetrics, StepMetrics
+from .state import TrainingState
+from .step import TrainingStep
+from .trainer import AdapterTrainer
 
 __all__ = [
+    "AdamW",
+    "AdamWConfig",
+    "AdapterRegistry",
     "AdapterTrainer",
+    "ApplyAdapter",
+    "CheckpointMetadata",
+    "EarlyStopping",
     "EvalMetrics",
     "LRScheduler",
     "LoRAAdapter",
@@ -19,11 +36,22 @@ __all__ = [
     "LoRALayer",
     "MetricsLog",
     "ParamsAdamW",
+    "ProgressBar",
+    "SaveBest",
+    "SaveState",
     "StepMetrics",
     "TargetModule",
+    "Trainer",
+    "TrainingCallback",
     "TrainingConfig",
+    "TrainingState",
+    "TrainingStep",
+    "cross_entropy_loss",
+    "cross_entropy_loss_with_smoothing",
+    "load_checkpoint",
     "merged_weights",
     "plot_loss",
     "read_metrics",
     "render_curve",
+    "save_checkpoint",
 ]

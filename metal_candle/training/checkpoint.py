@@ -1,0 +1,156 @@
+"""An adapter's weights in a file, and back into the adapter. metal-candle: ``metal_candle::training::checkpoint``.
+
+The file is ``formats.metal_candle``'s: tensors ``layers.{i}.{module}.lora_a`` ``(in, rank)`` and ``….lora_b``
+``(rank, out)``, F32, unscaled; the header says rank, alpha and targets, and what ``CheckpointMetadata`` holds.
+``formats.metal_candle.load`` reads it without an adapter. Optimizers save their own state: ``AdamW.save``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ..error import ArgumentTypeError, CheckpointError, Error
+from ..error.text import described, shown
+from ..files import parse_json_object
+from ..formats import safetensors
+from ..graph.node import leaf
+from ..tensor.assign import set_all
+from ..tensor.var import Var
+from .adapter import LoRAAdapter
+from .adapter_files import stored_from
+from .formats import metal_candle
+from .formats.stored import Factors
+from .formats.tensors import invalid, read_header, unreadable
+
+MOST = 32
+"""How many names of a kind an error lists."""
+
+_FLOATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class CheckpointMetadata:
+    """Where a training stood: updates made, the last loss and rate, and when, in Unix seconds: by default now."""
+
+    global_step: int
+    loss: float
+    learning_rate: float
+    timestamp: int = field(default_factory=lambda: int(time.time()))
+
+    def to_json(self) -> str:
+        """As the header has it; a number that is not finite is ``null``, since JSON has none."""
+        values = asdict(self)
+        return json.dumps({name: value if math.isfinite(value) else None for name, value in values.items()})
+
+    @classmethod
+    def from_json(cls, text: str, source: object) -> CheckpointMetadata:
+        """Read the header's text; ``source`` names the file. Raises ``CheckpointError.InvalidFormat``."""
+        where = f"{metal_candle.METADATA} in the header"
+        values = parse_json_object(text, where, lambda reason: invalid(source, reason))
+        for name, whole in (("global_step", True), ("loss", False), ("learning_rate", False), ("timestamp", True)):
+            value = values.get(name)
+            if value is None and name in values and not whole:
+                values[name] = math.nan
+            elif isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                takes = "a whole number" if whole else "a number"
+                raise invalid(source, f"{where}: {name} is {described(value)}; takes {takes}")
+        return cls(**{each.name: values[each.name] for each in fields(cls)})
+
+
+def save_checkpoint(
+    adapter: LoRAAdapter, path: str | PathLike[str], metadata: CheckpointMetadata | None = None
+) -> None:
+    """Write the adapter, whole or not at all: an old file is replaced when the new one is complete.
+
+    Raises ``CheckpointError.SaveFailed`` where it cannot be written, and ``CheckpointError.InvalidFormat`` for an
+    adapter without layers, or with a layer that has more than A and B, which the format has no place for.
+    """
+    if metadata is not None and not isinstance(metadata, CheckpointMetadata):
+        raise ArgumentTypeError(f"save_checkpoint: got metadata {described(metadata)}; takes a CheckpointMetadata")
+    layers = {module: layer for module in adapter.paths() if (layer := adapter.layer_at(module)) is not None}
+    for module, layer in layers.items():
+        if len(layer.trainable_variables()) != 2:
+            raise invalid(path, f"{module} has more than lora_a and lora_b; save the adapter in another format")
+    config = adapter.config()
+    stored = stored_from(layers, config.target_names(), config.dropout, adapter.num_layers(), None)
+    metal_candle.save(path, stored, {} if metadata is None else {metal_candle.METADATA: metadata.to_json()})
+
+
+def load_checkpoint(adapter: LoRAAdapter, path: str | PathLike[str]) -> CheckpointMetadata | None:
+    """Set the adapter's variables to what the file holds, and give its metadata, or ``None`` if it has none.
+
+    All or nothing: raises ``CheckpointError.InvalidFormat`` naming every tensor that is missing, that the adapter has
+    no place for, or of another shape or dtype (all of them in the error's ``missing``, ``extra`` and ``misfits``), and
+    every layer whose scale is another one, and then changes nothing. Halves are widened. Raises
+    ``CheckpointError.LoadFailed`` for a file that is not there, cut short or damaged.
+    """
+    file = Path(path)
+    header = read_header(file)
+    places = _places(adapter)
+    _expect_tensors(file, header, places)
+    if metal_candle.HEADER in header.metadata:
+        _expect_scales(file, adapter, metal_candle.load(file).factors)
+    text = header.metadata.get(metal_candle.METADATA)
+    metadata = None if text is None else CheckpointMetadata.from_json(text, file)
+    try:
+        reader = safetensors.Reader(file)
+        values = [(var, reader.array(name).astype(var.dtype.mlx_)) for name, var in places.items()]
+    except (Error, OSError, KeyError) as error:  # replaced or cut short since its header was read
+        raise unreadable(f"{file}: changed while it was read: {error}") from error
+    set_all([(leaf(value, var.device), [var]) for var, value in values])
+    return metadata
+
+
+def _places(adapter: LoRAAdapter) -> dict[str, Var]:
+    """Each tensor's name, and the variable that it is for."""
+    return {
+        f"{key}.{name}": var
+        for key, layer in adapter.layers()
+        for name, var in (("lora_a", layer.lora_a()), ("lora_b", layer.lora_b()))
+    }
+
+
+def _expect_tensors(file: Path, header: safetensors.Header, places: Mapping[str, Var]) -> None:
+    missing = [name for name in places if name not in header.tensors]
+    extra = [name for name in header.tensors if name not in places]
+    misfits = []
+    for name, var in places.items():
+        info = header.tensors.get(name)
+        if info is not None and (info.shape != tuple(var.shape) or info.dtype not in _FLOATS):
+            misfits.append(f"{name} is {info.dtype} {list(info.shape)}, takes F32 {list(var.shape)}")
+    wrong = [f"missing {_listed(missing)}"] if missing else []
+    wrong += [f"the adapter has no {_listed(map(shown, extra))}"] if extra else []
+    wrong += [_listed(misfits)] if misfits else []
+    if wrong:
+        raise _refused(file, wrong, missing=missing, extra=extra, misfits=misfits)
+
+
+def _expect_scales(file: Path, adapter: LoRAAdapter, stored: Mapping[str, Factors]) -> None:
+    """The same factors with another alpha are another adapter."""
+    wrong = []
+    for path, factors in stored.items():
+        layer = adapter.layer_at(path)
+        own = 0.0 if layer is None else layer.config().scaling()
+        if not math.isclose(own, factors.scale, rel_tol=1e-6):
+            wrong.append(f"{metal_candle.key_of(path)} has alpha / rank {factors.scale:g} there, {own:g} here")
+    if wrong:
+        raise _refused(file, [_listed(wrong)], missing=[], extra=[], misfits=wrong)
+
+
+def _refused(file: Path, wrong: list[str], **names: Any) -> CheckpointError:
+    error = invalid(file, f"is no checkpoint of this adapter: {'; '.join(wrong)}")
+    error.__dict__.update({name: tuple(values) for name, values in names.items()})
+    return error
+
+
+def _listed(names: Iterable[str]) -> str:
+    every = list(names)
+    more = f" and {len(every) - MOST} more" if len(every) > MOST else ""
+    return ", ".join(every[:MOST]) + more

@@ -1,0 +1,130 @@
+"""The training loop of v1, over ready tensors. metal-candle: ``metal_candle::training::Trainer``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Union
+
+from ..device import DeviceLike
+from ..error import ArgumentTypeError, TrainingError
+from ..error.text import described
+from ..nn.constructors import New
+from ..tensor.base import TensorBase
+from .adamw import AdamW, config_of
+from .adapter import LoRAAdapter, LoRAAdapterConfig
+from .callbacks import Callbacks, TrainingCallback
+from .config import TrainingConfig
+from .events import StepMetrics
+from .step import Forward, TrainingStep
+
+Told = Union[TrainingCallback, Callable[[StepMetrics], Union[bool, None]]]
+"""What is told of each step: a callback, or a function of its metrics. ``False`` ends the run."""
+
+
+class Trainer(New):
+    """Trains an adapter of its own through a function of yours; ``AdapterTrainer`` trains a model's on texts.
+
+    ``forward_fn(input_ids)`` makes logits ``(b, t, v)`` by means of ``lora_adapter()``: after
+    ``model.apply_adapter(trainer.lora_adapter())`` it may be the model itself. Raises ``TrainingError.InvalidConfig``
+    for numbers outside their ranges, the schedule's included.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        num_layers: int,
+        lora_config: LoRAAdapterConfig | None = None,
+        training_config: TrainingConfig | None = None,
+        device: DeviceLike = None,
+    ) -> None:
+        self._config = training_config or TrainingConfig()
+        self._config.validate()
+        self._adapter = LoRAAdapter(hidden_size, intermediate_size, num_layers, lora_config, device)
+        self._optimizer = AdamW(config_of(self._config.optimizer_config), self._adapter.trainable_variables())
+        self._step = TrainingStep()
+
+    def lora_adapter(self) -> LoRAAdapter:
+        """The adapter that is trained."""
+        return self._adapter
+
+    lora_adapter_mut = lora_adapter
+
+    def optimizer(self) -> AdamW:
+        """The optimizer, whose state can be saved and restored."""
+        return self._optimizer
+
+    def global_step(self) -> int:
+        """How many updates were made, by all calls of ``train``."""
+        return self._step.step()
+
+    @property
+    def step(self) -> int:
+        """``global_step()``, as callbacks read it."""
+        return self.global_step()
+
+    def train(
+        self,
+        dataset: Sequence[tuple[TensorBase, TensorBase]],
+        forward_fn: Forward,
+        callbacks: Iterable[Told] = (),
+    ) -> list[StepMetrics]:
+        """Go through ``dataset``, pairs of ids and targets ``(b, t)``, ``num_epochs`` times: a step for each pair.
+
+        The rate is the schedule's at the global step, which counts from 0. Gradients are clipped to ``max_grad_norm``.
+        ``max_steps`` ends the run, and so does a callback. Prints nothing; an empty data set gives ``[]``. Raises as
+        ``TrainingStep.execute``.
+        """
+        if iter(dataset) is dataset:
+            raise TrainingError.InvalidConfig(
+                reason=f"the data set is a {type(dataset).__name__}, which one epoch uses up; takes a list of pairs"
+            )
+        told = Callbacks(map(_callback, callbacks))
+        modes = [(layer, layer.is_training()) for _, layer in self._adapter.layers()]
+        self._adapter.set_training(True)
+        error: BaseException | None = None
+        try:
+            return self._run(list(dataset), forward_fn, told)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            for layer, mode in modes:
+                layer.set_training(mode)
+            told.end(self, error)
+
+    def _run(
+        self, pairs: list[tuple[TensorBase, TensorBase]], forward_fn: Forward, told: Callbacks
+    ) -> list[StepMetrics]:
+        config = self._config
+        planned = len(pairs) * config.num_epochs
+        total = planned if config.max_steps is None else min(planned, config.max_steps)
+        told.start(self, self.global_step() + total)
+        done: list[StepMetrics] = []
+        while len(done) < total and not told.stopped:
+            input_ids, target_ids = pairs[len(done) % len(pairs)]
+            rate = config.lr_scheduler.get_lr(self.global_step())
+            step, limit = self._step, config.max_grad_norm
+            done.append(step.execute(input_ids, target_ids, self._adapter, self._optimizer, rate, forward_fn, limit))
+            told.step(self, done[-1])
+            told.step_end(self)
+        return done
+
+
+class _Function(TrainingCallback):
+    """A function of a step's metrics as a callback."""
+
+    def __init__(self, function: Callable[[StepMetrics], bool | None]) -> None:
+        self._function = function
+
+    def on_step(self, trainer: Any, metrics: StepMetrics) -> bool | None:
+        """Call it."""
+        return self._function(metrics)
+
+
+def _callback(told: Told) -> TrainingCallback:
+    if isinstance(told, TrainingCallback):
+        return told
+    if not callable(told) or isinstance(told, type):
+        raise ArgumentTypeError(f"callbacks: got {described(told)}; takes TrainingCallback objects and functions")
+    return _Function(told)

@@ -1,0 +1,111 @@
+"""Several adapters by name, one of them at work. metal-candle: ``metal_candle::training::AdapterRegistry``."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+from ..error import ArgumentTypeError, TrainingError
+from ..error.text import described, shown
+from ..models.projection import ApplyAdapter
+from ..nn.constructors import New
+from .adapter import LoRAAdapter
+from .checkpoint import load_checkpoint
+
+
+class AdapterRegistry(New):
+    """Named adapters, of which at most one is active.
+
+    With a ``model``, the active adapter is the one that acts in it: ``activate`` applies it, ``deactivate`` takes it
+    out, and the model's weights are never touched. A switch sets one reference for each projection of the model,
+    however many adapters there are and whatever their size. A function that ``compile`` made keeps a plan for each
+    adapter it has met. Without a model the registry remembers which adapter is active, for ``get_active()``.
+    """
+
+    def __init__(self, model: ApplyAdapter | None = None) -> None:
+        if model is not None and not isinstance(model, ApplyAdapter):
+            raise ArgumentTypeError(
+                f"AdapterRegistry: got {described(model)}; takes a model with apply_adapter and remove_adapter, or none"
+            )
+        self._model = model
+        self._adapters: dict[str, LoRAAdapter] = {}
+        self._active: str | None = None
+
+    def __repr__(self) -> str:
+        return f"AdapterRegistry({len(self)} adapters, active: {self._active!r})"
+
+    def __len__(self) -> int:
+        return len(self._adapters)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._adapters
+
+    def is_empty(self) -> bool:
+        """Whether there are no adapters."""
+        return not self._adapters
+
+    def add_adapter(self, name: str, adapter: LoRAAdapter) -> None:
+        """Register an adapter. Raises ``TrainingError.InvalidConfig`` for a name that is taken."""
+        self._expect_free(name)
+        if not isinstance(adapter, LoRAAdapter):
+            raise ArgumentTypeError(f"add_adapter {shown(name)}: got {described(adapter)}; takes a LoRAAdapter")
+        self._adapters[name] = adapter
+
+    def load_adapter_from_checkpoint(self, name: str, adapter: LoRAAdapter, path: str | PathLike[str]) -> None:
+        """Fill an adapter from a checkpoint, as ``load_checkpoint``, and register it; when that fails, neither.
+
+        Raises as ``load_checkpoint`` and ``add_adapter``.
+        """
+        self._expect_free(name)
+        load_checkpoint(adapter, path)
+        self.add_adapter(name, adapter)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter, and deactivate it if it is active. Raises ``TrainingError.InvalidConfig``."""
+        self._expect_known(name)
+        if name == self._active:
+            self.deactivate()
+        del self._adapters[name]
+
+    def activate(self, name: str) -> None:
+        """Let an adapter be the active one. Raises ``TrainingError.InvalidConfig`` for an unknown name.
+
+        Also raises what the model's ``apply_adapter`` does; the one before then stays active.
+        """
+        self._expect_known(name)
+        if self._model is not None:
+            self._model.apply_adapter(self._adapters[name])
+        self._active = name
+
+    def deactivate(self) -> None:
+        """Let none be active."""
+        if self._model is not None and self._active is not None:
+            self._model.remove_adapter()
+        self._active = None
+
+    def active_adapter(self) -> str | None:
+        """The active adapter's name."""
+        return self._active
+
+    def get_active(self) -> LoRAAdapter | None:
+        """The active adapter."""
+        return None if self._active is None else self._adapters[self._active]
+
+    def get_adapter(self, name: str) -> LoRAAdapter | None:
+        """The adapter of that name, or ``None``."""
+        return self._adapters.get(name)
+
+    def list_adapters(self) -> list[str]:
+        """The names, in the order they were registered."""
+        return list(self._adapters)
+
+    def _expect_free(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise ArgumentTypeError(f"AdapterRegistry: got name {described(name)}; takes a str")
+        if name in self._adapters:
+            reason = f"adapter {shown(name)} is registered already; takes another name, or unload_adapter first"
+            raise TrainingError.InvalidConfig(reason=reason)
+
+    def _expect_known(self, name: str) -> None:
+        if name not in self._adapters:
+            known = ", ".join(map(shown, self._adapters)) or "none"
+            raise TrainingError.InvalidConfig(reason=f"no adapter {shown(name)}; registered: {known}")
