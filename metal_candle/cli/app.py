@@ -8,7 +8,7 @@ import typer
 
 from .. import features
 from ..error import Error
-from . import doctor, finetune, generate, inspect, merge
+from . import convert, doctor, finetune, generate, inspect, merge
 
 app = typer.Typer(
     name="metal-candle",
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command()(finetune.finetune)
 app.command()(generate.generate)
 app.command()(merge.merge)
+app.command()(convert.convert)
 app.add_typer(inspect.app, name="inspect")
 app.command()(doctor.doctor)
 

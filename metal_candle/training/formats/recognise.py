@@ -106,7 +106,7 @@ def write(
     elif target is Format.MetalCandle:
         metal_candle.save(path, adapter)
     else:
-        raise invalid(path, "a GGUF adapter needs the base model's architecture; write it with save_gguf")
+        raise invalid(path, "a GGUF adapter needs its base's configuration; write it with formats.gguf_adapter.save")
     return adapter
 
 

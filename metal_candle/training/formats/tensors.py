@@ -57,7 +57,7 @@ def read_pairs(path: Path, factor: re.Pattern[str], takes: str) -> dict[str, Pai
         if match is None:
             raise invalid(path, f"tensor {key} {what_is(key)}; takes {takes}")
         if not mx.issubdtype(tensor.dtype, mx.floating):
-            raise invalid(path, f"tensor {key} is {str(tensor.dtype).rpartition(".")[2]}; takes F32, BF16 or F16")
+            raise invalid(path, f"tensor {key} is {str(tensor.dtype).rpartition('.')[2]}; takes F32, BF16 or F16")
         found.setdefault(match["path"], {})[match["factor"].upper()] = tensor
     if not found:
         raise invalid(path, "holds no LoRA factors")

@@ -1,0 +1,99 @@
+"""LoRA adapters as GGUF files, which llama.cpp loads beside a GGUF model (``--lora``); written, not read.
+
+Tensors ``blk.{i}.attn_q.weight.lora_a`` (rank, in) and ``.lora_b`` (out, rank), F32 or F16. There is one alpha for
+all; a module's scale is alpha over its own rank. In files of the ``llama`` architecture the rows of q and k are
+interleaved, and so are those of their B. Source: llama.cpp, ``convert_lora_to_gguf.py`` and ``llama-adapter.cpp``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ...error import CheckpointError
+from ...formats.ggml_encode import encode
+from ...formats.gguf_value import Value
+from ...formats.gguf_writer import Entry, write_gguf
+from ...models.config import ModelConfig
+from ...models.weights.gguf import ARCHITECTURES, gguf_name, permute
+from .stored import Factors, StoredAdapter
+from .tensors import invalid
+from .uniform import with_one_scale
+
+KINDS = {"f32": "F32", "f16": "F16"}
+"""The tensor types that llama.cpp computes adapters with."""
+
+
+def save(
+    path: str | PathLike[str],
+    adapter: StoredAdapter,
+    base: ModelConfig,
+    dtype: str = "f32",
+    fold_scales: bool = False,
+) -> StoredAdapter:
+    """Write an adapter of a model with the configuration ``base``. Gives what was written.
+
+    Ranks stay as they are. An alpha of a module's own goes into its B: see ``uniform``. ``dtype`` is "f32", exact, or
+    "f16". Raises ``CheckpointError.SaveFailed``, and ``CheckpointError.InvalidFormat`` for an architecture that GGUF
+    files of this package do not have, a module that is no projection of it, and numbers beyond F16.
+    """
+    if dtype not in KINDS:
+        raise invalid(path, f"dtype is {dtype!r}; a GGUF adapter takes f32 or f16")
+    if not adapter.factors:
+        raise CheckpointError.InvalidFormat(reason=f"{path}: an adapter needs at least one module's factors")
+    architecture = "llama" if base.model_type == "mistral" else base.model_type
+    if architecture not in ARCHITECTURES:
+        raise invalid(path, f"the base is a {architecture!r}; takes {', '.join(ARCHITECTURES)}")
+    uniform = _with_one_alpha(adapter, fold_scales)
+    alpha = next(iter(uniform.factors.values())).alpha
+    metadata = {
+        "general.architecture": Value.String(architecture),
+        "general.type": Value.String("adapter"),
+        "general.name": Value.String(adapter.base_model or architecture),
+        "adapter.type": Value.String("lora"),
+        "adapter.lora.alpha": Value.F32(alpha),
+    }
+    entries: list[Entry] = []
+    for module, factors in uniform.factors.items():
+        name = gguf_name(module)
+        if name is None:
+            raise invalid(adapter.source, f"{module} is no projection that a GGUF file of {architecture} has")
+        a, b = _rows(module, factors, base, architecture == "llama")
+        entries += [_entry(f"{name}.weight.lora_{which}", rows, dtype) for which, rows in (("a", a), ("b", b))]
+    write_gguf(path, metadata, entries)
+    return uniform
+
+
+def _with_one_alpha(adapter: StoredAdapter, fold_scales: bool) -> StoredAdapter:
+    """``with_one_scale`` where scale stands for alpha: that is what a GGUF file has one of."""
+    as_alphas = {path: replace(each, scale=each.alpha) for path, each in adapter.factors.items()}
+    one = with_one_scale(replace(adapter, scale=adapter.alpha, factors=as_alphas), "GGUF", fold_scales)
+    factors = {path: replace(each, scale=each.scale / each.rank) for path, each in one.factors.items()}
+    return replace(adapter, scale=one.scale / adapter.rank, factors=factors, notes=one.notes)
+
+
+def _rows(
+    module: str, factors: Factors, base: ModelConfig, interleaved: bool
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """A (rank, in) and B (out, rank), its rows in the order of the base's file."""
+    a, b = (np.array(mx.contiguous(each.T).astype(mx.float32)) for each in (factors.a, factors.b))
+    name = module.rpartition(".")[2]
+    heads = {"q_proj": base.num_attention_heads, "k_proj": base.num_kv_heads()}.get(name)
+    if heads is None:
+        return a, b
+    if b.shape[0] != heads * base.head_dim():
+        wanted = heads * base.head_dim()
+        reason = f"{module} gives {b.shape[0]} there, {wanted} in the base"
+        raise CheckpointError.InvalidFormat(reason=f"the adapter is for another model: {reason}")
+    return a, permute(b, heads) if interleaved else b
+
+
+def _entry(name: str, rows: np.ndarray[Any, Any], dtype: str) -> Entry:
+    with np.errstate(over="ignore"):
+        if dtype == "f16" and not np.isfinite(rows.astype(np.float16)).all():
+            raise CheckpointError.InvalidFormat(reason=f"{name} has numbers beyond F16's range; takes f32")
+    return Entry(name, KINDS[dtype], rows.shape, encode(rows.reshape(-1), KINDS[dtype]))
