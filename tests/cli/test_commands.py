@@ -61,6 +61,19 @@ def test_finetune_leaves_adapter_metrics_and_plot(adapter: Path) -> None:
     assert (adapter / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_packing_makes_fewer_and_larger_updates(model: Path, rows: Path, tmp_path: Path) -> None:
+    arguments = ("finetune", "--model", model, "--data", rows, "--sample", "", "--valid-fraction", 0, "--batch-size", 1)
+    assert "10 updates" in ok(*arguments, "--output", tmp_path / "apart")
+    assert "2 updates" in ok(*arguments, "--output", tmp_path / "packed", "--packing", "--max-length", 200)
+    counts = [
+        [record["trained_tokens"] for record in read_metrics(tmp_path / folder / "metrics.jsonl") if "loss" in record]
+        for folder in ("apart", "packed")
+    ]
+    assert len(counts[0]) == 10
+    assert len(counts[1]) == 2
+    assert sum(counts[0]) == sum(counts[1])
+
+
 def test_generate_uses_the_adapter(model: Path, adapter: Path) -> None:
     plain = ok("generate", "--model", model, "--max-tokens", 12, "say 3")
     adapted = ok("generate", "--adapter", adapter, "--max-tokens", 12, "say 3")  # its base model is in its file

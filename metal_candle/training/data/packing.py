@@ -1,4 +1,10 @@
-"""Several rows packed one behind the other into one sequence, so that hardly any padding is computed."""
+"""Several rows packed one behind the other into one sequence, so that hardly any padding is computed.
+
+All pairs of a sequence's tokens are scored, and those of different rows hidden, so that attention grows with the
+square of ``max_length``: little above the longest row is best. SmolLM2 on a CPU with the field guide, whose rows have
+78 to 143 tokens, trained 101 tokens a second of processor time in sorted batches of 4 rows, 94 in 2 sequences of up to
+256, 74 in one of 512 and 56 in one of 1024: with rows of similar lengths there is less padding to save than that costs.
+"""
 
 from __future__ import annotations
 
