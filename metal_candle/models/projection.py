@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
@@ -174,5 +174,5 @@ class Projection(Module):
         adapted: T = self.adapter.apply(base, xs)
         return adapted
 
-    def _mode(self) -> Hashable:
+    def _mode(self) -> Any:
         return self.adapter

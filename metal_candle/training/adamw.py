@@ -18,7 +18,7 @@ from ..nn.optim.params import AT_LEAST_0, BELOW_1, MORE_THAN_0, Range
 from ..nn.optim.state import checked
 from ..tensor.base import TensorBase
 from ..tensor.eager import CellTensor, Tensor
-from ..tensor.grad_store import GradStore
+from ..tensor.grad_store import backward
 from ..tensor.var import Var
 
 MOMENTS = ("m", "v")
@@ -121,7 +121,7 @@ class AdamW(New):
         group = self._named[name]
         (var,) = group.vars()
         var.set(param)
-        group.step({var: grad})
+        group.step({var: Tensor._from_node(grad._node)})
         return Tensor.from_mlx(var.mlx(), var.device)
 
     def step_var(self, var: Var, grad: TensorBase) -> None:
@@ -132,7 +132,7 @@ class AdamW(New):
             self._register([var])
         elif len(self._group_of[var.id()].vars()) > 1:
             self._take_apart(self._group_of[var.id()])
-        self._group_of[var.id()].step({var: grad})  # type: ignore[dict-item]
+        self._group_of[var.id()].step({var: Tensor._from_node(grad._node)})
 
     def step_vars(self, grads: Mapping[Var, Tensor], max_norm: float | None = None) -> Tensor | None:
         """One update of every variable of ``grads``, all together; those it does not know are known from then on.
@@ -162,7 +162,7 @@ class AdamW(New):
         if self._fixed and len(groups) == 1:
             return groups[0].backward_step(loss, max_norm)
         known = None if self._fixed else variables_of(loss)
-        grads: GradStore = loss.backward()
+        grads = backward(loss, Tensor._from_node)
         wanted = self._vars if known is None else known
         return self.step_vars({var: grads[var] for var in wanted if var in grads}, max_norm)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Union
 
 from ..device import DeviceLike
@@ -75,7 +75,7 @@ class Trainer(New):
         ``max_steps`` ends the run, and so does a callback. Prints nothing; an empty data set gives ``[]``. Raises as
         ``TrainingStep.execute``.
         """
-        if iter(dataset) is dataset:
+        if isinstance(dataset, Iterator):
             raise TrainingError.InvalidConfig(
                 reason=f"the data set is a {type(dataset).__name__}, which one epoch uses up; takes a list of pairs"
             )

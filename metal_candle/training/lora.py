@@ -17,6 +17,7 @@ from ..error.text import described
 from ..graph.operations.fused import AddLoRA, LoRA
 from ..graph.scopes import scoped
 from ..nn import ops
+from ..nn.constructors import Default
 from ..nn.module import Module
 from ..tensor.base import TensorBase
 from ..tensor.eager import Tensor
@@ -25,7 +26,7 @@ from ..tensor.var import Var
 
 
 @dataclass(frozen=True)
-class LoRAConfig:
+class LoRAConfig(Default):
     """Rank, alpha and dropout of an adaptation; ``scaling()`` is alpha / rank.
 
     ``init`` is how A starts: "normal" with standard deviation 1/sqrt(rank), metal-candle's; "uniform" in
@@ -80,7 +81,7 @@ class LoRALayer(Module):
         self._b = Var.zeros((rank, out_features), DType.F32, where)
 
     def forward(self, xs: Any) -> Any:
-        """The delta ``(…, out)`` of ``(…, in)``: lazy for a lazy input, eager for an eager one; in the input's dtype."""
+        """The delta ``(…, out)`` of ``(…, in)``, in its dtype: lazy for a lazy input, eager for an eager one."""
         a, b = self._factors(xs)
         if self._drops():
             return self._hidden(xs).broadcast_matmul(b)
@@ -108,7 +109,8 @@ class LoRALayer(Module):
         """A and B as tensors of ``xs``' kind and dtype."""
         if not isinstance(xs, TensorBase):
             raise ArgumentTypeError(f"LoRALayer: got {described(xs)}; takes a tensor")
-        a, b = xs._lift(self._a), xs._lift(self._b)
+        a: Any = xs._lift(self._a)
+        b: Any = xs._lift(self._b)
         return (a, b) if xs.dtype is DType.F32 else (a.to_dtype(xs.dtype), b.to_dtype(xs.dtype))
 
     def _drops(self) -> bool:

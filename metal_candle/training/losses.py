@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from ..error import ArgumentTypeError, TrainingError
 from ..error.text import described
+from ..graph.operation import to_numpy
 from ..nn.loss import cross_entropy
 from ..tensor.base import TensorBase
 
@@ -70,7 +71,7 @@ def _expect(op: str, logits: object, targets: object) -> None:
 
 
 def _any_kept(targets: TensorBase, ignore_index: int) -> bool:
-    values = targets.detach().numpy()
+    values = to_numpy(targets.mlx())
     # A negative index among unsigned ids is what a conversion to them has made of it.
     wanted = ignore_index % (1 << 8 * values.dtype.itemsize) if values.dtype.kind == "u" else ignore_index
     return bool((values != wanted).any())

@@ -11,6 +11,7 @@ from typing import Any
 from ..dtype import DType
 from ..error import ArgumentTypeError, TrainingError
 from ..error.text import described
+from ..graph.operation import to_numpy
 from ..nn.constructors import Default, New
 from ..nn.optim import global_norm
 from ..tensor.base import TensorBase
@@ -90,7 +91,7 @@ class TrainingStep(New, Default):
             )
 
 
-def expect_logits(logits: object) -> TensorBase:
+def expect_logits(logits: object) -> Any:
     """What ``forward_fn`` gave. Raises ``ArgumentTypeError`` for what is no tensor."""
     if not isinstance(logits, TensorBase):
         raise ArgumentTypeError(f"training: forward_fn gave {described(logits)}; takes a tensor of logits")
@@ -106,4 +107,4 @@ def ignored_of(targets: TensorBase) -> int | None:
 
 def _count(targets: TensorBase) -> int:
     ignored = ignored_of(targets)
-    return targets.elem_count() if ignored is None else int((targets.detach().numpy() != ignored).sum())
+    return targets.elem_count() if ignored is None else int((to_numpy(targets.mlx()) != ignored).sum())
