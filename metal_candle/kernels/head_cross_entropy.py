@@ -75,8 +75,13 @@ def _rows_forward(hidden: mx.array, weight: mx.array, gradient: bool) -> tuple[m
     return top + mx.log(total), None if mean is None else mean / total
 
 
-def _forward(
-    hidden: mx.array, weight: mx.array, targets: mx.array, label_smoothing: float = 0.0, gradient: bool = True
+def by_words(
+    hidden: mx.array,
+    weight: mx.array,
+    targets: mx.array,
+    label_smoothing: float = 0.0,
+    gradient: bool = True,
+    rows: int = ROWS,
 ) -> Outputs:
     wide = _wide(hidden)
     at, known = places(targets, weight.shape[0])
@@ -84,11 +89,11 @@ def _forward(
     losses: list[mx.array] = []
     gradients: list[mx.array] = []
     tops: list[mx.array] = []
-    for start in range(0, hidden.shape[0], ROWS):
-        part = wide[start : start + ROWS]
+    for start in range(0, hidden.shape[0], rows):
+        part = wide[start : start + rows]
         if tops:
             part = mx.depends([part], [gradients[-1] if gradient else tops[-1]])[0]
-        word = _wide(weight[at[start : start + ROWS]])
+        word = _wide(weight[at[start : start + rows]])
         if middle is not None:
             word = word * (1 - label_smoothing) + middle * label_smoothing
         top, mean = _rows_forward(part, weight, gradient)
@@ -110,13 +115,13 @@ def _vjp(
 ) -> Gradients:
     hidden, weight, targets = inputs
     if len(outputs) < 2:
-        outputs = _forward(hidden, weight, targets, label_smoothing)
+        outputs = by_words(hidden, weight, targets, label_smoothing)
     at, known = places(targets, weight.shape[0])
     upstream = or_zero(cotangent, known)[:, None]
     of_hidden = (outputs[1] * upstream).astype(hidden.dtype) if needs[0] else None
     of_weight = None
     if needs[1]:
-        top = outputs[2] if len(outputs) > 2 else _forward(hidden, weight, targets, label_smoothing)[2]
+        top = outputs[2] if len(outputs) > 2 else by_words(hidden, weight, targets, label_smoothing)[2]
         of_weight = _of_weight(upstream, hidden, weight, at, top, label_smoothing)
     return (of_hidden, of_weight, None)[: len(needs)]
 
@@ -153,7 +158,7 @@ def _alike(hidden: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
     return (hidden, weight) if hidden.dtype == weight.dtype else (_wide(hidden), _wide(weight))
 
 
-def _loss_and_gradient(logits: mx.array, targets: mx.array, label_smoothing: float) -> tuple[mx.array, mx.array]:
+def loss_and_gradient(logits: mx.array, targets: mx.array, label_smoothing: float) -> tuple[mx.array, mx.array]:
     """The losses of rows of logits and the gradient of the sum of those that are numbers."""
     if label_smoothing:
         outputs = cross_entropy.forward(logits, targets, label_smoothing)
@@ -181,7 +186,7 @@ def _chunks_forward(
             rows = mx.depends([rows], [gradients[-1] if gradient else losses[-1]])[0]
         logits = rows @ weight.T
         if gradient:
-            loss, of_chunk = _loss_and_gradient(logits, wanted, label_smoothing)
+            loss, of_chunk = loss_and_gradient(logits, wanted, label_smoothing)
             gradients.append(of_chunk @ weight)
         else:
             loss = cross_entropy.forward(logits, wanted, label_smoothing)[0]
@@ -221,7 +226,7 @@ def _chunks_of_weight(
         rows, wanted = hidden[start : start + step], targets[start : start + step]
         if total is not None:
             rows = mx.depends([rows], [total])[0]
-        _, of_chunk = _loss_and_gradient(rows @ weight.T, wanted, label_smoothing)
+        _, of_chunk = loss_and_gradient(rows @ weight.T, wanted, label_smoothing)
         scaled = (rows * cotangent[start : start + step, None]).astype(hidden.dtype)
         part = (of_chunk.T @ scaled).astype(mx.float32)
         total = part if total is None else total + part
@@ -229,7 +234,7 @@ def _chunks_of_weight(
     return total.astype(dtype)
 
 
-_BLOCKS = Variant("blocks of words", _forward, _vjp)
+_BLOCKS = Variant("blocks of words", by_words, _vjp)
 _CHUNKS = Variant("chunks of rows", _chunks_forward, _chunks_vjp)
 
 

@@ -56,6 +56,7 @@ BY_HAND: dict[str, tuple[Operation, tuple[Metas, ...]]] = {
     "cross_entropy": (Operation.CrossEntropy(), (meta(5, 7), ids(5))),
     "quantized_linear": (Operation.QuantizedLinear(4), (meta(3, 64), *CODES)),
     "quantized_embedding": (Operation.QuantizedEmbedding(4), (ids(3), *CODES)),
+    "quantized_head_cross_entropy": (Operation.QuantizedHeadCrossEntropy(4), (meta(3, 64), ids(3), *CODES)),
     "global_norm": (Operation.GlobalNorm, (meta(5, 7), meta(3))),
     "add_rms_norm": (Operation.AddRMSNorm(1e-5), (meta(5, 7), meta(5, 7), meta(7))),
     "add_layer_norm": (Operation.AddLayerNorm(1e-5), (meta(5, 7), meta(5, 7), meta(7), meta(7))),

@@ -43,6 +43,7 @@ WRITTEN = {
     "muon_update": "../nn/test_optim_muon.py",
     "quantized_linear": "../quantized/test_qmatmul.py",
     "quantized_embedding": "../quantized/test_qtensor.py",
+    "quantized_head_cross_entropy": "../nn/test_quantized_layers.py",
     "global_norm": "../nn/test_optim_clip.py",
     "clip_factor": "../nn/test_optim_clip.py",
     "scale_gradients": "../nn/test_optim_clip.py",

@@ -125,7 +125,7 @@ class HeadCrossEntropy(Operation):
         return self._losses(hidden, weight, targets, True)
 
     def _losses(self, hidden: mx.array, weight: mx.array, targets: mx.array, gradient: bool) -> tuple[mx.array, ...]:
-        places, nothing, rows = self._guarded(targets, weight.shape[0])
+        places, nothing, rows = guarded(targets, weight.shape[0])
         if not weight.shape[0] or (rows is not None and not rows.size):
             return (mx.zeros(targets.shape, mx.float64 if hidden.dtype == mx.float64 else mx.float32),)
         if rows is not None:
@@ -135,11 +135,11 @@ class HeadCrossEntropy(Operation):
         losses, *saved = head_cross_entropy.forward(hidden, weight, places, self.label_smoothing, gradient)
         if rows is None:
             return (blank(losses, nothing), *saved)
-        return (_spread(losses, rows, targets.shape[0]), *saved)
+        return (spread(losses, rows, targets.shape[0]), *saved)
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
         hidden, weight, targets = inputs
-        places, nothing, rows = self._guarded(targets, weight.shape[0])
+        places, nothing, rows = guarded(targets, weight.shape[0])
         if not weight.shape[0] or (rows is not None and not rows.size):
             return mx.zeros_like(hidden), mx.zeros_like(weight), None
         if rows is None:
@@ -148,20 +148,21 @@ class HeadCrossEntropy(Operation):
         losses, *saved = output if isinstance(output, tuple) else (output,)
         given, seen = (hidden[rows], weight, places[rows]), (losses[rows], *saved)
         of_rows, of_weight, _ = head_cross_entropy.vjp(cotangent[rows], given, seen, needs, self.label_smoothing)
-        return None if of_rows is None else _spread(of_rows, rows, hidden.shape[0]), of_weight, None
-
-    def _guarded(self, targets: mx.array, words: int) -> tuple[mx.array, mx.array | None, mx.array | None]:
-        """Guarded targets, a mask of those that name nothing, and the rows of the others if some do and it is known."""
-        places, nothing = guard("linear_cross_entropy", targets, words)
-        if nothing is None:
-            return places, None, None
-        try:
-            left_out = np.array(nothing)
-        except ValueError:
-            return places, nothing, None
-        return places, nothing, mx.array(np.flatnonzero(~left_out).astype(np.int32))
+        return None if of_rows is None else spread(of_rows, rows, hidden.shape[0]), of_weight, None
 
 
-def _spread(part: mx.array, rows: mx.array, count: int) -> mx.array:
+def guarded(targets: mx.array, words: int) -> tuple[mx.array, mx.array | None, mx.array | None]:
+    """Guarded targets, a mask of those that name nothing, and the rows of the others if some do and it is known."""
+    places, nothing = guard("linear_cross_entropy", targets, words)
+    if nothing is None:
+        return places, None, None
+    try:
+        left_out = np.array(nothing)
+    except ValueError:
+        return places, nothing, None
+    return places, nothing, mx.array(np.flatnonzero(~left_out).astype(np.int32))
+
+
+def spread(part: mx.array, rows: mx.array, count: int) -> mx.array:
     """``count`` rows: those of ``part`` where they belong, the others 0."""
     return mx.zeros((count, *part.shape[1:]), part.dtype).at[rows].add(part)
