@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ..device import DeviceLike
 from ..error import TrainingError
 from ..models.projection import AdaptableModel, TargetModule
+from ..nn.constructors import Default, New
 from ..tensor.eager import Tensor
 from ..tensor.var import Var
 from .adapter_files import layers_for, stored_from, targets_of
@@ -24,7 +25,7 @@ ALL_LINEAR = tuple(TargetModule)
 
 
 @dataclass(frozen=True)
-class LoRAAdapterConfig:
+class LoRAAdapterConfig(Default):
     """Rank, alpha and dropout, and the projections that are adapted: metal-candle's q and v by default.
 
     A target that is a text names linear maps by the end of their module path, "mlp.c_fc" say, for models whose
@@ -51,7 +52,7 @@ class LoRAAdapterConfig:
         return [each.value if isinstance(each, TargetModule) else each for each in self.target_modules]
 
 
-class LoRAAdapter:
+class LoRAAdapter(New):
     """A ``LoRALayer`` for each place that is adapted, by its module path."""
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..error import TrainingError
+from ..nn.constructors import Default
 from ..nn.optim import ParamsAdamW
 from .adamw import AdamWConfig
 from .schedule import LRScheduler
@@ -14,7 +15,7 @@ MAY_CHANGE = ("num_epochs", "max_steps", "eval_every")
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Default):
     """metal-candle's ``TrainingConfig``, with what a run over a data set needs besides.
 
     ``max_steps`` ends the run early; ``accumulation_steps`` batches make one update; ``eval_every`` steps
