@@ -14,10 +14,17 @@ def refusal(model: AdaptableModel, name: str) -> str | None:
     return None if refused is None else refused(name)
 
 
-def all_linear(model: AdaptableModel) -> tuple[TargetModule | str, ...]:
-    """The shortest names that together mean every linear map of the blocks, and nothing that the model refuses."""
+def all_linear(model: AdaptableModel, rank: int) -> tuple[TargetModule | str, ...]:
+    """The shortest names that together mean every linear map of the blocks, and nothing that the model refuses.
+
+    Maps narrower than the rank, a gate of one number say, are left out.
+    """
     names: dict[str, None] = {}
-    for place in model.projections():
+    places = model.projections()
+    narrow = {place.path.rpartition(".")[2] for place in places if min(place.in_features, place.out_features) < rank}
+    for place in places:
+        if place.path.rpartition(".")[2] in narrow:
+            continue
         parts = place.path.split(".")
         count = 1
         while count < len(parts) and refusal(model, ".".join(parts[-count:])):

@@ -34,6 +34,16 @@ class Doubled:
         return x + x
 
 
+class Network:
+    name = "network"
+
+    def infer(self, *inputs: Meta) -> Meta:
+        return inputs[0]
+
+    def flops(self, inputs: Any, output: Metas) -> int:
+        return 70
+
+
 KEY = ids(2)
 CODES = (ids(6, 8), meta(6, 2), meta(6, 2))  # a weight (6, 64) in 4 bits
 # Records whose operands no sample describes.
@@ -44,6 +54,8 @@ BY_HAND: dict[str, tuple[Operation, tuple[Metas, ...]]] = {
     "to_device": (Operation.ToDevice(Device.Cpu), (meta(5, 7),)),
     "custom": (Operation.Custom(Doubled()), (meta(5, 7),)),
     "custom_without_backward": (Operation.CustomWithoutBackward(Doubled()), (meta(5, 7),)),
+    "mlx_function": (Operation.MlxFunction(Network()), (meta(5, 7), meta(3))),
+    "mlx_loss": (Operation.MlxLoss(Network(), 1), (meta(5, 7), meta(3))),
     "index_select": (Operation.IndexSelect(0), (meta(50, 7), ids(3))),
     "embedding": (Operation.Embedding, (meta(50, 7), ids(2, 3))),
     "gather": (Operation.Gather(1), (meta(5, 70), ids(5, 2))),

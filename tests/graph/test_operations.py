@@ -53,6 +53,8 @@ WRITTEN = {
     "lstm": "../nn/test_rnn_lstm.py",
     "expert_linear": "../nn/test_moe.py",
     "batch_norm": "../nn/test_batch_norm.py",
+    "mlx_function": "test_mlx_function.py",
+    "mlx_loss": "test_mlx_function.py",
 }
 # What candle and metal-candle have no name for.
 UNNAMED = ("add_lora", "grouped_lora")

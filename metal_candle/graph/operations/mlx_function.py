@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from ...error import BackwardNotSupportedError
 from ..operation import Gradients, Meta, Metas, Operation
 
 
@@ -69,7 +70,12 @@ class MlxFunction(Operation):
             result: mx.array = self.computation.compute(*full, differentiated=True)
             return result
 
-        (result,), found = mx.vjp(function, [inputs[i] for i in wanted], [cotangent])
+        try:
+            (result,), found = mx.vjp(function, [inputs[i] for i in wanted], [cotangent])
+        except ValueError as error:
+            if "VJP" not in str(error) and "Not implemented" not in str(error):
+                raise
+            raise BackwardNotSupportedError(f"{self.name()} ({error})") from error
         gradients: list[mx.array | None] = [None] * len(inputs)
         for i, gradient in zip(wanted, found):
             gradients[i] = gradient

@@ -85,9 +85,10 @@ class RowLogits:
                 continue
             apart = float(mx.abs(found.astype(mx.float32) - expected).max())
             size = float(mx.abs(expected).max())
+            reason = f"{apart:.1e} apart from the logits of all rows, which reach {size:.3g}"
             if size > 0 and apart <= unit * size:
-                return path, f"{apart:.1e} apart from the logits of all rows, which reach {size:.3g}"
-            reason = f"{path}: {apart:.1e} apart from the logits of all rows"
+                return path, reason
+            reason = f"{path}: {reason}"
         return None, reason
 
 
