@@ -8,6 +8,7 @@ what it does not know. metal-candle: ``metal_candle::training::checkpoint``.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from os import PathLike
@@ -79,6 +80,7 @@ def header_of(adapter: StoredAdapter) -> dict[str, str]:
     config = {
         "rank": adapter.rank,
         "alpha": adapter.alpha,
+        "scale": adapter.scale,
         "dropout": adapter.dropout,
         "target_modules": None if adapter.targets is None else list(adapter.targets),
         "layers": None if layers is None else list(layers),
@@ -151,18 +153,22 @@ def _described(
     general = a_factor(file, config.get("alpha"), f"{HEADER}.alpha")
     if alpha is not None and alpha != general:
         raise invalid(file, f"says alpha {general:g}, and {alpha:g} was given; leave it out")
+    scale = a_factor(file, config.get("scale", general / rank), f"{HEADER}.scale")
+    if not math.isclose(scale, general / rank, rel_tol=1e-12):  # which not every scale is to the last bit
+        said = f"alpha {general:g} over rank {rank} is {general / rank:g}, scale is {scale:g}"
+        raise invalid(file, f"{HEADER} contradicts itself: {said}")
     ranks, scales = (_by_module(file, pairs, config, name) for name in ("ranks", "scales"))
     factors = {}
     for module, (a, b) in pairs.items():
         wanted = a_rank(file, ranks.get(module, rank), f"{HEADER}.ranks[{key_of(module)!r}]")
         if a.shape[1] != wanted:
             raise invalid(file, f"{key_of(module)} has rank {a.shape[1]}, {HEADER} says {wanted}")
-        own = a_factor(file, scales.get(module, general / rank), f"{HEADER}.scales[{key_of(module)!r}]")
+        own = a_factor(file, scales.get(module, scale), f"{HEADER}.scales[{key_of(module)!r}]")
         factors[module] = Factors(a, b, own)
     base = config.get("base_model")
     return StoredAdapter(
         rank=rank,
-        scale=general / rank,
+        scale=scale,
         factors=factors,
         dropout=a_dropout(file, config.get("dropout", 0.0), f"{HEADER}.dropout"),
         targets=names_or_none(file, config.get("target_modules"), f"{HEADER}.target_modules"),

@@ -16,13 +16,15 @@ from ...files import read_json_object
 from ...models.projection import TargetModule
 from .folder import CONFIG, plain_number, save_folder
 from .stored import Factors, Format, Pair, StoredAdapter, block_of
-from .tensors import a_dropout, a_factor, a_rank, invalid, layers_or_none, read_pairs, unreadable
+from .tensors import a_dropout, a_factor, a_rank, invalid, layers_or_none, names_or_none, read_pairs, unreadable
 from .uniform import with_one_rank, with_one_scale
 
 WEIGHTS = "adapters.safetensors"
 _FACTOR = re.compile(r"(?P<path>.+)\.lora_(?P<factor>[ab])")
 _LAYERS = "layers_to_transform"
 """PEFT's name for a choice of blocks: mlx-lm passes over it, this package reads it back."""
+_MODULES = "target_modules"
+"""PEFT's name for a choice of modules, likewise."""
 
 ALL_BLOCKS = -1
 """``num_layers`` for every block; other numbers count from the last block."""
@@ -62,6 +64,9 @@ def save(
     }
     if config["num_layers"] == ALL_BLOCKS and (layers := uniform.chosen_layers()) is not None:
         config[_LAYERS] = list(layers)
+    blocks, keys = uniform.adapted_layers(), config["lora_parameters"]["keys"]
+    if len(uniform.factors) != len(blocks) * len(keys):  # not the same modules in every block
+        config[_MODULES] = list(uniform.factors)
     save_folder(Path(directory), config, WEIGHTS, tensors, others=("adapter_model.safetensors",))
     return uniform
 
@@ -141,6 +146,7 @@ class _Config:
         if type(self.num_layers) is not int:
             shown = "missing" if self.num_layers is None else repr(self.num_layers)
             raise invalid(path, f"num_layers is {shown}; takes a number of blocks, or -1 for all")
+        self.modules = names_or_none(path, fields.get(_MODULES), _MODULES)
         self.layers = layers_or_none(path, fields.get(_LAYERS), _LAYERS)
         base = fields.get("model")
         self.base_model = None if base is None else str(base)
@@ -148,6 +154,8 @@ class _Config:
     @property
     def targets(self) -> tuple[str, ...] | None:
         """The modules it lists: a projection's name alone, other modules' paths in their block."""
+        if self.modules is not None:
+            return self.modules
         return None if self.keys is None else tuple(sorted(map(_target, self.keys)))
 
 

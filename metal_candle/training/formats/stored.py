@@ -119,7 +119,11 @@ Pair: TypeAlias = "tuple[mx.array, mx.array]"
 
 
 def alpha_for(scale: float, rank: int) -> float:
-    """The alpha with ``alpha / rank == scale`` in double precision, so that no scale changes on its way."""
+    """The alpha with ``alpha / rank == scale`` in double precision, so that no scale changes on its way.
+
+    Where no number has that quotient, which can be so for a scale that is none of an alpha (rank-stabilised ones), it
+    is the nearest: the last bit of a double.
+    """
     alpha = scale * rank
     near = (alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, -math.inf))
     return next((each for each in near if each / rank == scale), alpha)
