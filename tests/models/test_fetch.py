@@ -20,7 +20,8 @@ from pathlib import Path
 
 from metal_candle.error import ModelError
 from metal_candle.models import download, fetch
-from metal_candle.models.fetch import PackagedModel, resolve
+from metal_candle.models.fetch import resolve
+from metal_candle.models.packaged import PackagedModel
 
 import pytest
 
