@@ -10,11 +10,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .ggml_blocks import Bytes, Floats, take_apart
+from .ggml_blocks import BLOCKS, Bytes, Floats, take_apart
 
 GROUP = 32
 AFFINE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q8_1")
 """The types that can be repacked."""
+
+# Elements that are repacked at a time: their codes take a byte each on the way.
+_CHUNK = 1 << 22
 
 Scales: TypeAlias = "np.ndarray[Any, np.dtype[np.float16 | np.float32]]"
 
@@ -34,8 +37,22 @@ class Affine(NamedTuple):
 def repack(raw: Bytes, kind: str) -> Affine | None:
     """Rows of blocks, uint8 ``(rows, bytes)``, repacked; ``None`` if a scale is infinite or NaN.
 
-    (``scale · code − scale · offset`` is NaN then where ``scale · (code − offset)`` is infinite.)
+    (``scale · code − scale · offset`` is NaN then where ``scale · (code − offset)`` is infinite.) Beside the result
+    there is never more than a part of the codes.
     """
+    width = raw.shape[1] // BLOCKS[kind].bytes * GROUP
+    step = max(1, _CHUNK // max(1, width))
+    parts = []
+    for start in range(0, max(1, len(raw)), step):
+        part = _repacked(raw[start : start + step], kind)
+        if part is None:
+            return None
+        parts.append(part)
+    codes, scales, biases = (np.concatenate([part[place] for part in parts]) for place in range(3))
+    return Affine(codes, scales, biases, parts[0].bits)
+
+
+def _repacked(raw: Bytes, kind: str) -> Affine | None:
     rows = len(raw)
     codes, scales, minima, offset, bits = take_apart(raw, kind)
     biases = scales * np.float32(-offset) if minima is None else minima

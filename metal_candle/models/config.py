@@ -45,7 +45,8 @@ class ModelConfig:
     """The sizes and switches of a decoder, with the names of ``config.json``.
 
     ``explicit_head_dim`` is the file's ``head_dim``; the method ``head_dim()`` gives the one in force.
-    ``rope_scaling`` is ``None`` or has a ``rope_type``, whichever spelling the file used.
+    ``rope_scaling`` is ``None`` or has a ``rope_type``, whichever spelling the file used. ``quantization`` is MLX's:
+    ``bits``, ``group_size``, ``mode``, and such an entry under the path of each module that has its own.
     """
 
     architectures: list[str] = field(default_factory=list)
@@ -74,6 +75,7 @@ class ModelConfig:
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     torch_dtype: str | None = None
+    quantization: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.model_type:
@@ -117,6 +119,7 @@ class ModelConfig:
         values = {**_ABSENT_MEANS.get(str(values.get("model_type")), {}), **values}
         values["explicit_head_dim"] = values.get("head_dim")
         values.setdefault("torch_dtype", values.get("dtype"))  # the newer name of the same thing
+        values.setdefault("quantization", values.get("quantization_config"))  # MLX's tools write both
         rope = values.get("rope_parameters")  # newer transformers: rope_theta and rope_scaling in one
         if isinstance(rope, dict):
             values["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
@@ -203,6 +206,8 @@ class ModelConfig:
         if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
             raise _invalid(f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} layers")
         self._validate_rope()
+        if self.quantization is not None and (method := self.quantization.get("quant_method")) is not None:
+            raise _invalid(f"quantization of method {method!r} is not supported; takes MLX's, which mlx-lm writes")
 
     def validated(self, source: str) -> ModelConfig:
         """This configuration, after ``validate``; ``source`` names the file in the error."""

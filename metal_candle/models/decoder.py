@@ -14,16 +14,24 @@ from ..error import ModelError
 from ..graph.scopes import scoped
 from ..nn import ops
 from ..nn.checkpointing import checkpoint
-from ..nn.embedding import Embedding, embedding
 from ..nn.kv_cache import ConcatKvCache
 from ..nn.layer_norm import rms_norm
-from ..nn.linear import Linear, linear_b, linear_no_bias
 from ..nn.loss import linear_cross_entropy
 from ..nn.module import Module
+from ..nn.quantized_linear import QuantizedWeight, quantized_cross_entropy
 from ..nn.rotary_emb import rope
 from ..nn.var_builder import VarBuilder
 from ..tensor.eager import Tensor
 from .config import ModelConfig
+from .frozen import (
+    FrozenEmbedding,
+    FrozenLinear,
+    frozen_embedding,
+    frozen_linear,
+    head_of,
+    quantized_weight,
+    tensors_of,
+)
 from .layout import Causal, Layout, Packed
 from .projection import AdapterSource, Projection, TargetModule
 from .rotary import RotaryEmbedding
@@ -44,7 +52,7 @@ class Attention(Module):
         hidden, inner, shared = config.hidden_size, self._heads * self._size, self._kv_heads * self._size
 
         def projection(target: TargetModule, size_in: int, size_out: int, bias: bool) -> Projection:
-            return Projection(linear_b(size_in, size_out, bias, vb.pp(target.value)), layer, target)
+            return Projection(frozen_linear(size_in, size_out, bias, vb.pp(target.value)), layer, target)
 
         self.q_proj = projection(TM.QProj, hidden, inner, config.qkv_bias)
         self.k_proj = projection(TM.KProj, hidden, shared, config.qkv_bias)
@@ -92,9 +100,9 @@ class MLP(Module):
 
     def __init__(self, config: ModelConfig, layer: int, vb: VarBuilder) -> None:
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = Projection(linear_b(hidden, inner, bias, vb.pp("gate_proj")), layer, TM.GateProj)
-        self.up_proj = Projection(linear_b(hidden, inner, bias, vb.pp("up_proj")), layer, TM.UpProj)
-        self.down_proj = Projection(linear_b(inner, hidden, bias, vb.pp("down_proj")), layer, TM.DownProj)
+        self.gate_proj = Projection(frozen_linear(hidden, inner, bias, vb.pp("gate_proj")), layer, TM.GateProj)
+        self.up_proj = Projection(frozen_linear(hidden, inner, bias, vb.pp("up_proj")), layer, TM.UpProj)
+        self.down_proj = Projection(frozen_linear(inner, hidden, bias, vb.pp("down_proj")), layer, TM.DownProj)
 
     def projections(self) -> list[Projection]:
         """The three projections."""
@@ -129,15 +137,16 @@ class Decoder(Module):
         self.config = config
         inner = vb.pp("model")
         self.rotary = RotaryEmbedding(config, vb.dtype(), vb.device())
-        self.embed_tokens: Embedding = embedding(config.vocab_size, config.hidden_size, inner.pp("embed_tokens"))
+        table = inner.pp("embed_tokens")
+        self.embed_tokens: FrozenEmbedding = frozen_embedding(config.vocab_size, config.hidden_size, table)
         self.layers = [
             DecoderLayer(config, i, self.rotary, inner.pp("layers").pp(i)) for i in range(config.num_hidden_layers)
         ]
         self.norm = rms_norm(config.hidden_size, config.rms_norm_eps, inner.pp("norm"))
-        self.lm_head = (
-            Linear(self.embed_tokens.embeddings())
+        self.lm_head: FrozenLinear = (
+            head_of(self.embed_tokens)
             if config.tie_word_embeddings
-            else linear_no_bias(config.hidden_size, config.vocab_size, vb.pp("lm_head"))
+            else frozen_linear(config.hidden_size, config.vocab_size, False, vb.pp("lm_head"))
         )
         self.device, self.dtype = vb.device(), vb.dtype()
         self._recomputes = False
@@ -204,6 +213,9 @@ class Decoder(Module):
         """
         hidden = self.hidden(ids, None, layout)
         picked = hidden.reshape((-1, hidden.shape[-1])).index_select(rows, 0)
+        head = quantized_weight(self.lm_head)
+        if head is not None:
+            return quantized_cross_entropy(picked, head, targets)
         return linear_cross_entropy(picked, self.head_weight(), targets, reduction="none")
 
     def packed(self, segments: Any, positions: Any) -> Layout:
@@ -211,8 +223,12 @@ class Decoder(Module):
         return Packed(self.rotary, segments, positions)
 
     def head_weight(self) -> Tensor:
-        """The vocabulary head's weight, ``(vocabulary, hidden)``; with tied embeddings their table."""
-        return self.lm_head.weight()
+        """The vocabulary head's weight, ``(vocabulary, hidden)``; with tied embeddings their table.
+
+        Of a quantised head a copy that is unpacked to F32.
+        """
+        head = quantized_weight(self.lm_head)
+        return tensors_of("", self.lm_head)[".weight"] if head is None else head.dequantize()
 
     def vocab_size(self) -> int:
         """How many tokens there are."""
@@ -223,26 +239,38 @@ class Decoder(Module):
         return len(self.layers)
 
     def weights(self) -> dict[str, Tensor]:
-        """Every tensor by its Hugging Face name; a tied head is not listed twice."""
-        named = {"model.embed_tokens.weight": self.embed_tokens.embeddings()}
-        for projection in self.projections():
-            named[f"{projection.path}.weight"] = projection.linear.weight()
-            bias = projection.linear.bias()
-            if bias is not None:
-                named[f"{projection.path}.bias"] = bias
+        """Every tensor by its Hugging Face name; a tied head is not listed twice.
+
+        A quantised weight is three, under the names that MLX gives them: ``weight`` (codes), ``scales``, ``biases``.
+        """
+        named: dict[str, Tensor] = {}
+        for path, frozen in self._frozen().items():
+            named.update(tensors_of(path, frozen))
         for i, layer in enumerate(self.layers):
             path = f"model.layers.{i}"
             named[f"{path}.input_layernorm.weight"] = layer.input_layernorm.weight()
             named[f"{path}.post_attention_layernorm.weight"] = layer.post_attention_layernorm.weight()
             named.update(layer.self_attn.norm_weights(f"{path}.self_attn"))
         named["model.norm.weight"] = self.norm.weight()
-        if not self.config.tie_word_embeddings:
-            named["lm_head.weight"] = self.lm_head.weight()
         return named
 
+    def quantized_weights(self) -> dict[str, QuantizedWeight]:
+        """Every weight that is quantised, by its Hugging Face name."""
+        found = {f"{path}.weight": quantized_weight(frozen) for path, frozen in self._frozen().items()}
+        return {name: weight for name, weight in found.items() if weight is not None}
+
+    def _frozen(self) -> dict[str, FrozenLinear | FrozenEmbedding]:
+        """Tables and linear maps by path; a tied head is not listed twice."""
+        layers: dict[str, FrozenLinear | FrozenEmbedding] = {"model.embed_tokens": self.embed_tokens}
+        layers.update({projection.path: projection.linear for projection in self.projections()})
+        return layers if self.config.tie_word_embeddings else {**layers, "lm_head": self.lm_head}
+
     def num_parameters(self) -> int:
-        """How many numbers the model has."""
-        return sum(tensor.elem_count() for tensor in self.weights().values())
+        """How many numbers the model has; of a quantised weight those that its codes stand for."""
+        quantized = self.quantized_weights()
+        parts = {part for name, weight in quantized.items() for part in weight.tensors(name)}
+        plain = sum(tensor.elem_count() for name, tensor in self.weights().items() if name not in parts)
+        return plain + sum(weight.shape.elem_count() for weight in quantized.values())
 
 
 def check_all_used(vb: VarBuilder) -> None:

@@ -8,9 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from ..device import Device
 from ..dtype import DType
-from ..nn.linear import Linear
 from ..nn.module import Module, T
+from ..nn.quantized_linear import QuantizedLinear
 from ..tensor.eager import Tensor
+from .frozen import FrozenLinear
 from .layout import Layout
 
 
@@ -142,7 +143,7 @@ class WeighingModel(Protocol):
 class Projection(Module):
     """A frozen linear layer together with the adapter that acts in it, if any."""
 
-    def __init__(self, linear: Linear, layer: int, target: TargetModule) -> None:
+    def __init__(self, linear: FrozenLinear, layer: int, target: TargetModule) -> None:
         self.linear, self.layer, self.target = linear, layer, target
         self.adapter: Adapter | None = None
 
@@ -154,16 +155,21 @@ class Projection(Module):
     @property
     def in_features(self) -> int:
         """The size it takes."""
-        return int(self.linear.weight().dim(1))
+        linear = self.linear
+        return linear.in_features if isinstance(linear, QuantizedLinear) else int(linear.weight().dim(1))
 
     @property
     def out_features(self) -> int:
         """The size it gives."""
-        return int(self.linear.weight().dim(0))
+        linear = self.linear
+        return linear.out_features if isinstance(linear, QuantizedLinear) else int(linear.weight().dim(0))
 
     def dense_weight(self) -> Tensor:
-        """The frozen weight ``(out, in)`` in F32."""
-        return self.linear.weight().detach().to_dtype(DType.F32)
+        """The frozen weight ``(out, in)`` in F32; of a quantised one a copy that is unpacked."""
+        linear = self.linear
+        if isinstance(linear, QuantizedLinear):
+            return linear.dense_weight()
+        return linear.weight().detach().to_dtype(DType.F32)
 
     def forward(self, xs: T) -> T:
         """``(…, in)`` to ``(…, out)``. A compiled function has a plan for each adapter that it meets here."""

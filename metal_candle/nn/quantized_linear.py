@@ -53,7 +53,8 @@ class QuantizedWeight:
     """A weight ``(out, in)`` in MLX's quantisation, of which no unpacked copy is kept.
 
     ``codes`` is U32 ``(out, in · bits / 32)``; ``scales`` and ``biases`` are floats ``(out, in / group_size)``: a
-    number is ``scale · code + bias``. In another ``mode`` than "affine" (see ``MODES``) scales are U8 and there are no biases.
+    number is ``scale · code + bias``. In another ``mode`` than "affine" (see ``MODES``) scales are U8 and there are
+    no biases.
     Raises ``ArgumentValueError`` for a packing that MLX lacks and ``ShapeMismatchError`` for arrays that do not fit.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -43,15 +43,18 @@ _ROPE_FACTORS = "rope_freqs.weight"
 _PROJECTION = re.compile(r"model\.layers\.(?P<layer>\d+)\.(?P<name>(?:self_attn|mlp)\..+_proj)")
 
 Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
+Stored: TypeAlias = Callable[[str, Bytes, str], Any]
+"""What is made of a tensor, given its Hugging Face name, its rows of blocks and their type; ``None``: dequantise it."""
 
 
 def load_gguf(
-    path: str | PathLike[str], dtype: mx.Dtype = mx.float32
-) -> tuple[ModelConfig, dict[str, mx.array], dict[str, Any]]:
+    path: str | PathLike[str], dtype: mx.Dtype = mx.float32, stored: Stored | None = None
+) -> tuple[ModelConfig, dict[str, Any], dict[str, Any]]:
     """Read a model from a GGUF file: configuration, weights by Hugging Face name, metadata.
 
-    The weights are dequantised to ``dtype``, one tensor at a time; rows of q and k, which llama.cpp
-    interleaves for its own RoPE in files of the ``llama`` architecture, are put back. Without an
+    The weights are dequantised to ``dtype``, one tensor at a time, as MLX arrays, but for matrices of which ``stored``
+    makes something else; rows of q and k, which llama.cpp interleaves for its own RoPE in files of the ``llama``
+    architecture, are put back before. Without an
     ``output.weight`` the embedding is the head. Raises as ``read_gguf_header``, ``ModelError.FileNotFound`` and
     ``ModelError.InvalidFormat`` where the file is not there or cannot be read, and
     ``ModelError.InvalidConfig`` for an architecture or a setting that no network here has.
@@ -62,7 +65,7 @@ def load_gguf(
     interleaved = {}
     if header.metadata["general.architecture"] == "llama":
         interleaved = {"attn_q": config.num_attention_heads, "attn_k": config.num_kv_heads()}
-    weights: dict[str, mx.array] = {}
+    weights: dict[str, Any] = {}
     for name, target in _names(path, header, config):
         tensor = header.tensors[name]
         rows = _rows(data, tensor)
@@ -71,6 +74,11 @@ def load_gguf(
                 expected = (heads * config.head_dim(), *tensor.shape[1:])
                 raise ModelError.ShapeMismatch(name=f"{path}: {name}", expected=expected, actual=tensor.shape)
             rows = unpermute(rows, heads)
+        if stored is not None and len(tensor.shape) == 2:
+            made = stored(target, rows, tensor.type)
+            if made is not None:
+                weights[target] = made
+                continue
         weights[target] = mx.array(decode(rows, tensor.type).reshape(tensor.shape)).astype(dtype)
         mx.eval(weights[target])  # so that the float32 copies of all tensors never exist at once
     return config, weights, header.metadata
