@@ -29,7 +29,8 @@ class LoRAAdapterConfig(Default):
     """Rank, alpha and dropout, and the projections that are adapted: metal-candle's q and v by default.
 
     A target that is a text names linear maps by the end of their module path, "mlp.c_fc" say, for models whose
-    projections are not ``TargetModule``s; "all-linear", as PEFT calls it, is every linear map of the blocks.
+    projections are not ``TargetModule``s; "all-linear", as PEFT calls it, is every linear map of the blocks that is
+    not narrower than the rank.
     """
 
     rank: int = 8
@@ -85,7 +86,7 @@ class LoRAAdapter(New):
         """
         config = config or LoRAAdapterConfig()
         if ALL_NAMES in config.target_names():
-            config = replace(config, target_modules=all_linear(model))
+            config = replace(config, target_modules=all_linear(model, config.rank))
         adapter = cls(1, 1, 0, config)
         adapter._num_layers = model.num_layers()
         lora = adapter._config.to_lora_config()
