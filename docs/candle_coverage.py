@@ -1,11 +1,11 @@
-"""``docs/candle_coverage.md``: where every public name of candle is here, or why it is not.
+"""``docs/candle_coverage.md``: where every public name of candle is here, or why it is not; the same of metal-candle.
 
-    python docs/candle_coverage.py           writes the page
-    python docs/candle_coverage.py --check   fails if the page is stale
+    python docs/candle_coverage.py           writes candle_coverage.md and metal_candle_coverage.md
+    python docs/candle_coverage.py --check   fails if one is stale
 
-The names are in ``candle_names.yaml``, those of candle-nn in ``candle_nn_names.yaml``. Every place is looked up in the
-package, those of tensors on ``Tensor`` and on ``LazyTensor``: a name that is not there and has no reason not to be
-fails both.
+The names are in ``candle_names.yaml``, those of candle-nn in ``candle_nn_names.yaml``, those of the crate metal-candle
+in ``metal_candle_names.yaml``. Every place is looked up in the package, those of tensors on ``Tensor`` and on
+``LazyTensor``: a name that is not there and has no reason not to be fails both.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ import yaml
 
 NAMES = tuple(Path(__file__).with_name(name) for name in ("candle_names.yaml", "candle_nn_names.yaml"))
 PAGE = Path(__file__).with_name("candle_coverage.md")
+CRATE_NAMES = (Path(__file__).with_name("metal_candle_names.yaml"),)
+CRATE_PAGE = Path(__file__).with_name("metal_candle_coverage.md")
 
 HEAD = """# candle's names and where they are
 
@@ -36,6 +38,14 @@ Written by `python docs/candle_coverage.py` from `docs/candle_names.yaml` and `d
 
 Every public name of candle-core, of candle-nn and of candle's own Python binding. What is under `Tensor` is on
 `LazyTensor`, too, unless it says "eager only". A difference from candle that is meant is under "notes", as *differs*.
+"""
+
+CRATE_HEAD = """# metal-candle's names and where they are
+
+Written by `python docs/candle_coverage.py` from `docs/metal_candle_names.yaml`: do not edit.
+
+Every public name of the crate metal-candle 1.3. A difference that is meant is under "notes", as *differs*; what the
+crate promised for its lazy evaluation is on [a page of its own](promises.md).
 """
 
 
@@ -190,9 +200,9 @@ def _default(value: Any) -> str:
     return f"DType.{value.name}" if isinstance(value, metal_candle.DType) else repr(value)
 
 
-def page(kinds: dict[str, str], sections: list[Section]) -> str:
+def page(kinds: dict[str, str], sections: list[Section], head: str = HEAD) -> str:
     """The page's text."""
-    return "\n".join([HEAD, counts(kinds, sections), *(_table(section) for section in sections)])
+    return "\n".join([head, counts(kinds, sections), *(_table(section) for section in sections)])
 
 
 def counts(kinds: dict[str, str], sections: list[Section]) -> str:
@@ -202,10 +212,13 @@ def counts(kinds: dict[str, str], sections: list[Section]) -> str:
     absent = Counter(name.kind for name in names if name.why)
     here, differing = len(names) - absent.total(), sum(bool(name.differs) for name in names)
     rows = [f"| {kinds[kind]} | {number} |" for kind, number in absent.most_common()]
+    of_tensor = (
+        f" Of the {len(methods)} methods of candle's `Tensor`, {sum(not name.why for name in methods)} are here."
+    )
     return "\n".join(
         [
-            f"**{len(names)} names, {here} of them here**, {differing} with a difference that is meant. Of the "
-            f"{len(methods)} methods of candle's `Tensor`, {sum(not name.why for name in methods)} are here.\n",
+            f"**{len(names)} names, {here} of them here**, {differing} with a difference that is meant."
+            f"{of_tensor if methods else ''}\n",
             "| not here, because it is | names |",
             "| --- | --- |",
             *rows,
@@ -238,17 +251,24 @@ def _row(section: Section, name: Name) -> str:
 
 
 def main(arguments: list[str] | None = None, names: Path | None = None, target: Path = PAGE) -> int:
-    """Write the page, or check it. Returns the exit code: 1 for missing names or a stale page."""
+    """Write the pages, or check them. Returns the exit code: 1 for missing names or a stale page."""
     parser = argparse.ArgumentParser(description="Where every public name of candle is in metal_candle.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is stale")
     check = parser.parse_args(arguments).check
-    kinds, sections = read(*NAMES if names is None else (names,))
+    if names is not None:
+        return _make(target, (names,), HEAD, check)
+    pages = ((PAGE, NAMES, HEAD), (CRATE_PAGE, CRATE_NAMES, CRATE_HEAD))
+    return max(_make(*each, check) for each in pages)
+
+
+def _make(target: Path, names: tuple[Path, ...], head: str, check: bool) -> int:
+    kinds, sections = read(*names)
     problems = missing(sections)
     if problems:
         print(*problems, sep="\n", file=sys.stderr)
         print(f"{len(problems)} names are not where the lists say", file=sys.stderr)
         return 1
-    text = page(kinds, sections)
+    text = page(kinds, sections, head)
     if not check:
         target.write_text(text, "utf-8")
     elif not target.exists() or target.read_text("utf-8") != text:

@@ -35,6 +35,10 @@ def test_every_name_is_where_the_list_says() -> None:
     assert coverage.missing(SECTIONS) == []
 
 
+def test_every_name_of_the_crate_is_where_the_list_says() -> None:
+    assert coverage.missing(coverage.read(*coverage.CRATE_NAMES)[1]) == []
+
+
 def test_the_page_is_up_to_date() -> None:
     assert coverage.main(["--check"]) == 0, "python docs/candle_coverage.py"
 
@@ -58,7 +62,7 @@ def test_all_of_candles_tensor_is_listed() -> None:
     assert len(counted) == len(set(counted)) == 216
 
 
-@pytest.mark.parametrize("path", coverage.NAMES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*coverage.NAMES, *coverage.CRATE_NAMES], ids=lambda path: path.stem)
 def test_a_name_that_is_listed_twice_in_a_section_is_one_mistake(path: Path) -> None:
     # YAML keeps the last of two equal keys without a word.
     for line, text in enumerate(lines := path.read_text("utf-8").splitlines()):

@@ -23,6 +23,7 @@ LAYERS = [
         "openblas",
         "elf",
         "cache",
+        "constructors",
         "files",
         "layout",
         "display",

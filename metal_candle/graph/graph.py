@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Union
 
+from ..constructors import New
 from ..device import Device
 from ..error import ArgumentTypeError, GraphNodeNotFoundError
 from ..error.text import described
@@ -19,7 +20,7 @@ from .svg import svg
 Handle = Union[GraphNode, NodeId, int]
 
 
-class ComputationGraph:
+class ComputationGraph(New):
     """What is reachable from some outputs. metal-candle: ``metal_candle::graph::ComputationGraph``.
 
     Takes a device, for an empty graph that grows by ``add_input`` and ``add_node``; tensors; or a list of
@@ -70,6 +71,8 @@ class ComputationGraph:
             if node.id == number:
                 return node
         raise GraphNodeNotFoundError(int(number), len(self))
+
+    get_node_mut = get_node
 
     def merge_from(self, other: ComputationGraph, handle: Handle) -> GraphNode:
         """Make a node of another graph an output of this one as well; nothing is copied."""

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from .. import features
+from ..constructors import New
 from ..device import Device, DeviceLike
 from ..error import ArgumentTypeError, Error, NotEvaluatedError, TrainingError
 from ..error.text import described
@@ -49,7 +50,7 @@ def eval_all_async(tensors: Iterable[TensorBase], *others: Any) -> Evaluation[li
     return _begin(Evaluation(), _several("eval_all_async", tensors), True)
 
 
-class AsyncExecutor:
+class AsyncExecutor(New):
     """Evaluates lazy tensors beside the caller, at most ``max_in_flight`` at once, waiting ones included:
     ``AsyncExecutor(max_in_flight=2)``.
 
@@ -226,7 +227,7 @@ class AsyncExecutor:
         return f"AsyncExecutor(device={self._device})"
 
 
-class AsyncGraphExecutor:
+class AsyncGraphExecutor(New):
     """Evaluates lazy tensors behind an awaitable. metal-candle: ``metal_candle::graph::AsyncGraphExecutor``."""
 
     def __init__(self, device: DeviceLike = None, max_in_flight: int | None = None) -> None:
