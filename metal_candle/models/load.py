@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..error import (
 )
 from ..formats.gguf import read_gguf_header
 from ..formats.sharded import load_directory
+from ..nn.quantized_linear import QuantizedWeight
 from ..nn.var_builder import VarBuilder
 from .architecture import MLX_LM_EXTRA, foreign_architecture, has_mlx_lm, unknown_architecture
 from .config import ModelConfig
@@ -26,6 +28,8 @@ from .decoder import Decoder, check_all_used
 from .download import Progress
 from .fetch import resolve
 from .file_errors import model_file_errors
+from .frozen import FrozenBuilder
+from .quantization import Packer, Quantize, described, quantization_entry
 from .tokenizer import Tokenizer
 from .weights.gguf import load_gguf, read_gguf_config
 
@@ -41,15 +45,19 @@ class LoadedModel:
     note: str = ""
 
 
-def build(config: ModelConfig, weights: dict[str, mx.array], dtype: DTypeLike, device: DeviceLike = None) -> Decoder:
-    """A network from ready weights.
+def build(
+    config: ModelConfig, weights: Mapping[str, mx.array | QuantizedWeight], dtype: DTypeLike, device: DeviceLike = None
+) -> Decoder:
+    """A network from ready weights; its configuration says how they are quantised, whatever ``config`` says.
 
     Raises ``ModelError.InvalidFormat`` for a missing or surplus tensor, with the nearest names, and
     ``ModelError.ShapeMismatch`` with both shapes.
     """
-    vb = VarBuilder.from_tensors(weights, dtype, device)
+    quantized = {name: weight for name, weight in weights.items() if isinstance(weight, QuantizedWeight)}
+    plain = {name: weight for name, weight in weights.items() if name not in quantized}
+    vb = FrozenBuilder.on(VarBuilder.from_tensors(plain, dtype, device), quantized)
     try:
-        model = Decoder(config, vb)
+        model = Decoder(replace(config, quantization=quantization_entry(quantized)), vb)
     except CannotFindTensorError as error:
         raise ModelError.InvalidFormat(reason=f"{error}; the weights do not fit config.json") from error
     except UnexpectedShapeError as error:
@@ -58,7 +66,7 @@ def build(config: ModelConfig, weights: dict[str, mx.array], dtype: DTypeLike, d
     return model
 
 
-def _load_weights(folder: Path) -> dict[str, mx.array]:
+def _load_weights(folder: Path) -> dict[str, Any]:
     try:
         with model_file_errors():
             return load_directory(folder)
@@ -87,8 +95,19 @@ def load_model(
     dtype: DTypeLike = DType.F32,
     device: DeviceLike = None,
     progress: Progress | None = None,
+    quantize: Quantize = None,
+    group_size: int | None = None,
+    quantize_embeddings: bool = False,
 ) -> LoadedModel:
     """Load a model from a Hugging Face folder, a GGUF file, a hub id, or ``smollm2``, which is fetched once.
+
+    ``quantize`` says how weights are held, one after the other, so that no float copy of all of them ever exists:
+
+    - ``None``: a folder that MLX's tools quantised stays as it is, the blocks of a GGUF file are widened to ``dtype``;
+    - "keep": those blocks stay quantised, too, without loss (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0; ``note`` names others);
+    - "dense": all are widened to ``dtype``;
+    - 4 or 8 (or 2, 3, 5, 6): the projections are quantised to so many bits in groups of ``group_size``, 64 by default,
+      and with ``quantize_embeddings`` the table of tokens and the head; what a GGUF file has in fewer bits stays.
 
     A folder of an architecture that is not ours goes through mlx-lm where that is installed: the model is an
     ``MlxLmModel`` then, and ``note`` says so. ``progress(done, total)`` counts the bytes of a download. Raises kinds of
@@ -99,16 +118,26 @@ def load_model(
     if path.is_dir() and (name := foreign_architecture(path)) is not None:
         if not has_mlx_lm():
             raise unknown_architecture(path, name, MLX_LM_EXTRA)
+        if quantize not in (None, "keep") or group_size is not None or quantize_embeddings:
+            raise ModelError.InvalidConfig(
+                reason=f"{path}: architecture {name!r} goes through mlx-lm, which keeps weights as they are stored; "
+                "quantise the folder with mlx_lm.convert -q"
+            )
         from .mlx_lm.load import load_mlx_lm
 
         return replace(load_mlx_lm(path, target, device, progress), name=str(model))
+    where = device or Device.default()
+    packer = Packer(quantize, target, Device.of(where), group_size, quantize_embeddings)
     if path.is_dir():
         config, tokenizer = ModelConfig.from_directory(path), Tokenizer.from_directory(path)
         weights = _load_weights(path)
+        packer.folder(path, weights, config.quantization)
     else:
-        config, weights, metadata = load_gguf(path, target.mlx_)
+        config, weights, metadata = load_gguf(path, target.mlx_, packer.from_blocks)
         tokenizer = Tokenizer.from_gguf(metadata)
-    network = build(config, weights, target, device or Device.default())
+    packer.check()
+    network = build(config, weights, target, where)
     # MLX reads files when their values are first needed; a file that cannot be read shall fail here.
     mx.eval([tensor.mlx() for tensor in network.weights().values()])
-    return LoadedModel(network, tokenizer, path, str(model))
+    note = described(network.quantized_weights().values(), packer.widened, target)
+    return LoadedModel(network, tokenizer, path, str(model), note)
