@@ -20,7 +20,7 @@ from ...formats.gguf_value import Value
 from ...formats.gguf_writer import Entry, write_gguf
 from ...models.config import ModelConfig
 from ...models.weights.gguf import ARCHITECTURES, gguf_name, permute
-from .stored import Factors, StoredAdapter
+from .stored import Factors, StoredAdapter, block_of
 from .tensors import invalid
 from .uniform import with_one_scale
 
@@ -81,15 +81,25 @@ def _rows(
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """A (rank, in) and B (out, rank), its rows in the order of the base's file."""
     a, b = (np.array(mx.contiguous(each.T).astype(mx.float32)) for each in (factors.a, factors.b))
-    name = module.rpartition(".")[2]
-    heads = {"q_proj": base.num_attention_heads, "k_proj": base.num_kv_heads()}.get(name)
-    if heads is None:
-        return a, b
-    if b.shape[0] != heads * base.head_dim():
-        wanted = heads * base.head_dim()
-        reason = f"{module} gives {b.shape[0]} there, {wanted} in the base"
-        raise CheckpointError.InvalidFormat(reason=f"the adapter is for another model: {reason}")
-    return a, permute(b, heads) if interleaved else b
+    found, wanted = (a.shape[1], b.shape[0]), _sizes(base)[module.rpartition(".")[2]]
+    if found != wanted:
+        raise _of_another_model(f"{module} maps {found[0]} to {found[1]} there, {wanted[0]} to {wanted[1]} in the base")
+    if (block_of(module)[0] or 0) >= base.num_hidden_layers:
+        raise _of_another_model(f"the base has {base.num_hidden_layers} layers and no {module}")
+    heads = {"q_proj": base.num_attention_heads, "k_proj": base.num_kv_heads()}.get(module.rpartition(".")[2])
+    return a, permute(b, heads) if heads is not None and interleaved else b
+
+
+def _sizes(base: ModelConfig) -> dict[str, tuple[int, int]]:
+    """What each projection of a block takes and gives."""
+    hidden, inner = base.hidden_size, base.intermediate_size
+    q, kv = base.num_attention_heads * base.head_dim(), base.num_kv_heads() * base.head_dim()
+    attention = {"q_proj": (hidden, q), "k_proj": (hidden, kv), "v_proj": (hidden, kv), "o_proj": (q, hidden)}
+    return {**attention, "gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)}
+
+
+def _of_another_model(reason: str) -> CheckpointError:
+    return CheckpointError.InvalidFormat(reason=f"the adapter is for another model: {reason}")
 
 
 def _entry(name: str, rows: np.ndarray[Any, Any], dtype: str) -> Entry:
