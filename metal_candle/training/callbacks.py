@@ -133,6 +133,7 @@ class EarlyStopping(TrainingCallback):
         if not 0 <= min_delta < math.inf:
             raise TrainingError.InvalidConfig(reason=f"min_delta is {min_delta}; takes at least 0")
         self.patience, self.min_delta = patience, min_delta
+        self._resumed = False
         self._forget()
 
     def _forget(self) -> None:
@@ -140,9 +141,10 @@ class EarlyStopping(TrainingCallback):
         self._seen = -1
 
     def on_start(self, trainer: Any, total_steps: int) -> bool | None:
-        """A run from its first step begins with nothing to beat."""
-        if trainer.step == 0:
+        """A new run begins with nothing to beat."""
+        if trainer.step == 0 and not self._resumed:  # a run may be resumed from its first evaluation
             self._forget()
+        self._resumed = False
         return None
 
     def on_evaluate(self, trainer: Any, metrics: EvalMetrics) -> bool | None:
@@ -164,6 +166,7 @@ class EarlyStopping(TrainingCallback):
     def on_resume(self, trainer: Any, state: Mapping[str, Any]) -> None:
         """Go on waiting."""
         self._forget()
+        self._resumed = True
         if state:
             self.best, self.best_step = state["best"], state["best_step"]
             self.waited, self._seen = state["waited"], state["seen"]

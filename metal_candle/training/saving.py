@@ -46,17 +46,21 @@ class SaveState(TrainingCallback):
         self._written: Position | None = None
         self._waiting: TrainingState | None = None
         self._good = True
+        self._resumed = False
 
     def on_resume(self, trainer: Any, state: Mapping[str, Any]) -> None:
-        """The state is there already, if it came from here."""
+        """The state is there already, if it came from here; a kill may have come before the adapter's files."""
+        self._resumed = True
         if self.path.exists():
             self._written, self.saved_step = trainer.position, trainer.step
+            self._write_adapter(trainer, trainer.state())
 
     def on_start(self, trainer: Any, total_steps: int) -> bool | None:
         """Forget the run before; remove what interrupted saves left."""
         self._waiting, self._good = None, True
-        if trainer.step == 0:
+        if trainer.step == 0 and not self._resumed:
             self._written = self.saved_step = None
+        self._resumed = False
         remove_leftovers(self.path.parent)
         return None
 
@@ -95,9 +99,12 @@ class SaveState(TrainingCallback):
         self._waiting = None
         state.save(self.path)
         self._written, self.saved_step = state.position, state.step
+        self._write_adapter(trainer, state)
+        trainer.callbacks.saved(trainer, self.path)
+
+    def _write_adapter(self, trainer: Any, state: TrainingState) -> None:
         if self.adapter is not None and state.step:
             state.adapter(trainer.model).save(self.adapter, self._base_model)
-        trainer.callbacks.saved(trainer, self.path)
 
 
 class SaveBest(TrainingCallback):
@@ -111,7 +118,7 @@ class SaveBest(TrainingCallback):
         self.best, self.best_step = math.inf, -1
 
     def on_start(self, trainer: Any, total_steps: int) -> bool | None:
-        """A run from its first step begins with nothing to beat."""
+        """A new run begins with nothing to beat: before its first step there is no best one."""
         if trainer.step == 0:
             self.best, self.best_step = math.inf, -1
         return None

@@ -207,7 +207,8 @@ def optimizer_state(arrays: Mapping[str, mx.array], device: Any) -> dict[str, Te
 
 def random_key() -> mx.array:
     """The key of this thread's generator, two 32-bit numbers."""
-    key: mx.array = mx.random.state[0]
+    state: Any = mx.random.state  # MLX's annotation says too little
+    key: mx.array = state[0]
     return key
 
 
