@@ -13,9 +13,13 @@ import typer
 
 from ..error import CheckpointError, TrainingError
 from .options import (
+    GROUP_SIZE,
+    QUANTIZE,
+    QUANTIZE_EMBEDDINGS,
     check_adapter,
     load_with_progress,
     parse_dtype,
+    parse_quantize,
     parse_targets,
     read_config,
     tokenizer_with_progress,
@@ -80,6 +84,9 @@ def finetune(
         typer.Option(help="Prompt answered before and after; by default the first held-out one. '' for none."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="Dtype of the frozen weights: f32, bf16 or f16.")] = "f32",
+    quantize: Annotated[Optional[str], typer.Option(help=QUANTIZE)] = None,  # noqa: UP045
+    group_size: Annotated[Optional[int], typer.Option(help=GROUP_SIZE)] = None,  # noqa: UP045
+    quantize_embeddings: Annotated[bool, typer.Option("--quantize-embeddings", help=QUANTIZE_EMBEDDINGS)] = False,
 ) -> None:
     """Fine-tune a model with LoRA. Without arguments: SmolLM2-135M-Instruct on the data set that comes along.
 
@@ -120,7 +127,7 @@ def finetune(
     if not valid and valid_fraction > 0 and len(train) > 1:
         train, valid = split(train, valid_fraction, seed)
 
-    loaded = load_with_progress(model, weights_dtype)
+    loaded = load_with_progress(model, weights_dtype, parse_quantize(quantize), group_size, quantize_embeddings)
     question = sample if sample is not None else first_question(held_rows or rows)
     before = answer(loaded, question) if question else ""
     Device.default().set_seed(seed)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..error import CheckpointError, InferenceError
+from .options import GROUP_SIZE, QUANTIZE, QUANTIZE_EMBEDDINGS
 
 
 def base_model_of(adapter: Path) -> str:
@@ -46,15 +47,18 @@ def generate(
     system: Annotated[Optional[str], typer.Option(help="System message of the chat.")] = None,  # noqa: UP045
     chat: Annotated[bool, typer.Option("--chat", help="Talk in turns; an empty line ends.")] = False,
     dtype: Annotated[str, typer.Option(help="f32, bf16 or f16.")] = "f32",
+    quantize: Annotated[Optional[str], typer.Option(help=QUANTIZE)] = None,  # noqa: UP045
+    group_size: Annotated[Optional[int], typer.Option(help=GROUP_SIZE)] = None,  # noqa: UP045
+    quantize_embeddings: Annotated[bool, typer.Option("--quantize-embeddings", help=QUANTIZE_EMBEDDINGS)] = False,
 ) -> None:
     """Generate text, shown as it comes.
 
     Example: metal-candle generate --adapter adapter "How does a stapler work?"
     """
     from ..training.adapter import LoRAAdapter
-    from .options import check_adapter, load_with_progress, parse_dtype
+    from .options import check_adapter, load_with_progress, parse_dtype, parse_quantize
 
-    target = parse_dtype(dtype)
+    target, wish = parse_dtype(dtype), parse_quantize(quantize)
     config = generator_config(max_tokens, temperature, top_k, top_p, seed)
     if adapter is not None:
         check_adapter(adapter)
@@ -65,7 +69,7 @@ def generate(
         prompt = "" if sys.stdin.isatty() else sys.stdin.read().strip()
     if prompt is not None and not prompt:
         raise InferenceError.InvalidConfig(reason="there is no prompt; give one as an argument or on standard input")
-    loaded = load_with_progress(name, target)
+    loaded = load_with_progress(name, target, wish, group_size, quantize_embeddings)
     if adapter is not None:
         deltas = LoRAAdapter.load(adapter, loaded.model)
         deltas.set_training(False)

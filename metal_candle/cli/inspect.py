@@ -26,17 +26,19 @@ def _console() -> Any:
 def model(
     model: Annotated[str, typer.Argument(help="Folder, .gguf file, hub id, or smollm2.")] = "smollm2",
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor with its shape.")] = False,
+    quantize: Annotated[Optional[str], typer.Option(help=QUANTIZE)] = None,  # noqa: UP045
 ) -> None:
     """A model's architecture, sizes and tokenizer.
 
     Example: metal-candle inspect model smollm2
     """
     from ..dtype import DType
-    from .options import load_with_progress, print_table
+    from ..models.decoder import Decoder
+    from .options import load_with_progress, parse_quantize, print_table
 
-    loaded = load_with_progress(model, DType.F32)
+    loaded = load_with_progress(model, DType.F32, parse_quantize(quantize))
     config, network = loaded.model.config, loaded.model
-    if loaded.note:  # another library's, which names its own sizes otherwise
+    if not isinstance(network, Decoder):  # another library's, which names its own sizes otherwise
         print_table([("path", loaded.path), *network.facts()])
         return
     rows: list[tuple[str, object]] = [
@@ -48,6 +50,7 @@ def model(
         ("heads", f"{config.num_attention_heads} of {config.head_dim()}, {config.num_kv_heads()} for keys and values"),
         ("vocabulary", f"{config.vocab_size:,}, head {'tied' if config.tie_word_embeddings else 'its own'}"),
         ("context", f"{config.max_position_embeddings} tokens, RoPE base {config.rope_theta:g}"),
+        ("quantised", loaded.note or "no"),
         ("chat template", "yes" if loaded.tokenizer.chat_template else "no"),
         ("ends at", ", ".join(map(str, sorted(loaded.tokenizer.eos_token_ids)))),
     ]

@@ -23,6 +23,7 @@ def merge(
 
     Example: metal-candle merge --adapter adapter --output merged
     """
+    from ..models.decoder import Decoder
     from ..models.save import save_model
     from ..training.adapter import LoRAAdapter, merged_weights
     from .generate import base_model_of
@@ -31,7 +32,7 @@ def merge(
     target = parse_dtype(dtype)
     check_adapter(adapter)
     loaded = load_with_progress(model or base_model_of(adapter), parse_dtype("f32"))
-    if loaded.note:
+    if not isinstance(loaded.model, Decoder):
         raise ModelError.InvalidConfig(
             reason=f"{loaded.name}: {loaded.note}, which alone writes it: `mlx_lm.fuse` merges an adapter of its format"
         )

@@ -16,6 +16,7 @@ from ..models.architecture import foreign_architecture
 from ..models.fetch import PACKAGED, resolve
 from ..models.load import LoadedModel, load_model, load_tokenizer
 from ..models.projection import TargetModule
+from ..models.quantization import Quantize
 from ..models.tokenizer import Tokenizer
 
 
@@ -94,10 +95,30 @@ def _is_foreign(model: str) -> bool:
     return path.is_dir() and foreign_architecture(path) is not None
 
 
-def load_with_progress(model: str, dtype: DType) -> LoadedModel:
+QUANTIZE = "Hold weights in 4 or 8 bits (2, 3, 5, 6), keep those of a file as they are, or dense."
+GROUP_SIZE = "Numbers that share a scale where --quantize gives bits: 32, 64 or 128; by default 64."
+QUANTIZE_EMBEDDINGS = "Where --quantize gives bits, quantise the table of tokens and the head, too."
+
+
+def parse_quantize(text: str | None) -> Quantize:
+    """Bits, "keep" or "dense". Raises ``TrainingError.InvalidConfig``."""
+    if text is None or text == "keep" or text == "dense":
+        return text  # type: ignore[return-value]
+    if not text.isdecimal():
+        raise TrainingError.InvalidConfig(reason=f"quantize is {text!r}; takes 4, 8 (or 2, 3, 5, 6), keep or dense")
+    return int(text)
+
+
+def load_with_progress(
+    model: str,
+    dtype: DType,
+    quantize: Quantize = None,
+    group_size: int | None = None,
+    quantize_embeddings: bool = False,
+) -> LoadedModel:
     """Load a model; a download shows its progress on a terminal and one line elsewhere, and so does what is unusual."""
     with download_progress(model) as progress:
-        loaded = load_model(model, dtype, progress=progress)
+        loaded = load_model(model, dtype, None, progress, quantize, group_size, quantize_embeddings)
     if loaded.note:
         print(f"{model}: {loaded.note}", file=sys.stderr, flush=True)
     return loaded

@@ -19,8 +19,10 @@ from ..dtype import DType, DTypeLike
 from ..error import CannotFindTensorError, CheckpointError, Error, UnexpectedShapeError, UnsupportedDTypeForOpError
 from ..files import write_json, write_text
 from ..formats import safetensors, sharded
+from ..nn.quantized_linear import QuantizedWeight
 from ..tensor.base import TensorBase
 from .decoder import Decoder
+from .quantization import quantization_entry
 from .tokenizer import Tokenizer
 
 _DTYPE_NAMES = {DType.F32: "float32", DType.BF16: "bfloat16", DType.F16: "float16"}
@@ -40,13 +42,15 @@ def save_model(
     model: Decoder,
     tokenizer: Tokenizer,
     dtype: DTypeLike = DType.F32,
-    overrides: Mapping[str, TensorBase] | None = None,
+    overrides: Mapping[str, TensorBase | QuantizedWeight] | None = None,
     overwrite: bool = False,
     shard_bytes: int = sharded.SHARD_BYTES,
 ) -> None:
     """Write ``config.json``, the weights in ``dtype``, the tokenizer and ``generation_config.json``.
 
-    ``overrides`` replaces weights by their Hugging Face names, as merging an adapter does. A tied head is not
+    Quantised weights stay so, as mlx-lm writes them; their scales and biases are rounded to ``dtype``, which F32 does
+    not do. ``overrides`` replaces weights by their Hugging Face names, as merging an adapter does, each by floats or
+    by a ``QuantizedWeight``, whatever the model's is. A tied head is not
     written twice; weights above ``shard_bytes`` are split into files with an index. All files are written into
     a folder beside ``directory``, which is then renamed: the result is there whole or not at all.
 
@@ -58,8 +62,10 @@ def save_model(
     target = DType.of(dtype)
     if target not in _DTYPE_NAMES:
         raise UnsupportedDTypeForOpError("save_model", target, "f32, bf16 or f16")
-    weights = _weights(model, overrides or {})
-    config = replace(model.config, torch_dtype=_DTYPE_NAMES[target])
+    weights, quantized = _weights(model, overrides or {})
+    config = replace(model.config, torch_dtype=_DTYPE_NAMES[target], quantization=quantization_entry(quantized))
+    for name, weight in quantized.items():
+        weights.update(weight.tensors(name))
     with _folder(Path(directory), overwrite) as folder:
         write_text(folder / "config.json", config.to_json())
         write_json(folder / "generation_config.json", _generation_config(model, tokenizer))
@@ -67,15 +73,24 @@ def save_model(
         _save_weights(folder, weights, target, shard_bytes)
 
 
-def _weights(model: Decoder, overrides: Mapping[str, TensorBase]) -> dict[str, TensorBase]:
-    weights: dict[str, TensorBase] = dict(model.weights())
+def _weights(
+    model: Decoder, overrides: Mapping[str, TensorBase | QuantizedWeight]
+) -> tuple[dict[str, TensorBase], dict[str, QuantizedWeight]]:
+    """Float weights and quantised ones, by name."""
+    quantized = model.quantized_weights()
+    parts = {part for name, weight in quantized.items() for part in weight.tensors(name)}
+    weights: dict[str, TensorBase] = {name: each for name, each in model.weights().items() if name not in parts}
     for name, tensor in overrides.items():
-        if name not in weights:
-            raise CannotFindTensorError(name, difflib.get_close_matches(name, list(weights), n=3))
-        if tensor.shape != weights[name].shape:
-            raise UnexpectedShapeError(name, weights[name].shape, tensor.shape)
-        weights[name] = tensor
-    return weights
+        before = quantized.pop(name, None) or weights.pop(name, None)
+        if before is None:
+            raise CannotFindTensorError(name, difflib.get_close_matches(name, [*weights, *quantized], n=3))
+        if tensor.shape != before.shape:
+            raise UnexpectedShapeError(name, before.shape, tensor.shape)
+        if isinstance(tensor, QuantizedWeight):
+            quantized[name] = tensor
+        else:
+            weights[name] = tensor
+    return weights, quantized
 
 
 def _generation_config(model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -89,10 +104,11 @@ def _generation_config(model: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _save_weights(folder: Path, weights: Mapping[str, TensorBase], dtype: DType, shard_bytes: int) -> None:
-    sizes = {name: tensor.elem_count() * dtype.size_in_bytes() for name, tensor in weights.items()}
+    dtypes = {name: dtype if tensor.dtype.is_float() else tensor.dtype for name, tensor in weights.items()}
+    sizes = {name: tensor.elem_count() * dtypes[name].size_in_bytes() for name, tensor in weights.items()}
 
     def arrays(names: Sequence[str]) -> dict[str, mx.array]:
-        return {name: weights[name].mlx().astype(dtype.mlx_) for name in names}
+        return {name: weights[name].mlx().astype(dtypes[name].mlx_) for name in names}
 
     sharded.save(folder, sizes, arrays, shard_bytes, safetensors.PT)
 
