@@ -12,6 +12,8 @@ import typer
 if TYPE_CHECKING:
     from ..training.formats.stored import StoredAdapter
 
+from .options import QUANTIZE
+
 app = typer.Typer(help="Show what a model, an adapter or a data set holds.", no_args_is_help=True)
 
 
