@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module as MlxModule
@@ -50,6 +50,7 @@ class MlxLmModel(Module):
         self._places = find_places(model, self._blocks, self.device)
         self._others = other_maps(model, self._blocks)
         self._seats = Seats()
+        self._adapter: AdapterSource | None = None
         model.eval()
         with on_device(self.device):
             self._rows = RowLogits(model, self._blocks[0])
@@ -132,11 +133,11 @@ class MlxLmModel(Module):
         for place in self._places:
             if place.path in layers and not place.adapted():
                 place.put(AdaptedLinear(place.linear, place.path, self._seats))
-        self._seats.layers = layers
+        self._seats.layers, self._adapter = layers, adapter
 
     def remove_adapter(self) -> None:
         """Put the model's own modules back."""
-        self._seats.layers = {}
+        self._seats.layers, self._adapter = {}, None
         for place in self._places:
             if place.adapted():
                 place.put(place.linear)
@@ -168,10 +169,15 @@ class MlxLmModel(Module):
         """The sum of ``row_losses`` times weights ``(n,)``: a number, whose gradient comes from the same pass."""
         seats, adapted = self._adapted(ids)
         others = [ids._lift(rows), ids._lift(targets), ids._lift(weights), *adapted]
-        return ids._record(MlxLoss(WeightedLoss(self._network, seats), len(others) + 1 - len(adapted)), *others)
+        # A key has no gradient: the factors come last, two of each seat.
+        return ids._record(MlxLoss(WeightedLoss(self._network, seats), len(others) + 1 - 2 * len(seats)), *others)
 
     def _adapted(self, xs: Any) -> tuple[tuple[Seat, ...], list[Any]]:
-        """The seats that are taken, and their inputs to a record: a key if one of them drops, then each A and B."""
+        """The seats that are taken, and their inputs to a record: a key if one of them drops, then each A and B.
+
+        A compiled function has a plan for each adapter that it meets here.
+        """
+        self._asked()
         seats, inputs = [], []
         for place in self._places:
             layer = self._seats.layers.get(place.path)
@@ -206,7 +212,7 @@ class MlxLmModel(Module):
 
     @contextmanager
     def _placed(self, paths: Sequence[str]) -> Iterator[None]:
-        """Within it the places at ``paths`` are adapted: a compiled plan outlives ``remove_adapter``."""
+        """Within it the places at ``paths`` are adapted: what was recorded outlives ``remove_adapter``."""
         wanted = set(paths)
         missing = [place for place in self._places if place.path in wanted and not place.adapted()]
         for place in missing:
@@ -216,6 +222,9 @@ class MlxLmModel(Module):
         finally:
             for place in missing:
                 place.put(place.linear)
+
+    def _mode(self) -> Hashable:
+        return cast("Hashable", self._adapter)
 
     def _compute_dtype(self) -> DType:
         for place in self._places:
