@@ -33,7 +33,7 @@ from .frozen import (
     tensors_of,
 )
 from .layout import Causal, Layout, Packed
-from .projection import AdapterSource, Projection, TargetModule
+from .projection import AdapterSource, Projection, TargetModule, expect_sizes
 from .rotary import RotaryEmbedding
 
 TM = TargetModule
@@ -162,14 +162,18 @@ class Decoder(Module):
     def apply_adapter(self, adapter: AdapterSource) -> None:
         """Let an adapter act in every projection it targets, in place of any before it.
 
-        Raises ``ModelError.InvalidConfig``, and changes nothing, if it spans another number of blocks.
+        Raises ``ModelError.InvalidConfig``, and changes nothing, if it spans another number of blocks or a layer of it
+        has other sizes than the projection.
         """
         if adapter.num_layers() != len(self.layers):
             raise ModelError.InvalidConfig(
                 reason=f"the adapter spans {adapter.num_layers()} layers, the model has {len(self.layers)}"
             )
-        for projection in self.projections():
-            projection.adapter = adapter.layer_at(projection.path)
+        layers = [(projection, adapter.layer_at(projection.path)) for projection in self.projections()]
+        for projection, layer in layers:
+            expect_sizes(projection, layer)
+        for projection, layer in layers:
+            projection.adapter = layer
 
     def remove_adapter(self) -> None:
         """Leave every projection as it is without an adapter."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ..device import Device
 from ..dtype import DType
+from ..error import ModelError
 from ..nn.module import Module, T
 from ..nn.quantized_linear import QuantizedLinear
 from ..tensor.eager import Tensor
@@ -46,6 +47,17 @@ class Adapter(Protocol):
 
     def apply(self, base: Any, x: Any) -> Any:
         """The projection's result, given what the frozen layer makes of ``x``."""
+
+
+@runtime_checkable
+class SizedAdapter(Protocol):
+    """An adapter that says which sizes it is for, as a ``LoRALayer`` does."""
+
+    def in_features(self) -> int:
+        """The size it takes."""
+
+    def out_features(self) -> int:
+        """The size it gives."""
 
 
 class AdapterSource(Protocol):
@@ -138,6 +150,18 @@ class WeighingModel(Protocol):
 
     def weighted_loss(self, ids: Any, rows: Any, targets: Any, weights: Any) -> Any:
         """The sum of ``row_losses`` times ``weights`` ``(n,)``, a number."""
+
+
+def expect_sizes(place: Place, adapter: Adapter | None) -> None:
+    """Raise ``ModelError.InvalidConfig`` for an adapter of other sizes than the place; not all adapters say theirs."""
+    if not isinstance(adapter, SizedAdapter):
+        return
+    own, wanted = (adapter.in_features(), adapter.out_features()), (place.in_features, place.out_features)
+    if own != wanted:
+        raise ModelError.InvalidConfig(
+            reason=f"the adapter of {place.path} maps {own[0]} to {own[1]}, the model {wanted[0]} to {wanted[1]}; "
+            "LoRAAdapter.for_model takes the model's sizes"
+        )
 
 
 class Projection(Module):

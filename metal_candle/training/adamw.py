@@ -10,6 +10,7 @@ from .. import nn, safetensors
 from ..error import ArgumentTypeError, TrainingError
 from ..error.text import described, shown
 from ..graph.node import current_trace, topological_order
+from ..graph.operation import to_numpy
 from ..graph.operations.counts import number
 from ..nn.constructors import Default, New
 from ..nn.optim import ParamsAdamW, clip_factor, global_norm
@@ -210,6 +211,7 @@ class AdamW(New):
         changes nothing.
         """
         arrays = checked("AdamW", state, self.state())
+        rate = float(to_numpy(arrays.pop("learning_rate")))
         values = {name: Tensor.from_mlx(array) for name, array in arrays.items()}
         counts: dict[nn.AdamW, set[float]] = {}
         for prefix, group, _ in self._places():
@@ -217,7 +219,7 @@ class AdamW(New):
         for group, different in counts.items():
             if len(different) > 1:
                 self._take_apart(group)
-        self.set_lr(float(values["learning_rate"].to_scalar()))
+        self.set_lr(rate)
         states = {group: group.state() for group in self._groups()}
         for prefix, group, place in self._places():
             states[group]["step"] = values[f"{prefix}.step"]

@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from ..error import ArgumentTypeError, CheckpointError, Error
 from ..error.text import described, shown
@@ -33,6 +32,14 @@ MOST = 32
 """How many names of a kind an error lists."""
 
 _FLOATS = ("F32", "F16", "BF16")
+
+
+class CheckpointMismatchError(CheckpointError.InvalidFormat):  # type: ignore[valid-type, misc]
+    """A checkpoint of another adapter: ``missing`` and ``extra`` name tensors, ``misfits`` says what else differs."""
+
+    def __init__(self, reason: str, missing: Sequence[str], extra: Sequence[str], misfits: Sequence[str]) -> None:
+        super().__init__(reason=reason)
+        self.missing, self.extra, self.misfits = tuple(missing), tuple(extra), tuple(misfits)
 
 
 @dataclass(frozen=True)
@@ -86,10 +93,10 @@ def save_checkpoint(
 def load_checkpoint(adapter: LoRAAdapter, path: str | PathLike[str]) -> CheckpointMetadata | None:
     """Set the adapter's variables to what the file holds, and give its metadata, or ``None`` if it has none.
 
-    All or nothing: raises ``CheckpointError.InvalidFormat`` naming every tensor that is missing, that the adapter has
-    no place for, or of another shape or dtype (all of them in the error's ``missing``, ``extra`` and ``misfits``), and
-    every layer whose scale is another one, and then changes nothing. Halves are widened. Raises
-    ``CheckpointError.LoadFailed`` for a file that is not there, cut short or damaged.
+    All or nothing: raises ``CheckpointMismatchError``, a ``CheckpointError.InvalidFormat``, naming every tensor that is
+    missing, that the adapter has no place for, or of another shape or dtype, and every layer whose scale is another
+    one, and then changes nothing. Halves are widened. Raises ``CheckpointError.LoadFailed`` for a file that is not
+    there, cut short or damaged.
     """
     file = Path(path)
     header = read_header(file)
@@ -129,7 +136,7 @@ def _expect_tensors(file: Path, header: safetensors.Header, places: Mapping[str,
     wrong += [f"the adapter has no {_listed(map(shown, extra))}"] if extra else []
     wrong += [_listed(misfits)] if misfits else []
     if wrong:
-        raise _refused(file, wrong, missing=missing, extra=extra, misfits=misfits)
+        raise _refused(file, wrong, missing, extra, misfits)
 
 
 def _expect_scales(file: Path, adapter: LoRAAdapter, stored: Mapping[str, Factors]) -> None:
@@ -141,13 +148,11 @@ def _expect_scales(file: Path, adapter: LoRAAdapter, stored: Mapping[str, Factor
         if not math.isclose(own, factors.scale, rel_tol=1e-6):
             wrong.append(f"{metal_candle.key_of(path)} has alpha / rank {factors.scale:g} there, {own:g} here")
     if wrong:
-        raise _refused(file, [_listed(wrong)], missing=[], extra=[], misfits=wrong)
+        raise _refused(file, [_listed(wrong)], [], [], wrong)
 
 
-def _refused(file: Path, wrong: list[str], **names: Any) -> CheckpointError:
-    error = invalid(file, f"is no checkpoint of this adapter: {'; '.join(wrong)}")
-    error.__dict__.update({name: tuple(values) for name, values in names.items()})
-    return error
+def _refused(file: Path, wrong: list[str], *names: Sequence[str]) -> CheckpointMismatchError:
+    return CheckpointMismatchError(f"{file}: is no checkpoint of this adapter: {'; '.join(wrong)}", *names)
 
 
 def _listed(names: Iterable[str]) -> str:

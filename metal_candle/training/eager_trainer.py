@@ -79,12 +79,16 @@ class Trainer(New):
             raise TrainingError.InvalidConfig(
                 reason=f"the data set is a {type(dataset).__name__}, which one epoch uses up; takes a list of pairs"
             )
+        pairs = list(dataset)
+        for pair in pairs:
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise ArgumentTypeError(f"train: got {described(pair)} in the data set; takes pairs (ids, targets)")
         told = Callbacks(map(_callback, callbacks))
         modes = [(layer, layer.is_training()) for _, layer in self._adapter.layers()]
         self._adapter.set_training(True)
         error: BaseException | None = None
         try:
-            return self._run(list(dataset), forward_fn, told)
+            return self._run(pairs, forward_fn, told)
         except BaseException as raised:
             error = raised
             raise

@@ -59,6 +59,8 @@ class TrainingStep(New, Default):
         Raises ``TrainingError.Failed``, with all variables as they were, where the loss or a gradient is not finite,
         and as ``cross_entropy_loss``.
         """
+        if not isinstance(optimizer, AdamW):
+            raise ArgumentTypeError(f"TrainingStep: got {described(optimizer)}; takes a metal_candle.training.AdamW")
         start = time.perf_counter()
         optimizer.set_lr(learning_rate)
         loss = cross_entropy_loss(expect_logits(forward_fn(input_ids)), target_ids, ignored_of(target_ids))

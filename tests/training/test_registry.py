@@ -184,6 +184,10 @@ def test_an_adapter_that_does_not_fit_leaves_the_active_one(model: Decoder) -> N
     before = model(IDS).numpy()
     with pytest.raises(ModelError.InvalidConfig, match="the adapter spans 3 layers, the model has 2"):
         registry.activate("deep")
+    # Keys and values are narrower in this model: its two heads are shared.
+    registry.add_adapter("wide", LoRAAdapter(32, 64, 2, LoRAAdapterConfig(rank=2)))
+    with pytest.raises(ModelError.InvalidConfig, match=r"0\.self_attn\.v_proj maps 32 to 32, the model 32 to 16"):
+        registry.activate("wide")
     assert registry.active_adapter() == "good"
     assert np.array_equal(model(IDS).numpy(), before)
 

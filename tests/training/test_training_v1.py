@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from metal_candle import ArgumentTypeError, LazyTensor, Tensor, TrainingError, Var
+from metal_candle import ArgumentTypeError, LazyTensor, Tensor, TrainingError, Var, nn
 from metal_candle.training import (
     AdamW,
     AdamWConfig,
@@ -192,6 +192,16 @@ def test_a_lazy_forward_function_gives_the_same_run() -> None:
 
     found = lazy.train(pairs(), lifted)
     np.testing.assert_allclose([m.loss for m in found], [m.loss for m in wanted], rtol=1e-5)
+
+
+def test_other_arguments_are_refused() -> None:
+    run = trainer()
+    ids, targets = pairs(1)[0]
+    with pytest.raises(ArgumentTypeError, match="train: got a Tensor in the data set; takes pairs"):
+        run.train([ids], forward_of(run.lora_adapter()))  # type: ignore[list-item]
+    other = nn.AdamW(run.lora_adapter().trainable_variables(), 0.1)
+    with pytest.raises(ArgumentTypeError, match=r"got an AdamW; takes a metal_candle\.training\.AdamW"):
+        TrainingStep().execute(ids, targets, run.lora_adapter(), other, 0.1, len)  # type: ignore[arg-type]
 
 
 def test_dropout_acts_in_the_run_only() -> None:
