@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from ..error import ModelError
+from .options import GROUP_SIZE, QUANTIZE
 
 
 def merge(
-    adapter: Annotated[Path, typer.Option(help="Adapter folder.")],
+    adapter: Annotated[Path, typer.Option(help="Folder or file in PEFT's, mlx-lm's or metal-candle's format.")],
     output: Annotated[Path, typer.Option(help="Folder to write; transformers and mlx-lm load it.")],
     model: Annotated[
         Optional[str], typer.Option(help="Model the adapter is for; by default the one its file names.")  # noqa: UP045
     ] = None,
     dtype: Annotated[str, typer.Option(help="f32, bf16 or f16.")] = "f32",
+    quantize: Annotated[Optional[str], typer.Option(help=f"{QUANTIZE} The merged weights are held so too.")] = None,  # noqa: UP045
+    group_size: Annotated[Optional[int], typer.Option(help=GROUP_SIZE)] = None,  # noqa: UP045
+    alpha: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Alpha of a file that does not say it, as the metal-candle crate's."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what is in the output folder.")] = False,
 ) -> None:
-    """Write a Hugging Face folder of the model with the adapter merged in.
+    """Write a Hugging Face folder of the model with the adapter merged in, and say what rounding loses.
 
     Example: metal-candle merge --adapter adapter --output merged
     """
     from ..models.decoder import Decoder
     from ..models.save import save_model
-    from ..training.adapter import LoRAAdapter, merged_weights
+    from ..training.adapter import LoRAAdapter
+    from ..training.merge import MergeWarning, merge_adapter
     from .generate import base_model_of
-    from .options import check_adapter, load_with_progress, parse_dtype
+    from .options import check_adapter, load_with_progress, parse_dtype, parse_quantize
 
-    target = parse_dtype(dtype)
+    target, wish = parse_dtype(dtype), parse_quantize(quantize)
     check_adapter(adapter)
-    loaded = load_with_progress(model or base_model_of(adapter), parse_dtype("f32"))
+    loaded = load_with_progress(model or base_model_of(adapter), parse_dtype("f32"), wish, group_size)
     if not isinstance(loaded.model, Decoder):
         raise ModelError.InvalidConfig(
             reason=f"{loaded.name}: {loaded.note}, which alone writes it: `mlx_lm.fuse` merges an adapter of its format"
         )
-    deltas = LoRAAdapter.load(adapter, loaded.model)
-    overrides = merged_weights(loaded.model, deltas)
-    save_model(output, loaded.model, loaded.tokenizer, target, overrides=overrides, overwrite=overwrite)
-    print(f"{output}: {loaded.name} with {len(overrides)} merged weights, {target}")
+    deltas = LoRAAdapter.load(adapter, loaded.model, alpha)
+    print(f"{adapter}: {deltas.report()}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MergeWarning)  # said below, in one line
+        merged = merge_adapter(loaded.model, deltas, target)
+    save_model(output, loaded.model, loaded.tokenizer, target, overrides=merged.weights, overwrite=overwrite)
+    print(f"{output}: {loaded.name}, {merged}")
+    if text := merged.warning():
+        print(f"warning: {text}; try --dtype f32, --quantize dense or 8, or keep the adapter apart", file=sys.stderr)
