@@ -163,7 +163,7 @@ class Packer:
         if self._indivisible:
             count = len(self._indivisible)
             more = f" and {count - _SHOWN} more" if count > _SHOWN else ""
-            names = ", ".join(self._indivisible[:_SHOWN])
+            names = ", ".join(sorted(self._indivisible)[:_SHOWN])
             raise _invalid(f"group_size {self._group()} does not divide the rows of {names}{more}; takes 32, 64 or 128")
 
 
