@@ -7,12 +7,12 @@ from os import PathLike
 from ..error import ArgumentTypeError, TrainingError
 from ..error.text import described, shown
 from ..models.projection import ApplyAdapter
-from ..nn.constructors import New
+from ..nn.constructors import Default, New
 from .adapter import LoRAAdapter
 from .checkpoint import load_checkpoint
 
 
-class AdapterRegistry(New):
+class AdapterRegistry(New, Default):
     """Named adapters, of which at most one is active.
 
     With a ``model``, the active adapter is the one that acts in it: ``activate`` applies it, ``deactivate`` takes it
