@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Union
 
 from ..error import InferenceError
 from ..models.load import LoadedModel
-from .generator import Generator, GeneratorConfig
+from .batch import Adapters, BatchGenerator
+from .config import GeneratorConfig
+from .generator import Generator
 from .sampling import StreamToken
+from .stop import TextStops, end_tokens
+from .streams import Cancellation, in_thread
 
 Prompt = Union[str, Sequence[Mapping[str, Any]]]
 
@@ -17,16 +21,22 @@ Prompt = Union[str, Sequence[Mapping[str, Any]]]
 class TextGenerator:
     """A model with its tokenizer, generating text.
 
-    Stops at the end tokens of the model's configuration and of its tokenizer. Raises as ``Generator``.
+    Stops at the end tokens of the model's configuration, of its tokenizer and of its chat template, and at the texts
+    of ``GeneratorConfig.stop``. ``adapters`` are those that ``generate_batch`` finds by name. Raises as ``Generator``.
     """
 
-    def __init__(self, loaded: LoadedModel, config: GeneratorConfig | None = None) -> None:
-        self._tokenizer = loaded.tokenizer
-        self._generator = Generator(loaded.model, config, eos_token_ids=loaded.tokenizer.eos_token_ids)
+    def __init__(
+        self, loaded: LoadedModel, config: GeneratorConfig | None = None, adapters: Adapters | None = None
+    ) -> None:
+        self._tokenizer, self._config = loaded.tokenizer, config or GeneratorConfig()
+        self._config.validate()
+        self._model, self._adapters = loaded.model, adapters
+        self._of_ids, self._ends = replace(self._config, stop=()), end_tokens(loaded.tokenizer)
+        self._generator = Generator(loaded.model, self._of_ids, eos_token_ids=self._ends)
 
     def config(self) -> GeneratorConfig:
         """The configuration."""
-        return self._generator.config()
+        return self._config
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The ids of a text, with the model's own beginning, or of messages in the model's chat format.
@@ -44,21 +54,70 @@ class TextGenerator:
             raise InferenceError.InvalidConfig(reason="the prompt is empty; takes at least one token to go on from")
         return ids
 
-    def stream_tokens(self, prompt: Prompt) -> Iterator[StreamToken]:
-        """The tokens of the answer; ``text`` is what each completes: empty within a character or for a special one."""
-        decoder = self._tokenizer.decode_stream()
-        for token in self._generator.stream(self.encode(prompt)):
-            yield replace(token, text=decoder.step(token.token_id))
+    def stream_tokens(self, prompt: Prompt, **options: Any) -> Iterator[StreamToken]:
+        """The tokens of the answer; ``text`` is what each completes: empty within a character or for a special one,
+        and within what may become one of the texts that end it. Options and errors as ``Generator.stream``.
+        """
+        answer = _Answer(self._tokenizer, self._config)
+        for token in self._generator.stream(self.encode(prompt), **options):
+            yield replace(token, text=answer.step(token.token_id))
+            if answer.stopped:
+                return
 
-    def stream(self, prompt: Prompt) -> Iterator[str]:
-        """The answer to a prompt or to messages, in pieces of whole characters. Special tokens are left out."""
-        decoder = self._tokenizer.decode_stream()
-        for token in self._generator.stream(self.encode(prompt)):
-            if piece := decoder.step(token.token_id):
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
+        """The answer to a prompt or to messages, in pieces of whole characters. Special tokens are left out.
+
+        Options and errors as ``Generator.stream``.
+        """
+        answer = _Answer(self._tokenizer, self._config)
+        for token in self._generator.stream(self.encode(prompt), **options):
+            if piece := answer.step(token.token_id):
                 yield piece
-        if rest := decoder.finish():
+            if answer.stopped:
+                return
+        if rest := answer.finish():
             yield rest
 
-    def generate(self, prompt: Prompt) -> str:
+    def stream_async(
+        self, prompt: Prompt, *, cancel: Cancellation | None = None, **options: Any
+    ) -> AsyncGenerator[str, None]:
+        """``stream`` as an async iterator, which is left as ``Generator.generate_stream_async``."""
+        return in_thread(lambda own: self.stream(prompt, cancel=own, **options), cancel)
+
+    def generate(self, prompt: Prompt, **options: Any) -> str:
         """The whole answer."""
-        return "".join(self.stream(prompt))
+        return "".join(self.stream(prompt, **options))
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], adapters: Sequence[str | None] | None = None, **options: Any
+    ) -> list[str]:
+        """The answer to each prompt, all at once; ``adapters`` names one for each, or ``None`` for the base.
+
+        A row is computed until its end token or ``max_tokens``, and cut at the texts of ``stop``. Options and errors
+        as ``BatchGenerator.stream``.
+        """
+        batch = BatchGenerator(self._model, self._of_ids, self._adapters, self._ends)
+        ids = [self.encode(prompt) for prompt in prompts]
+        found = []
+        for prompt, whole in zip(ids, batch.generate(ids, adapters, **options)):
+            answer = _Answer(self._tokenizer, self._config)
+            found.append("".join([*map(answer.step, whole[len(prompt) :]), answer.finish()]))
+        return found
+
+
+class _Answer:
+    """Ids that become text, up to the texts that end it."""
+
+    def __init__(self, tokenizer: Any, config: GeneratorConfig) -> None:
+        self._decoder, self._stops = tokenizer.decode_stream(), TextStops(config.stop)
+
+    @property
+    def stopped(self) -> bool:
+        return self._stops.reached
+
+    def step(self, token_id: int) -> str:
+        return self._stops.step(self._decoder.step(token_id))
+
+    def finish(self) -> str:
+        rest = self._stops.step(self._decoder.finish())
+        return rest + self._stops.finish()

@@ -2,62 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from ..error import InferenceError, InvalidIndexError
 from ..models.decoder import Decoder
-from .sampling import (
-    Filters,
-    SamplingStrategy,
-    StreamToken,
-    check_penalty,
-    check_seed,
-    checked,
-    described,
-    penalized,
-    random_generator,
-)
-from .step import step_of
+from .config import GeneratorConfig
+from .prompt_cache import PromptCache
+from .sampling import StreamToken, checked, described, penalized, random_generator
+from .step import CachedStep, Logits, Step, step_of
+from .streams import Cancellation, Stopped, in_thread
 
-
-@dataclass(frozen=True)
-class GeneratorConfig:
-    """How much is generated and how tokens are chosen.
-
-    ``temperature``, ``top_k`` and ``top_p`` filter what ``sampling`` leaves; under ``Greedy`` the largest logit
-    wins whatever they are. ``eos_token_id`` replaces the model's own end tokens; ``stop_tokens`` end the text
-    too. The token that ends it is part of the result. ``seed`` makes draws repeatable.
-    """
-
-    max_tokens: int = 100
-    sampling: SamplingStrategy = SamplingStrategy.Greedy
-    temperature: float = 1.0
-    top_p: float | None = None
-    top_k: int | None = None
-    repetition_penalty: float = 1.0
-    stop_on_eos: bool = True
-    eos_token_id: int | None = None
-    stop_tokens: Sequence[int] = field(default_factory=list)
-    seed: int | None = None
-
-    def filters(self) -> Filters:
-        """What logits go through. Raises ``InferenceError.InvalidSampling``."""
-        own = Filters(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
-        return self.sampling.filters().and_also(own)
-
-    def validate(self) -> None:
-        """Raise ``InferenceError.InvalidConfig`` or ``InvalidSampling`` for a value outside its range."""
-        if type(self.max_tokens) is not int or self.max_tokens < 0:
-            raise InferenceError.InvalidConfig(reason=f"max_tokens is {self.max_tokens!r}; takes an integer from 0")
-        self.filters()
-        check_penalty(self.repetition_penalty)
-        check_seed(self.seed)
+Progress = Callable[[int, int], None]
 
 
 class Generator:
@@ -65,78 +23,160 @@ class Generator:
 
     The model is a ``Decoder``, or anything whose ``forward`` makes logits ``(1, t, vocabulary)`` of ids
     ``(1, t)``, which is then run on the whole sequence for each token. ``eos_token_ids`` adds the tokenizer's end
-    tokens to those of the model's configuration. Raises as ``GeneratorConfig.validate``.
+    tokens to those of the model's configuration. Raises as ``GeneratorConfig.validate``, and for ``stop``, which
+    takes the text of a ``TextGenerator``.
     """
 
     def __init__(self, model: Any, config: GeneratorConfig | None = None, eos_token_ids: Iterable[int] = ()) -> None:
         self._model, self._config = model, config or GeneratorConfig()
         self._config.validate()
-        if isinstance(model, Decoder):
-            # Arrays still to be read from a file belong to the stream of this thread: another could not read them.
-            mx.eval([weight.mlx() for weight in model.weights().values()])
-        own = getattr(model, "config", None)
-        self._max_len: int | None = getattr(own, "max_position_embeddings", None)
-        if self._config.eos_token_id is not None:
-            self._eos = frozenset([self._config.eos_token_id])
-        else:
-            self._eos = frozenset(eos_token_ids) | (own.eos_token_ids() if own is not None else frozenset())
+        expect_no_texts(self._config)
+        evaluate_weights(model)
+        self._eos = end_tokens_of(model, self._config, eos_token_ids)
+        self._context: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
 
     def config(self) -> GeneratorConfig:
         """The configuration."""
         return self._config
 
-    def stream(self, input_ids: Sequence[int]) -> Iterator[StreamToken]:
+    def stream(
+        self,
+        input_ids: Sequence[int],
+        *,
+        cancel: Cancellation | None = None,
+        progress: Progress | None = None,
+        prompt_cache: PromptCache | None = None,
+    ) -> Iterator[StreamToken]:
         """The tokens that follow a prompt, each as soon as it is known; none for an empty prompt.
 
-        Raises ``InferenceError.CacheFull`` when the model's context is full, ``InferenceError.SamplingError`` for
-        logits that are NaN, and ``InvalidIndexError`` for an id that is no token.
+        ``cancel`` ends it from outside. ``progress(done, total)`` counts the prompt's tokens as they are read.
+        ``prompt_cache`` keeps what was read for the next stream that begins alike.
+
+        Raises ``InferenceError.CacheFull`` when the model's context or a fixed cache is full,
+        ``InferenceError.SamplingError`` for logits that are NaN, and ``InvalidIndexError`` for an id that is no token.
         """
         config = self._config
-        ids = [int(i) for i in input_ids]
+        ids = checked_prompt(self._model, input_ids)
         if not ids:
             return
-        size = self._model.vocab_size() if hasattr(self._model, "vocab_size") else None
-        for i in ids:
-            if i < 0 or (size is not None and i >= size):
-                raise InvalidIndexError("generate", i, size or 2**32)
-        filters, rng, step = config.filters(), random_generator(config.seed), step_of(self._model)
+        limit = config.limit(self._context)
+        expect_room(len(ids), limit, self._context)
+        filters, rng = config.filters(), random_generator(config.seed)
         stops = frozenset(config.stop_tokens) | (self._eos if config.stop_on_eos else frozenset())
-        new = ids
-        if self._max_len is not None and len(ids) > self._max_len:
+        before = watched(len(ids), cancel, progress)
+        step: Step | None = None
+        try:
+            for count in range(config.max_tokens):
+                if count == 0:
+                    step, logits = self._begin(ids, before, prompt_cache)
+                else:
+                    assert step is not None
+                    if cancel is not None and cancel.is_cancelled():
+                        return
+                    if limit is not None and len(ids) > limit:
+                        raise InferenceError.CacheFull(position=len(ids), max_len=limit)
+                    running, step = step, None
+                    logits = running.feed(ids[-1:])
+                    step = running
+                logits = checked(penalized(logits, ids, config.repetition_penalty))
+                token = filters.draw(logits, rng)
+                ids.append(token)
+                yield described(token, logits, is_eos=token in self._eos)
+                if token in stops:
+                    return
+        except Stopped:
+            return
+        finally:
+            # A step that was interrupted half-way is not handed on.
+            if prompt_cache is not None and isinstance(step, CachedStep):
+                prompt_cache.end(step)
+
+    def _begin(self, ids: Sequence[int], before: Any, prompt_cache: PromptCache | None) -> tuple[Step, Logits]:
+        if prompt_cache is None:
+            step = step_of(self._model, self._config)
+            return step, step.feed(ids, before)
+        if not isinstance(self._model, Decoder):
             raise InferenceError.InvalidConfig(
-                reason=f"the prompt has {len(ids)} tokens, the model's context is {self._max_len}; shorten it"
+                reason=f"prompt_cache: {type(self._model).__name__} keeps no keys and values; takes a Decoder"
             )
-        for _ in range(config.max_tokens):
-            if self._max_len is not None and len(ids) > self._max_len:
-                raise InferenceError.CacheFull(position=len(ids), max_len=self._max_len)
-            logits = checked(penalized(step.feed(new), ids, config.repetition_penalty))
-            token = filters.draw(logits, rng)
-            ids.append(token)
-            new = [token]
-            yield described(token, logits, is_eos=token in self._eos)
-            if token in stops:
-                return
+        return prompt_cache.begin(self._model, self._config, ids, before)
 
-    def generate(self, input_ids: Sequence[int]) -> list[int]:
-        """The prompt's ids and those that follow. Raises as ``stream``."""
-        return [*input_ids, *(token.token_id for token in self.stream(input_ids))]
+    def generate(self, input_ids: Sequence[int], **options: Any) -> list[int]:
+        """The prompt's ids and those that follow. Options and errors as ``stream``."""
+        return [*input_ids, *(token.token_id for token in self.stream(input_ids, **options))]
 
-    def generate_stream(self, input_ids: Sequence[int], callback: Callable[[StreamToken], bool | None]) -> list[int]:
+    def generate_stream(
+        self, input_ids: Sequence[int], callback: Callable[[StreamToken], bool | None], **options: Any
+    ) -> list[int]:
         """As ``generate``; ``callback`` sees each token and stops by returning ``False``."""
         ids = list(input_ids)
-        for token in self.stream(input_ids):
+        for token in self.stream(input_ids, **options):
             ids.append(token.token_id)
             if callback(token) is False:
                 break
         return ids
 
-    async def generate_stream_async(self, input_ids: Sequence[int]) -> AsyncIterator[StreamToken]:
+    def generate_stream_async(
+        self, input_ids: Sequence[int], *, cancel: Cancellation | None = None, **options: Any
+    ) -> AsyncGenerator[StreamToken, None]:
         """The tokens as an async iterator; the event loop runs on while each is computed in a thread.
 
-        Leaving the iterator early stops the generation.
+        Leaving the iterator early, or cancelling the task that waits for it, stops the generation at the next token
+        or piece of the prompt. Options and errors as ``stream``.
         """
-        tokens = self.stream(input_ids)
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="metal-candle-generate") as thread:
-            while (token := await loop.run_in_executor(thread, next, tokens, None)) is not None:
-                yield token
+        return in_thread(lambda own: self.stream(input_ids, cancel=own, **options), cancel)
+
+
+def expect_no_texts(config: GeneratorConfig) -> None:
+    """Raise ``InferenceError.InvalidConfig`` for texts to stop at, where there is no text."""
+    if config.stop:
+        raise InferenceError.InvalidConfig(
+            reason=f"stop is {list(config.stop)!r}, which takes text; give it to a TextGenerator, or stop_tokens"
+        )
+
+
+def evaluate_weights(model: Any) -> None:
+    """Arrays still to be read from a file belong to the stream of this thread: another could not read them."""
+    if isinstance(model, Decoder):
+        mx.eval([weight.mlx() for weight in model.weights().values()])
+
+
+def end_tokens_of(model: Any, config: GeneratorConfig, others: Iterable[int]) -> frozenset[int]:
+    """The end tokens in force: the one that ``config`` names, or those of the model's configuration and others."""
+    if config.eos_token_id is not None:
+        return frozenset([config.eos_token_id])
+    own: Any = getattr(model, "config", None)
+    return frozenset(others) | (own.eos_token_ids() if hasattr(own, "eos_token_ids") else frozenset())
+
+
+def checked_prompt(model: Any, input_ids: Sequence[int]) -> list[int]:
+    """The ids as a list. Raises ``InvalidIndexError`` for one that is no token."""
+    ids = [int(i) for i in input_ids]
+    size = model.vocab_size() if hasattr(model, "vocab_size") else None
+    for i in ids:
+        if i < 0 or (size is not None and i >= size):
+            raise InvalidIndexError("generate", i, size or 2**32)
+    return ids
+
+
+def expect_room(count: int, limit: int | None, context: int | None) -> None:
+    """Raise ``InferenceError`` for a prompt of more tokens than there is room for."""
+    if limit is None or count <= limit:
+        return
+    if context is not None and count > context:
+        raise InferenceError.InvalidConfig(
+            reason=f"the prompt has {count} tokens, the model's context is {context}; shorten it"
+        )
+    raise InferenceError.CacheFull(position=count, max_len=limit)
+
+
+def watched(total: int, cancel: Cancellation | None, progress: Progress | None) -> Callable[[int], None]:
+    """What is called before each piece of a prompt: it reports, and raises ``Stopped`` once it is cancelled."""
+
+    def before(done: int) -> None:
+        if cancel is not None and cancel.is_cancelled():
+            raise Stopped
+        if progress is not None:
+            progress(done, total)
+
+    return before

@@ -21,6 +21,7 @@ from ..dtype import DType
 from ..graph.node import GraphNode, topological_order
 from ..graph.operation import Operation
 from ..graph.operations.fused import Rope, Sdpa, Swiglu
+from ..graph.operations.grouped_lora import GroupedLoRA
 from ..graph.operations.index import Embedding
 from ..graph.operations.linalg import Linear
 from ..graph.operations.norm import WeightedRMSNorm
@@ -70,6 +71,8 @@ def _rms_norm(x: Any, weight: Any, eps: float) -> Any:
 
 
 def _rope(x: Any, cos: Any, sin: Any) -> Any:
+    if cos.ndim == 3:  # a position of its own for each row
+        cos, sin = cos[:, None], sin[:, None]
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
     turned = np.empty_like(x)
@@ -103,9 +106,27 @@ def _swiglu(gate: Any, up: Any) -> Any:
     return gate / (np.float32(1.0) + np.exp(-gate)) * up
 
 
+def _grouped_lora(base: Any, x: Any, ids: Any, a: Any, b: Any, ranks: Any, scales: Any) -> Any:
+    """All adapters at once, with zeros at rank where a row is another's.
+
+    Where that gives NaN, of an adapter with infinities say, each row by itself: it stays in its rows.
+    """
+    owner, scale = _columns(ranks, scales)
+    own = ids.reshape(*ids.shape, *(1,) * (x.ndim - ids.ndim)) == owner
+    result = base + np.where(own, (x @ a.T) * scale, np.float32(0)) @ b
+    return result if np.isfinite(result).all() else GroupedLoRA.numpy(base, x, ids, a, b, ranks, scales)
+
+
+@lru_cache(maxsize=256)
+def _columns(ranks: tuple[int, ...], scales: tuple[float, ...]) -> tuple[Any, Any]:
+    """For each row of the packed factors its adapter and its scale."""
+    return np.repeat(np.arange(len(ranks)), ranks), np.repeat(np.array(scales, np.float32), ranks)
+
+
 # The step's own operations, for one token; every other one has a NumPy definition in its record, or is refused.
 _FUNCTIONS: dict[type[Operation], Callable[..., Any]] = {
     Embedding: lambda table, ids: table[ids],
+    GroupedLoRA: _grouped_lora,
     Linear: _linear,
     Rope: _rope,
     Sdpa: _attention,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -88,7 +88,8 @@ SamplingStrategy.TopK, SamplingStrategy.TopP, SamplingStrategy.Temperature = Top
 
 @dataclass(frozen=True)
 class Filters:
-    """What a distribution goes through, in this order: temperature, the k largest, the mass p.
+    """What a distribution goes through, in this order: temperature, the k largest, the mass p, the part ``min_p`` of
+    the likeliest token's probability (Nguyen et al. 2024, https://arxiv.org/abs/2407.01082).
 
     Raises ``InferenceError.InvalidSampling`` for a value outside its range.
     """
@@ -97,6 +98,7 @@ class Filters:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
 
     def __post_init__(self) -> None:
         if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
@@ -105,27 +107,38 @@ class Filters:
             raise _invalid(f"top-k is {self.top_k!r}; takes an integer from 1")
         if self.top_p is not None and (not _is_number(self.top_p) or not 0 < self.top_p <= 1):
             raise _invalid(f"top-p is {self.top_p!r}; takes a number above 0 and at most 1")
+        if self.min_p is not None and (not _is_number(self.min_p) or not 0 <= self.min_p <= 1):
+            raise _invalid(f"min-p is {self.min_p!r}; takes a number from 0 to 1")
 
     def and_also(self, other: Filters) -> Filters:
-        """Both, one after the other: temperatures multiply, the smaller k and p count."""
+        """Both, one after the other: temperatures multiply, the smaller k and p count, the larger min-p."""
         k = [f.top_k for f in (self, other) if f.top_k is not None]
         p = [f.top_p for f in (self, other) if f.top_p is not None]
+        least = [f.min_p for f in (self, other) if f.min_p is not None]
         return Filters(
             greedy=self.greedy or other.greedy,
             temperature=self.temperature * other.temperature,
             top_k=min(k, default=None),
             top_p=min(p, default=None),
+            min_p=max(least, default=None),
         )
+
+    def is_greedy(self) -> bool:
+        """Whether the largest logit always wins."""
+        return self.greedy or self.temperature == 0
 
     def distribution(self, logits: Values) -> tuple[Values, Values]:
         """Token ids, each once, and the probability of each; tokens that are not listed have none."""
-        if self.greedy or self.temperature == 0:
+        if self.is_greedy():
             return np.array([logits.argmax()]), np.ones(1)
         with np.errstate(over="ignore"):  # a temperature next to 0 sends all but the largest to -inf
             scaled = (logits - logits.max()) / np.float32(max(self.temperature, 1e-30))
         ids = None if self.top_k is None else _largest(scaled, max(self.top_k, 1))
         if self.top_p is not None and self.top_p < 1:
             ids = _reaching(scaled, ids, self.top_p)
+        if self.min_p:
+            ids = np.arange(scaled.size) if ids is None else ids
+            ids = ids[scaled[ids] >= math.log(self.min_p)]
         weights = np.exp(scaled if ids is None else scaled[ids], dtype=np.float64)
         return np.arange(weights.size) if ids is None else ids, weights / weights.sum()
 
@@ -201,8 +214,10 @@ def check_seed(seed: int | None) -> None:
 def penalized(values: Values, generated_ids: Iterable[int], penalty: float) -> Values:
     """``apply_repetition_penalty`` on an array, which is not changed."""
     check_penalty(penalty)
+    if penalty == 1:
+        return values
     ids = np.array(sorted({i for i in generated_ids if 0 <= i < values.size}), dtype=np.int64)
-    if penalty == 1 or not ids.size:
+    if not ids.size:
         return values
     values = values.copy()
     seen = values[ids]
@@ -255,9 +270,25 @@ def sample_token_with_metadata(
 
 def described(token: int, values: Values, is_eos: bool) -> StreamToken:
     """A token with its logit and its probability among all."""
-    logit, top = float(values[token]), values.max()
-    total = float(np.exp(values - top).sum(dtype=np.float64))
-    return StreamToken(token, None, logit, math.exp(logit - float(top)) / total, is_eos)
+    ((logit, probability),) = described_rows(np.array([token]), values[None])
+    return StreamToken(token, None, float(logit), float(probability), is_eos)
+
+
+def described_rows(tokens: Values, logits: Values) -> Values:
+    """The logit and the probability among all of a token for each row of ``(rows, vocabulary)``: ``(rows, 2)``."""
+    top = logits.max(axis=1, keepdims=True)
+    totals = np.exp(logits - top).sum(axis=1, dtype=np.float64)
+    chosen = np.take_along_axis(logits, tokens[:, None], 1)[:, 0].astype(np.float64)
+    return np.stack([chosen, np.exp(chosen - top[:, 0]) / totals], axis=1)
+
+
+def draw_rows(logits: Values, filters: Sequence[Filters], generators: Sequence[np.random.Generator]) -> Values:
+    """A token for each row of ``(rows, vocabulary)``, each by its own filters: the greedy ones all at once."""
+    tokens: Values = logits.argmax(axis=1)
+    for row, (own, rng) in enumerate(zip(filters, generators)):
+        if not own.is_greedy():
+            tokens[row] = own.draw(logits[row], rng)
+    return tokens
 
 
 def checked(values: Values) -> Values:

@@ -94,7 +94,7 @@ class Rows:
         self._masks: dict[Span, Any] = {}
 
     def tables(self) -> Tables:
-        """The tables of each row's positions, ``(b, t, head_dim / 2)``; of one that begins at 0 ``(t, head_dim / 2)``."""
+        """Those of each row's positions; where all begin at place 0, the same for all."""
         if not self._left.any():
             return self._rotary.tables(self._start, len(self._places))
         if self._tables is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from metal_candle import LazyTensor, Tensor
 from metal_candle.error import InvalidIndexError
+from metal_candle.inference import GeneratorConfig
 from metal_candle.inference.step import CachedStep
 from metal_candle.models.load import load_model
 from metal_candle.nn.kv_cache import KvBuffer
@@ -107,10 +108,11 @@ def test_the_replayed_step_continues_too(tiny_model_dir: ModelDir, settings: dic
         np.testing.assert_allclose(step.feed([IDS[i]]), whole[i], atol=tolerance)
 
 
-def test_a_long_prompt_is_read_in_pieces(tiny_model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chunk", [1, 3, 5, 100])
+def test_a_long_prompt_is_read_in_pieces(tiny_model_dir: ModelDir, chunk: int) -> None:
     model = load_model(tiny_model_dir("mistral", sliding_window=4)).model
-    monkeypatch.setattr("metal_candle.inference.step.PREFILL_TOKENS", 5)
-    np.testing.assert_allclose(CachedStep(model).feed(IDS), plain(model, IDS)[-1], atol=CLOSE)
+    step = CachedStep(model, GeneratorConfig(prefill_chunk=chunk))
+    np.testing.assert_allclose(step.feed(IDS), plain(model, IDS)[-1], atol=CLOSE)
 
 
 def test_what_follows_is_not_seen(tiny_model_dir: ModelDir) -> None:

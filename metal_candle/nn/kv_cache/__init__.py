@@ -6,7 +6,7 @@ that move on independently, and ``ConcatKvCache`` joins them, which copies all o
 
 from .cache import Cache, KvCache
 from .concat import ConcatKvCache
-from .recorded import CacheAppend, KvBuffer, RecordedCache
+from .recorded import CacheAppend, KvBuffer, RecordedCache, Span
 from .rotating import RotatingCache, RotatingKvCache
 from .scattered import IndicesAndMask, ScatteredCacheBuilder, ScatteredKvCache
 
@@ -22,4 +22,5 @@ __all__ = [
     "RotatingKvCache",
     "ScatteredCacheBuilder",
     "ScatteredKvCache",
+    "Span",
 ]

@@ -37,6 +37,17 @@ class Block:
         self._store = self._joined = self._like = None
         self.length = 0
 
+    def truncate(self, length: int) -> None:
+        """Forget all but the first ``length`` entries; what was given away keeps them."""
+        if length == 0:
+            self.clear()
+        elif length < self.length:
+            if self._store is not None:
+                self._store.settle()
+            else:
+                self._joined = self._joined.narrow(self.axis(self._joined), 0, length)
+            self.length = length
+
     def axis(self, src: TensorBase) -> int:
         """The dim, counted from the front."""
         return resolve_dim(self.dim, src.shape, "append")

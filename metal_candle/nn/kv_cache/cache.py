@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...error import ArgumentValueError
 from ...graph.operations.counts import integer
 from ...shape import DimLike
 from ..constructors import New
@@ -55,6 +56,16 @@ class Cache(New):
         """Forget everything; tensors that were given away keep their values."""
         self._block.clear()
 
+    def truncate(self, seq_len: int) -> None:
+        """Keep the first ``seq_len`` entries; candle has no such method. Tensors given away keep their values.
+
+        Raises ``ArgumentValueError`` unless there are so many.
+        """
+        most = self.current_seq_len()
+        if integer("truncate", "seq_len", seq_len, 0) > most:
+            raise ArgumentValueError(f"truncate: got seq_len {seq_len}; takes 0 to {most}, as many as there are")
+        self._block.truncate(seq_len)
+
     def append(self, src: Any) -> None:
         """Put ``src`` behind the entries; it may be of any size in ``dim`` and is like the others in every other.
 
@@ -80,6 +91,11 @@ class KvCache(Pair[Cache]):
     """
 
     half = Cache
+
+    def truncate(self, seq_len: int) -> None:
+        """Keep the first ``seq_len`` keys and values. Raises as ``Cache.truncate``."""
+        self._k.truncate(seq_len)
+        self._v.truncate(seq_len)
 
     def append(self, k: Any, v: Any) -> tuple[Any, Any]:
         """All keys and values up to and including these. Raises as ``Cache.append``; nothing has changed then."""

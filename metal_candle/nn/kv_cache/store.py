@@ -75,6 +75,14 @@ class Store:
         self._shown.append(ref(tensor))
         return tensor
 
+    def settle(self) -> None:
+        """Let what was shown keep its values, whatever is written there; while it is held, the next write copies."""
+        for shown in self._shown:
+            tensor = shown()
+            if tensor is not None:
+                tensor._node = tensor._node
+        self._shown = []
+
     def snapshot(self, index: Any = ...) -> Tensor:
         """A tensor of a part as it is now: while it is held, the next write copies the array."""
         return Tensor._from_node(self.read(index))

@@ -1,0 +1,77 @@
+"""Streams that can be stopped from outside, and that run beside an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Cancellation:
+    """Stops streams that were given it: ``cancel()`` from any thread, a signal handler, or the loop's own body.
+
+    The stream ends before its next token, or its next piece of a prompt; what it gave stays.
+    """
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"Cancellation(cancelled={self.is_cancelled()})"
+
+    def cancel(self) -> None:
+        """Stop. Harmless the second time, and after the end."""
+        self._event.set()
+
+    def is_cancelled(self) -> bool:
+        """Whether ``cancel`` was called."""
+        return self._event.is_set()
+
+
+class Stopped(Exception):
+    """A computation was cancelled between two of its pieces."""
+
+
+async def in_thread(
+    stream: Callable[[Cancellation], Iterator[T]], cancel: Cancellation | None = None
+) -> AsyncGenerator[T, None]:
+    """What ``stream`` yields, each computed in a thread of its own while the event loop runs on.
+
+    However the iterator is left (at its end, early, by an error, by cancelling the task that waits for it) the stream
+    is stopped before its next token or piece, and closed, and the thread ends; who leaves waits for that.
+    """
+    own = Cancellation()
+    tokens = stream(own if cancel is None else _Either(own, cancel))
+    loop = asyncio.get_running_loop()
+    # All in one thread, from the first to the closing: MLX's streams belong to threads.
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metal-candle-generate")
+    try:
+        while (token := await loop.run_in_executor(thread, next, tokens, None)) is not None:
+            yield token
+    finally:
+        own.cancel()
+        closed = loop.run_in_executor(thread, _close, tokens)
+        thread.shutdown(wait=False)
+        # A second cancellation does not reach the thread, which ends all the same.
+        await asyncio.shield(closed)
+        thread.shutdown(wait=True)  # it has nothing left to do
+
+
+def _close(tokens: Any) -> None:
+    tokens.close()
+
+
+class _Either(Cancellation):
+    """Cancelled as soon as one of two is."""
+
+    def __init__(self, own: Cancellation, given: Cancellation) -> None:
+        super().__init__()
+        self._both = own, given
+
+    def is_cancelled(self) -> bool:
+        """Whether one of them is."""
+        return any(each.is_cancelled() for each in self._both)
