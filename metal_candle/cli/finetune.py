@@ -264,7 +264,9 @@ def resumed_line(trainer: Any, updates: int) -> str:
     scheduled = getattr(trainer.config.lr_scheduler, "total_steps", updates + 1) - 1
     line = f"resumed  after step {trainer.step} of {updates}"
     if trainer.step >= updates:
-        return f"{line}: the run is complete; --epochs or --steps extends it"
+        last = trainer.config.max_steps
+        flag = "--epochs" if last is None or trainer.step < last else "--steps"
+        return f"{line}: the run is complete; a larger {flag} extends it"
     if updates > scheduled:
         rate = trainer.config.lr_scheduler.get_lr(updates)
         line += f"; its schedule was made for {scheduled}, after which the rate stays at {rate:g}"

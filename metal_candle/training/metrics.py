@@ -67,6 +67,7 @@ class MetricsLog(TrainingCallback):
 
     def on_resume(self, trainer: Any, state: Mapping[str, Any]) -> None:
         """Cut off what was written after the state was saved, a line cut short included."""
+        self._reopen()
         end, last = 0, 0
         try:
             with self.path.open("rb") as file:
@@ -81,6 +82,11 @@ class MetricsLog(TrainingCallback):
         if last < trainer.step:
             missing = f"{last + 1} to {trainer.step}" if last + 1 < trainer.step else str(trainer.step)
             warnings.warn(f"{self.path}: no record of step {missing}, which the resumed run made", stacklevel=2)
+
+    def on_start(self, trainer: Any, total_steps: int) -> bool | None:
+        """Open the file again for a run that goes on."""
+        self._reopen()
+        return None
 
     def on_step(self, trainer: Any, metrics: StepMetrics) -> bool | None:
         """Write an update."""
@@ -121,6 +127,10 @@ class MetricsLog(TrainingCallback):
 
     def _more(self) -> Mapping[str, Any]:
         return {} if self._extra is None else self._extra()
+
+    def _reopen(self) -> None:
+        if self._file.closed:
+            self._file = self._opened("a")
 
     def _opened(self, mode: str) -> IO[str]:
         try:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from metal_candle.training import TrainingState
+
 import mlx.core as mx
 import pytest
-from program import FAILED, ok, run, trained
+from program import ENVIRONMENT, FAILED, ok, run, trained
 
 Folder = Callable[..., Path]
 ROWS = [{"prompt": "name a tool", "completion": f"tool number {i}"} for i in range(6)]
@@ -111,7 +115,9 @@ def test_adapters_that_cannot_be_used(tmp_path: Path, tiny_model_dir: Folder, ro
     assert "adapter_model.safetensors" in refused("generate", "--model", model, "--adapter", adapter, "hello")
     weights.unlink()
     assert "adapter_model.safetensors" in refused("inspect", "adapter", adapter)
-    assert "none: no such adapter; takes a folder or a .safetensors file" in refused("generate", "--adapter", tmp_path / "none", "hello")
+    assert "none: no such adapter; takes a folder or a .safetensors file" in refused(
+        "generate", "--adapter", tmp_path / "none", "hello"
+    )
 
 
 def test_an_adapter_of_fewer_layers(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
@@ -121,12 +127,43 @@ def test_an_adapter_of_fewer_layers(tmp_path: Path, tiny_model_dir: Folder, rows
     assert "it spans 2 layers, this one has 3" in line
 
 
-def test_flags_that_a_resumed_adapter_contradicts(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
+def test_flags_that_an_adapter_to_start_from_contradicts(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
     model = tiny_model_dir()
     adapter = trained(model, rows, tmp_path / "adapter")
-    arguments = ("--model", model, "--data", rows, "--output", tmp_path / "on", "--resume", adapter)
-    assert "--rank says 4, the adapter in" in refused("finetune", *arguments, "--rank", 4)
-    assert "--targets says ['q_proj']" in refused("finetune", *arguments, "--targets", "q_proj")
+    arguments = ("--model", model, "--data", rows, "--sample", "", "--init-adapter", adapter, "--output")
+    ok("finetune", *arguments, tmp_path / "right", "--steps", 1)
+    # The errors come after the run is announced.
+    result = run("finetune", *arguments, tmp_path / "rank", "--rank", 4)
+    assert f"--rank says 4, the adapter in {adapter} has 8" in result.stderr
+    result = run("finetune", *arguments, tmp_path / "targets", "--targets", "q_proj")
+    assert "--targets says ['q_proj']" in result.stderr
+
+
+def test_what_a_resumed_run_contradicts(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
+    model = tiny_model_dir()
+    folder = trained(model, rows, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    line = refused("finetune", "--resume", folder, "--rank", 4)
+    assert f"--rank says 4, the run in {folder} has 8; leave the flag out" in line
+    assert "--learning-rate says 0.1, the run in" in refused("finetune", "--resume", folder, "--learning-rate", 0.1)
+    (tmp_path / "run.yaml").write_text("seed: 4\n")
+    assert "--seed says 4, the run in" in refused("finetune", "--resume", folder, "--config", tmp_path / "run.yaml")
+    other = tmp_path / "other.jsonl"
+    other.write_text(rows.read_text().replace("tool", "hat"))
+    line = refused("finetune", "--resume", folder, "--data", other, "--steps", 4)
+    assert "training rows are" in line
+    reseeded = tiny_model_dir(seed=1)
+    line = refused("finetune", "--resume", folder, "--model", reseeded, "--steps", 4)
+    assert "the model: the weights have other values" in line
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (tmp_path / "moved.jsonl").write_text(rows.read_text())  # the same rows elsewhere are the same rows
+    ok("finetune", "--resume", folder, "--data", tmp_path / "moved.jsonl", "--steps", 3, "--sample", "")
+    (folder / "training.state").write_bytes(b"not a state")
+    assert "training.state" in refused("finetune", "--resume", folder)
+    (folder / "training.state").unlink()
+    line = refused("finetune", "--resume", folder)
+    assert "holds no training.state" in line
+    assert "--init-adapter starts a new run" in line
 
 
 def test_a_prompt_longer_than_the_context(tiny_model_dir: Folder) -> None:
@@ -158,7 +195,7 @@ def test_an_adapter_is_not_replaced_by_accident(tmp_path: Path, tiny_model_dir: 
     adapter = trained(model, rows, tmp_path / "adapter")
     before = (adapter / "adapter_model.safetensors").read_bytes()
     line = refused("finetune", "--model", model, "--data", rows, "--output", adapter)
-    assert "holds an adapter; --overwrite replaces it" in line
+    assert "holds a run; --overwrite replaces it" in line
     assert (adapter / "adapter_model.safetensors").read_bytes() == before
     ok("finetune", "--model", model, "--data", rows, "--output", adapter, "--overwrite", "--steps", 1, "--sample", "")
     assert (adapter / "adapter_model.safetensors").read_bytes() != before
@@ -173,8 +210,43 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_adapter(
     assert result.returncode == FAILED
     assert "Traceback" not in result.stderr
     assert "at step 2; the adapter keeps the weights of step 1" in result.stderr
-    assert f"it is saved in {output}" in result.stderr
-    assert "8, alpha 16" in ok("inspect", "adapter", output)
+    # Step 1 is nothing good: its weights are what gave the loss.
+    assert f"what was saved after step 0 is unchanged in {output}" in result.stderr
+    assert not (output / "adapter_config.json").exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
+    """A file may grow to the size of the state alone; the log gets there a while after."""
+    model, output = tiny_model_dir(), tmp_path / "out"
+    trained(model, rows, output)
+    limit = (output / "training.state").stat().st_size + 1000
+    script = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+    script += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from metal_candle.cli import main; main()"
+    arguments = (
+        "finetune",
+        "--resume",
+        output,
+        "--epochs",
+        2000,
+        "--steps",
+        4000,
+        "--save-every",
+        50,
+        "--eval-every",
+        0,
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert ended.returncode == FAILED, ended.stderr
+    line = ended.stderr.strip().splitlines()[-1]
+    assert "metrics.jsonl: File too large" in line
+    kept = TrainingState.load(output)
+    assert kept.step > 2
+    assert f"what was saved after step {kept.step} is unchanged in {output}: go on with " in line
+    assert line.endswith(f"metal-candle finetune --resume {output}")
+    ok("finetune", "--resume", output, "--steps", kept.step + 1)
 
 
 @pytest.mark.parametrize(

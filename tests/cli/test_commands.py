@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from metal_candle.models import load_model
-from metal_candle.training import LoRAAdapter, read_metrics
+from metal_candle.training import LoRAAdapter, TrainingState, read_metrics
 
 import numpy as np
 import pytest
@@ -53,6 +53,7 @@ def test_finetune_leaves_adapter_metrics_and_plot(adapter: Path) -> None:
         "adapter_model.safetensors",
         "metrics.jsonl",
         "loss.png",
+        "training.state",
     }
     records = read_metrics(adapter / "metrics.jsonl")
     held_out = [record["held_out_loss"] for record in records if "held_out_loss" in record]
@@ -154,11 +155,31 @@ def test_control_c_saves_and_says_how_to_go_on(model: Path, rows: Path, tmp_path
     assert code == INTERRUPTED, errors
     assert "Traceback" not in errors
     command = errors.strip().splitlines()[-1].partition("go on with: ")[2]
-    assert command.startswith("metal-candle finetune ")
-    assert command.endswith(f"--output {output} --resume {output}")
+    assert command == f"metal-candle finetune --resume {output}"
     start = LoRAAdapter.load(output, load_model(model).model)
     assert any(layer.lora_b().numpy().any() for _, layer in start.layers())
-    ok(*command.split()[1:], "--steps", 1)
+    made = TrainingState.load(output).step
+    ok(*command.split()[1:], "--steps", made + 2)
+    steps = [record["step"] for record in read_metrics(output / "metrics.jsonl") if "loss" in record]
+    assert steps == list(range(1, made + 3))
+
+
+def test_a_resumed_run_has_the_flags_of_its_folder(model: Path, rows: Path, tmp_path: Path) -> None:
+    flags = ("--model", model, "--data", rows, "--rank", 2, "--targets", "q_proj,v_proj", "--dropout", 0.2)
+    flags += ("--accumulation", 2, "--batch-size", 2, "--eval-every", 2, "--sample", "", "--seed", 3)
+    ok("finetune", *flags, "--output", tmp_path / "whole", "--epochs", 3)
+    ok("finetune", *flags, "--output", tmp_path / "parts", "--epochs", 3, "--save-every", 1, "--steps", 4)
+    first = TrainingState.load(tmp_path / "parts")
+    assert first.step == 4
+    # The schedule was made for four steps: the whole run's is another, and so is its end.
+    shown = ok("finetune", "--resume", tmp_path / "parts", "--steps", 9, "--output", tmp_path / "on")
+    assert "resumed  after step 4 of 9; its schedule was made for 4, after which the rate stays at 0.0001" in shown
+    on = TrainingState.load(tmp_path / "on")
+    assert (on.step, on.adapter_config.rank, on.config["max_steps"]) == (9, 2, 9)
+    records = read_metrics(tmp_path / "on" / "metrics.jsonl")
+    assert [record["step"] for record in records if "loss" in record] == list(range(1, 10))
+    assert TrainingState.load(tmp_path / "parts").step == 4
+    assert "the run is complete; a larger --steps extends it" in ok("finetune", "--resume", tmp_path / "on")
 
 
 def test_help_shows_an_example() -> None:
