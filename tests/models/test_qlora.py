@@ -24,13 +24,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from gguf_writer import Types, write_gguf
+from quantised_folders import SIZES, quantised_folder
 
 ModelDir = Callable[..., Path]
 IDS = [1, 9, 20, 33, 7, 7, 41]
 # The same numbers multiplied in another order: float32's rounding of logits of about 1.
 NEAR: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
-# All of which 128 divides.
-SIZES = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
 
 
 @pytest.fixture
@@ -93,8 +92,10 @@ def assert_same_numbers(one: Decoder, other: Decoder) -> None:
 # --- GGUF -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "mixed"])
-@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize(
+    ("kind", "model_type"),
+    [("Q4_0", "llama"), ("Q5_0", "llama"), ("Q5_1", "qwen2"), ("Q8_0", "qwen2"), ("mixed", "llama")],
+)
 def test_a_gguf_stays_as_it_is(
     tiny_model_dir: ModelDir, gguf_of: Callable[..., Path], kind: str, model_type: str
 ) -> None:
@@ -180,29 +181,6 @@ def test_loading_never_widens_all(
 # --- folders that MLX quantised ---------------------------------------------------------------
 
 
-def quantised_folder(
-    folder: Path, bits: int = 4, group: int = 64, mode: str = "affine", dtype: mx.Dtype = mx.float32, **own: Any
-) -> Path:
-    """Quantise a folder's projections and table in place, with ``own`` packings for some ends of names."""
-    config = json.loads((folder / "config.json").read_text())
-    weights = dict(mx.load(str(folder / "model.safetensors")))
-    entry: dict[str, Any] = {"group_size": group, "bits": bits, "mode": mode}
-    for name in list(weights):
-        path, end = name.rsplit(".", 1)
-        if end != "weight" or "norm" in name:
-            continue
-        packing = {"group_size": group, "bits": bits, "mode": mode}
-        for key, (own_bits, own_group) in own.items():
-            if path.endswith(key):
-                packing = entry[path] = {"group_size": own_group, "bits": own_bits}
-        parts = mx.quantize(weights.pop(name).astype(dtype), **packing)
-        weights.update(zip((name, f"{path}.scales", f"{path}.biases"), parts))
-    config["quantization"] = config["quantization_config"] = entry
-    (folder / "config.json").write_text(json.dumps(config))
-    safetensors.save(folder / "model.safetensors", weights, safetensors.PT)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("bits", "group", "mode"),
     [
@@ -223,7 +201,8 @@ def test_a_folder_of_mlx(tiny_model_dir: ModelDir, bits: int, group: int, mode: 
     assert dense.model.config.quantization is None
     assert_same_numbers(kept.model, dense.model)
     np.testing.assert_allclose(logits(kept.model), logits(dense.model), **NEAR)
-    assert_same_training(kept.model, dense.model)
+    if (bits, group) in ((3, 64), (4, 128)) or mode == "mxfp4":
+        assert_same_training(kept.model, dense.model)
 
 
 def test_layers_with_packings_of_their_own_and_half_scales(tiny_model_dir: ModelDir) -> None:
@@ -276,7 +255,7 @@ def test_floats_are_quantised(tiny_model_dir: ModelDir, bits: int, tolerance: fl
         ({"quantize": "keep"}, "holds no quantised weights to keep; takes quantize 4 or 8"),
         (
             {"quantize": 8, "group_size": 128},
-            "group_size 128 does not divide the rows of model.layers.0.mlp.gate_proj.weight (64, 32), ",
+            "group_size 128 does not divide the rows of model.layers.0.mlp.down_proj.weight (32, 64), ",
         ),
     ],
 )
@@ -379,30 +358,6 @@ def test_overrides_are_floats_or_quantised(tiny_model_dir: ModelDir, tmp_path: P
     other = QuantizedWeight.quantize(Tensor.new(np.ones((4, 64), np.float32)))
     with pytest.raises(UnexpectedShapeError):
         save(loaded, tmp_path / "no", overrides={first: other})
-
-
-@pytest.mark.parametrize(("bits", "group", "mode"), [(4, 64, "affine"), (8, 32, "affine"), (4, 32, "mxfp4")])
-def test_mlx_lm_gives_the_same_logits(
-    tiny_model_dir: ModelDir, tmp_path: Path, bits: int, group: int, mode: str
-) -> None:
-    mlx_lm = pytest.importorskip("mlx_lm", reason="mlx-lm is not installed")
-    own = {"down_proj": (8, 32), "embed_tokens": (6, 128)} if mode == "affine" else {}
-    folder = quantised_folder(tiny_model_dir(**SIZES), bits, group, mode, **own)
-    ours = load_model(folder)
-    theirs, _ = mlx_lm.load(str(folder))
-    np.testing.assert_allclose(np.array(theirs(mx.array([IDS]))), logits(ours.model), **NEAR)
-    again, _ = mlx_lm.load(str(save(ours, tmp_path / "saved")))
-    np.testing.assert_allclose(np.array(again(mx.array([IDS]))), logits(ours.model), **NEAR)
-
-
-def test_mlx_lm_loads_a_gguf_saved_as_it_is(
-    tiny_model_dir: ModelDir, gguf_of: Callable[..., Path], tmp_path: Path
-) -> None:
-    mlx_lm = pytest.importorskip("mlx_lm", reason="mlx-lm is not installed")
-    path = gguf_of(tiny_model_dir(**SIZES), lambda name: Types.Q8_0 if "token_embd" in name else Types.Q4_1)
-    loaded = load_model(path, quantize="keep")
-    theirs, _ = mlx_lm.load(str(save(loaded, tmp_path / "saved")))
-    np.testing.assert_allclose(np.array(theirs(mx.array([IDS]))), logits(loaded.model), **NEAR)
 
 
 # --- the real model ---------------------------------------------------------------------------
