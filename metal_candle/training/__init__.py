@@ -4,6 +4,7 @@ from ..models.projection import ApplyAdapter, TargetModule
 from ..nn.optim import ParamsAdamW
 from .adamw import AdamW, AdamWConfig
 from .adapter import LoRAAdapter, LoRAAdapterConfig, merged_weights
+from .adapter_report import AdapterReport
 from .callbacks import EarlyStopping, TrainingCallback
 from .checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
 from .config import TrainingConfig
@@ -11,6 +12,7 @@ from .eager_trainer import Trainer
 from .events import EvalMetrics, StepMetrics
 from .lora import LoRAConfig, LoRALayer
 from .losses import cross_entropy_loss, cross_entropy_loss_with_smoothing
+from .merge import Merged, MergeWarning, merge_adapter
 from .metrics import MetricsLog, plot_loss, read_metrics, render_curve
 from .progress import ProgressBar
 from .registry import AdapterRegistry
@@ -24,6 +26,7 @@ __all__ = [
     "AdamW",
     "AdamWConfig",
     "AdapterRegistry",
+    "AdapterReport",
     "AdapterTrainer",
     "ApplyAdapter",
     "CheckpointMetadata",
@@ -34,6 +37,8 @@ __all__ = [
     "LoRAAdapterConfig",
     "LoRAConfig",
     "LoRALayer",
+    "MergeWarning",
+    "Merged",
     "MetricsLog",
     "ParamsAdamW",
     "ProgressBar",
@@ -49,6 +54,7 @@ __all__ = [
     "cross_entropy_loss",
     "cross_entropy_loss_with_smoothing",
     "load_checkpoint",
+    "merge_adapter",
     "merged_weights",
     "plot_loss",
     "read_metrics",
