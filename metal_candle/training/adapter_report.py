@@ -77,7 +77,8 @@ def report_of(factors: Mapping[str, Factors], model: AdaptableModel | None = Non
     if model is not None:
         for place in model.projections():
             if place.path in factors:
-                weights[place.path] = float(mx.linalg.norm(place.dense_weight().mlx().astype(mx.float32)).item())
+                norm = mx.linalg.norm(place.dense_weight().mlx().astype(mx.float32)).item()
+                weights[place.path] = float(norm)  # type: ignore[arg-type]
     modules = tuple(
         ModuleChange(path, each.rank, each.scale, each.norm(), weights.get(path)) for path, each in factors.items()
     )

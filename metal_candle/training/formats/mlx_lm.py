@@ -142,10 +142,11 @@ class _Config:
             isinstance(self.keys, list) and all(isinstance(key, str) for key in self.keys)
         ):
             raise invalid(path, f"lora_parameters.keys is {self.keys!r}; takes a list of module paths in a block")
-        self.num_layers = fields.get("num_layers")
-        if type(self.num_layers) is not int:
-            shown = "missing" if self.num_layers is None else repr(self.num_layers)
+        count = fields.get("num_layers")
+        if type(count) is not int:
+            shown = "missing" if count is None else repr(count)
             raise invalid(path, f"num_layers is {shown}; takes a number of blocks, or -1 for all")
+        self.num_layers: int = count
         self.modules = names_or_none(path, fields.get(_MODULES), _MODULES)
         self.layers = layers_or_none(path, fields.get(_LAYERS), _LAYERS)
         base = fields.get("model")

@@ -60,7 +60,7 @@ def with_one_scale(adapter: StoredAdapter, target: str, fold_scales: bool = Fals
 def _padded(factors: Factors, rank: int) -> Factors:
     if (lacking := rank - factors.rank) == 0:
         return factors
-    return replace(factors, a=mx.pad(factors.a, ((0, 0), (0, lacking))), b=mx.pad(factors.b, ((0, lacking), (0, 0))))
+    return replace(factors, a=mx.pad(factors.a, [(0, 0), (0, lacking)]), b=mx.pad(factors.b, [(0, lacking), (0, 0)]))
 
 
 def _times(b: mx.array, ratio: float) -> mx.array | None:
