@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from . import (
         compat,
         display,
+        embeddings,
         error,
         features,
         graph,
@@ -182,6 +183,7 @@ __all__ = [
     "__version__",
     "compat",
     "display",
+    "embeddings",
     "error",
     "eval_all",
     "eval_all_async",

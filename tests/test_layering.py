@@ -41,6 +41,7 @@ LAYERS = [
     {"models"},
     {"training"},
     {"inference"},
+    {"embeddings"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -154,6 +154,19 @@ class Tokenizer:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
 
+    def truncate(self, max_length: int | None) -> None:
+        """Cut every text from here on to so many ids, those included that are added; ``None`` cuts none.
+
+        Raises ``ModelError.TokenizerFailed`` for fewer than are added.
+        """
+        if max_length is None:
+            self._tokenizer.no_truncation()
+            return
+        try:
+            self._tokenizer.enable_truncation(max_length)
+        except Exception as error:  # the library raises plain Exception for whatever it does not like
+            raise _failed(f"max_length {max_length}: {' '.join(str(error).split())}") from error
+
     def encode_with_offsets(
         self, text: str, add_special_tokens: bool = False
     ) -> tuple[list[int], list[tuple[int, int]]]:

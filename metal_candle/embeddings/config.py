@@ -1,0 +1,64 @@
+"""Which embedding model, and how it is used. metal-candle: ``metal_candle::embeddings::config``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from os import PathLike
+from typing import Union
+
+from ..error import EmbeddingError
+
+
+class EmbeddingModelType(Enum):
+    """The models that have a name here. metal-candle: ``EmbeddingModelType``.
+
+    E5 was trained with a word before each text, which makes its results better: ``"query: "`` before what is
+    searched for, ``"passage: "`` before what is searched in, ``"query: "`` where the two are alike. It is the caller's
+    to write. The other two take texts as they are.
+    """
+
+    E5SmallV2 = "intfloat/e5-small-v2"
+    AllMiniLmL6V2 = "sentence-transformers/all-MiniLM-L6-v2"
+    AllMpnetBaseV2 = "sentence-transformers/all-mpnet-base-v2"
+
+    def model_id(self) -> str:
+        """Its id on the Hugging Face hub."""
+        return str(self.value)
+
+    def dimension(self) -> int:
+        """The length of its embeddings."""
+        return 768 if self is EmbeddingModelType.AllMpnetBaseV2 else 384
+
+    @staticmethod
+    def default() -> EmbeddingModelType:
+        """``E5SmallV2``."""
+        return EmbeddingModelType.E5SmallV2
+
+
+ModelName = Union[EmbeddingModelType, str, "PathLike[str]"]
+"""A model: a type, a folder, or a hub id."""
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """metal-candle's ``EmbeddingConfig``. ``model_type`` may also be a folder or a hub id.
+
+    ``normalize`` gives rows of unit length. Longer texts are cut to ``max_seq_length`` tokens, or to fewer where the
+    model's files say so or it has no more positions.
+    """
+
+    model_type: ModelName = EmbeddingModelType.E5SmallV2
+    normalize: bool = True
+    max_seq_length: int = 512
+
+    @staticmethod
+    def default() -> EmbeddingConfig:
+        """``EmbeddingConfig()``."""
+        return EmbeddingConfig()
+
+    def validate(self) -> None:
+        """Raise ``EmbeddingError.InvalidConfig`` for a length below 1."""
+        if self.max_seq_length < 1:
+            reason = f"max_seq_length is {self.max_seq_length}; takes at least 1"
+            raise EmbeddingError.InvalidConfig(reason=reason)

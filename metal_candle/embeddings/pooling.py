@@ -1,0 +1,62 @@
+"""From a vector for each token to one for the text. metal-candle: ``metal_candle::embeddings::pooling``.
+
+Hidden states are ``(b, t, h)``, masks ``(b, t)`` of any dtype with 1 for tokens and 0 for padding; results ``(b, h)``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from ..models.layout import hidden_value
+
+T = TypeVar("T", bound=Any)
+
+FEWEST = 1e-9
+"""A text without tokens counts as so many."""
+SHORTEST = 1e-12
+"""A row is divided by its norm or by this."""
+
+
+def mean_pool(hidden: T, mask: Any) -> T:
+    """The mean over the tokens. metal-candle: ``mean_pool``."""
+    total, count = _sums(hidden, mask)
+    result: T = total.broadcast_div(count.clamp(FEWEST, float("inf")))
+    return result
+
+
+def mean_sqrt_pool(hidden: T, mask: Any) -> T:
+    """The sum over the tokens by the square root of their number."""
+    total, count = _sums(hidden, mask)
+    result: T = total.broadcast_div(count.clamp(FEWEST, float("inf")).sqrt())
+    return result
+
+
+def cls_pool(hidden: T, mask: Any) -> T:
+    """The first token's vector; the mask, which the others take, says nothing about it."""
+    result: T = hidden.narrow(1, 0, 1).squeeze(1)
+    return result
+
+
+def max_pool(hidden: T, mask: Any) -> T:
+    """The largest of each element over the tokens."""
+    far = hidden_value(hidden.dtype)
+    padding = hidden._lift(mask).to_dtype(hidden.dtype).affine(-far, far).unsqueeze(2)
+    result: T = hidden.broadcast_add(padding).max(1)
+    return result
+
+
+def normalize(xs: T) -> T:
+    """Rows ``(b, h)`` of unit length; a row of zeros stays one. metal-candle: ``normalize``."""
+    norm = xs.sqr().sum_keepdim(1).sqrt().clamp(SHORTEST, float("inf"))
+    result: T = xs.broadcast_div(norm)
+    return result
+
+
+def _sums(hidden: Any, mask: Any) -> tuple[Any, Any]:
+    """The sum over the tokens ``(b, h)``, and their number ``(b, 1)``."""
+    weights = hidden._lift(mask).to_dtype(hidden.dtype).unsqueeze(2)
+    return hidden.broadcast_mul(weights).sum(1), weights.sum(1)
+
+
+POOLS = {"cls": cls_pool, "max": max_pool, "mean": mean_pool, "mean_sqrt_len_tokens": mean_sqrt_pool}
+"""The ways of pooling by the names of sentence-transformers, in the order in which it joins several."""
