@@ -49,17 +49,6 @@ class Adapter(Protocol):
         """The projection's result, given what the frozen layer makes of ``x``."""
 
 
-@runtime_checkable
-class SizedAdapter(Protocol):
-    """An adapter that says which sizes it is for, as a ``LoRALayer`` does."""
-
-    def in_features(self) -> int:
-        """The size it takes."""
-
-    def out_features(self) -> int:
-        """The size it gives."""
-
-
 class AdapterSource(Protocol):
     """What holds an adapter for each place of a model."""
 
@@ -154,14 +143,23 @@ class WeighingModel(Protocol):
 
 def expect_sizes(place: Place, adapter: Adapter | None) -> None:
     """Raise ``ModelError.InvalidConfig`` for an adapter of other sizes than the place; not all adapters say theirs."""
-    if not isinstance(adapter, SizedAdapter):
+    said = getattr(adapter, "in_features", None), getattr(adapter, "out_features", None)
+    if said[0] is None or said[1] is None:
         return
-    own, wanted = (adapter.in_features(), adapter.out_features()), (place.in_features, place.out_features)
+    own, wanted = (said[0](), said[1]()), (place.in_features, place.out_features)
     if own != wanted:
         raise ModelError.InvalidConfig(
             reason=f"the adapter of {place.path} maps {own[0]} to {own[1]}, the model {wanted[0]} to {wanted[1]}; "
             "LoRAAdapter.for_model takes the model's sizes"
         )
+
+
+@runtime_checkable
+class RecomputableModel(Protocol):
+    """A model whose gradient may compute each block again instead of keeping what is in it."""
+
+    def gradient_checkpointing(self, on: bool = True) -> None:
+        """Switch it on or off."""
 
 
 class Projection(Module):
