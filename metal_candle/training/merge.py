@@ -15,6 +15,7 @@ from ..models.decoder import Decoder
 from ..nn.quantized_linear import QuantizedWeight
 from ..tensor.eager import Tensor
 from .adapter import LoRAAdapter
+from .requantize import requantized
 
 NOTABLE = 0.25
 """The share of a delta whose loss is warned about."""
@@ -104,7 +105,7 @@ def merge_adapter(model: Decoder, adapter: LoRAAdapter, dtype: DTypeLike = DType
         exact = place.dense_weight() + layer.delta_weight()
         merged: Union[Tensor, QuantizedWeight]
         if name in quantized:
-            merged = quantized[name].requantize(exact).to_dtype(target)
+            merged = requantized(quantized[name], exact, target)
             back, how = merged.dequantize(), _described(merged)
         else:
             merged = exact.to_dtype(target)

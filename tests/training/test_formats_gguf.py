@@ -51,12 +51,14 @@ def field(path: Path, name: str) -> Any:
 def as_llama_cpp(tensors: dict[str, np.ndarray[Any, Any]], name: str, alpha: float) -> np.ndarray[Any, Any]:
     """The delta ``(out, in)`` as llama.cpp has it: alpha over the rank of B, B times A."""
     a, b = (tensors[f"{name}.weight.{each}"].astype(np.float64) for each in ("lora_a", "lora_b"))
-    return (alpha / b.shape[1]) * (b @ a)
+    found: np.ndarray[Any, Any] = (alpha / b.shape[1]) * (b @ a)
+    return found
 
 
 def delta(factors: Factors) -> np.ndarray[Any, Any]:
     a, b = (np.array(each.astype(mx.float32)).astype(np.float64) for each in (factors.a, factors.b))
-    return factors.scale * (a @ b).T
+    found: np.ndarray[Any, Any] = factors.scale * (a @ b).T
+    return found
 
 
 @pytest.mark.parametrize(("model_type", "architecture"), [("llama", "llama"), ("mistral", "llama"), ("qwen2", "qwen2")])
@@ -143,7 +145,7 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path: Path, tiny_model_dir: Fo
 
 @pytest.mark.parametrize("heads", [1, 3, 9])
 def test_permute_is_the_inverse_of_unpermute(heads: int) -> None:
-    rows = np.arange(heads * 8 * 5).reshape(heads * 8, 5)
+    rows = np.arange(heads * 8 * 5).astype(np.uint8).reshape(heads * 8, 5)
     np.testing.assert_array_equal(unpermute(permute(rows, heads), heads), rows)
     np.testing.assert_array_equal(permute(unpermute(rows, heads), heads), rows)
 

@@ -16,6 +16,7 @@ from metal_candle.models.load import load_model
 from metal_candle.tensor.eager import Tensor
 from metal_candle.training import LoRAAdapter
 from metal_candle.training.formats import mlx_lm, peft
+from metal_candle.training.formats.folder import CONFIG
 from metal_candle.training.formats.recognise import read, write
 from metal_candle.training.formats.stored import Factors
 
@@ -48,7 +49,8 @@ def ours(folder: Path, adapter: Path | None) -> Logits:
         loaded = LoRAAdapter.load(adapter, model)
         loaded.set_training(False)
         model.apply_adapter(loaded)
-    return model.forward(Tensor.new(IDS)).numpy()
+    found: Logits = model.forward(Tensor.new(IDS)).numpy()
+    return found
 
 
 def with_peft(folder: Path, adapter: Path, save_to: Path | None = None) -> Logits:
@@ -76,9 +78,10 @@ def with_mlx_lm(folder: Path, adapter: Path, save_to: Path | None = None) -> Log
     if save_to is not None:
         save_to.mkdir()
         model.freeze()
-        leaves = {name: x for name, x in tree_flatten(model.parameters()) if name.endswith(("lora_a", "lora_b"))}
+        every: dict[str, Any] = dict(tree_flatten(model.parameters()))
+        leaves = {name: x for name, x in every.items() if name.endswith(("lora_a", "lora_b"))}
         mx.save_safetensors(str(save_to / mlx_lm.WEIGHTS), leaves)
-        (save_to / mlx_lm.CONFIG).write_text((adapter / mlx_lm.CONFIG).read_text())
+        (save_to / CONFIG).write_text((adapter / CONFIG).read_text())
         change_config(save_to, lambda config: config.pop("layers_to_transform", None))  # which mlx-lm does not know
     return np.array(model(mx.array(IDS)).astype(mx.float32))
 
@@ -166,7 +169,7 @@ def test_an_adapter_that_mlx_lm_made(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "theirs").mkdir()
     mx.save_safetensors(str(tmp_path / "theirs" / mlx_lm.WEIGHTS), dict(tree_flatten(model.trainable_parameters())))
     config = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": parameters, "model": str(folder)}
-    (tmp_path / "theirs" / mlx_lm.CONFIG).write_text(json.dumps(config))
+    (tmp_path / "theirs" / CONFIG).write_text(json.dumps(config))
     np.testing.assert_allclose(ours(folder, tmp_path / "theirs"), expected, atol=ATOL * 10, rtol=0)  # larger deltas
     write(tmp_path / "as peft", read(tmp_path / "theirs"), "peft")
     np.testing.assert_allclose(with_peft(folder, tmp_path / "as peft"), expected, atol=ATOL * 10, rtol=0)

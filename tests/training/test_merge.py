@@ -16,6 +16,7 @@ from metal_candle.nn.quantized_linear import QuantizedWeight
 from metal_candle.tensor.eager import Tensor
 from metal_candle.training import LoRAAdapter, LoRAAdapterConfig, TargetModule
 from metal_candle.training.merge import Merged, MergedModule, MergeWarning, merge_adapter
+from metal_candle.training.requantize import requantized
 
 import mlx.core as mx
 import numpy as np
@@ -80,6 +81,33 @@ def test_what_is_lost_is_the_difference_from_the_exact_sum(
         else:
             assert weight.dtype is dtype
             assert dtype is not DType.F32 or module.lost == 0
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("size", [1e-4, 0.1])
+def test_quantising_again_never_loses_more_than_the_adapter_adds(
+    tiny_model_dir: Folder, bits: int, size: float
+) -> None:
+    """A small delta leaves each number where it was; MLX's new scales alone would move all of them."""
+    loaded, adapter = loaded_and_adapted(tiny_model_dir(), size, quantize=bits, group_size=32)
+    merged = quietly(loaded, adapter)
+    places = {place.path: place for place in loaded.model.projections()}
+    for module in merged.modules:
+        layer = adapter.layer_at(module.path)
+        assert layer is not None
+        assert module.share <= 1 + 1e-5  # the base's grid in F32
+        exact = places[module.path].dense_weight() + layer.delta_weight()
+        fresh = loaded.model.quantized_weights()[f"{module.path}.weight"].requantize(exact)
+        assert module.lost <= np.linalg.norm(numpy(fresh) - numpy(exact)) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_a_weight_on_its_own_grid_keeps_every_code(bits: int) -> None:
+    dense = Tensor.from_mlx(mx.random.normal((6, 128), key=mx.random.key(0)))
+    base = QuantizedWeight.quantize(dense, bits, 64)
+    again = requantized(base, base.dequantize(), DType.F32)
+    for before, after in zip(base.parts(), again.parts()):
+        np.testing.assert_array_equal(after.numpy(), before.numpy())
 
 
 def test_more_bits_lose_less(tiny_model_dir: Folder) -> None:
