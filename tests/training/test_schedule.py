@@ -31,6 +31,8 @@ def test_the_formulas() -> None:
     "schedule",
     [
         LRScheduler.constant(0.0),
+        LRScheduler.constant(float("nan")),
+        LRScheduler.linear(1, float("inf")),
         LRScheduler.linear(0, 1.0),
         LRScheduler.cosine(0, 1.0, 0.0),
         LRScheduler.cosine(10, 1.0, 1.0),
@@ -42,3 +44,8 @@ def test_the_formulas() -> None:
 def test_what_makes_no_schedule_is_refused(schedule: LRScheduler) -> None:
     with pytest.raises(TrainingError.InvalidConfig):
         schedule.validate()
+
+
+def test_a_cosine_of_no_steps_has_no_rate() -> None:
+    with pytest.raises(TrainingError.InvalidConfig, match="total_steps is 0; takes more than 0"):
+        LRScheduler.cosine(0, 1.0, 0.0).get_lr(0)
