@@ -54,4 +54,4 @@ def merge(
     save_model(output, loaded.model, loaded.tokenizer, target, overrides=merged.weights, overwrite=overwrite)
     print(f"{output}: {loaded.name}, {merged}")
     if text := merged.warning():
-        print(f"warning: {text}; try --dtype f32, --quantize dense or 8, or keep the adapter apart", file=sys.stderr)
+        print(f"warning: {text}; try --dtype f32 or --quantize dense, or keep the adapter apart", file=sys.stderr)
