@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -34,13 +35,25 @@ def generate(
     max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 200,
     temperature: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="0 takes the likeliest token each time; the default, or 1 with --top-k or --top-p."),
+        typer.Option(help="0 takes the likeliest token each time; the default, or 1 with --top-k, --top-p or --min-p."),
     ] = None,
     top_k: Annotated[Optional[int], typer.Option(help="Draw from the k likeliest tokens only.")] = None,  # noqa: UP045
     top_p: Annotated[
         Optional[float], typer.Option(help="Draw from the fewest tokens that reach this probability.")  # noqa: UP045
     ] = None,
+    min_p: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Draw from the tokens of at least this part of the likeliest one's probability."),
+    ] = None,
     seed: Annotated[Optional[int], typer.Option(help="Makes drawing repeatable.")] = None,  # noqa: UP045
+    stop: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Text that ends the answer and is left out; may be given several times."),
+    ] = None,
+    max_kv_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Remember the last so many tokens only, with the first 4: bounded memory, no longest text."),
+    ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text without the chat template (where the model has one).")
     ] = False,
@@ -55,11 +68,13 @@ def generate(
 
     Example: metal-candle generate --adapter adapter "How does a stapler work?"
     """
+    from ..inference.chat import TextGenerator
+    from ..inference.prompt_cache import PromptCache
     from ..training.adapter import LoRAAdapter
     from .options import check_adapter, load_with_progress, parse_dtype, parse_quantize
 
     target, wish = parse_dtype(dtype), parse_quantize(quantize)
-    config = generator_config(max_tokens, temperature, top_k, top_p, seed)
+    config = generator_config(max_tokens, temperature, top_k, top_p, min_p, seed, stop or (), max_kv_size)
     if adapter is not None:
         check_adapter(adapter)
     name = model or (base_model_of(adapter) if adapter is not None else "smollm2")
@@ -74,10 +89,12 @@ def generate(
         deltas = LoRAAdapter.load(adapter, loaded.model)
         deltas.set_training(False)
         loaded.model.apply_adapter(deltas)
+    generator = TextGenerator(loaded, config)
     if raw or not (loaded.tokenizer.chat_template or chat or system):
-        print_stream(loaded, prompt or "", config)
+        print_stream(generator.stream(prompt or ""))
         return
     messages = [{"role": "system", "content": system}] if system else []
+    read = PromptCache()
     while True:
         if prompt is None:
             try:
@@ -87,7 +104,7 @@ def generate(
             if not prompt:
                 break
         messages.append({"role": "user", "content": prompt})
-        answer = print_stream(loaded, messages, config)
+        answer = print_stream(generator.stream(messages, prompt_cache=read))
         messages.append({"role": "assistant", "content": answer})
         prompt = None
         if not chat:
@@ -95,26 +112,43 @@ def generate(
 
 
 def generator_config(
-    max_tokens: int, temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None
+    max_tokens: int,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    seed: int | None,
+    stop: Sequence[str],
+    max_kv_size: int | None,
 ) -> Any:
     """The generator's configuration for these flags. Raises ``InferenceError`` for values out of range."""
-    from ..inference.generator import GeneratorConfig
+    from ..inference.config import GeneratorConfig
     from ..inference.sampling import SamplingStrategy
 
     if temperature is None:
-        temperature = 0.0 if top_k is None and top_p is None else 1.0
+        temperature = 0.0 if top_k is None and top_p is None and min_p is None else 1.0
     if temperature < 0:
         raise InferenceError.InvalidSampling(reason=f"temperature is {temperature}; takes at least 0")
     sampling = SamplingStrategy.Temperature(temperature=temperature) if temperature else SamplingStrategy.Greedy
-    return GeneratorConfig(max_tokens=max_tokens, sampling=sampling, top_k=top_k, top_p=top_p, seed=seed)
+    config = GeneratorConfig(
+        max_tokens=max_tokens,
+        sampling=sampling,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        stop=stop,
+        cache="growing" if max_kv_size is None else "rotating",
+        max_kv_size=max_kv_size,
+    )
+    config.validate()  # before the model is loaded
+    return config
 
 
-def print_stream(loaded: Any, prompt: Any, config: Any) -> str:
+def print_stream(answer: Iterable[str]) -> str:
     """Print an answer piece by piece and return it whole."""
-    from ..inference.chat import TextGenerator
-
     pieces = []
-    for piece in TextGenerator(loaded, config).stream(prompt):
+    for piece in answer:
         print(piece, end="", flush=True)
         pieces.append(piece)
     print(flush=True)

@@ -40,7 +40,7 @@ class PieceCache(ConcatKvCache):
         if surplus > 0:
             keep = self._span.keep
             with on_device(self._device):
-                parts = [(array[:, :, :keep], array[:, :, keep + surplus :]) for array in self.arrays()]
+                parts = [[array[:, :, :keep], array[:, :, keep + surplus :]] for array in self.arrays()]
                 kept = [mx.concatenate(part, axis=2) for part in parts]
                 mx.eval(kept)  # a part of the whole would keep the whole
             self._k, self._v = (Tensor.from_mlx(array, self._device) for array in kept)

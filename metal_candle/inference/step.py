@@ -16,7 +16,7 @@ from ..graph.operation import Meta, to_numpy
 from ..graph.replay import Replay
 from ..models.decoder import Decoder
 from ..models.layout import AtTables, hidden_value
-from ..nn.kv_cache import KvBuffer, RecordedCache
+from ..nn.kv_cache import ConcatKvCache, KvBuffer, RecordedCache
 from ..shape import Shape
 from ..tensor.eager import Tensor
 from ..tensor.lazy import LazyTensor
@@ -210,7 +210,7 @@ class CachedStep:
         self._masked = list(dict.fromkeys(self._windows)) if apart else []
         masks = {window: argument((rows, 1, 1, 1), model.dtype) for window in self._masked}
         others = self._row_inputs.place(rows)
-        caches = [RecordedCache(*pair) for pair in buffers]
+        caches: list[ConcatKvCache] = [RecordedCache(*pair) for pair in buffers]
         output = model.forward(ids, caches=caches, layout=AtTables(cos, sin, masks))._node
         return output, [ids._node, cos._node, sin._node, *[mask._node for mask in masks.values()], *others]
 

@@ -228,14 +228,15 @@ def test_a_model_that_keeps_nothing_has_no_cache() -> None:
 def test_rotating_is_mlx_lms_where_the_prompt_fits(tiny_model_dir: ModelDir) -> None:
     utils = pytest.importorskip("mlx_lm.utils", reason="mlx-lm is not installed")
     from mlx_lm.generate import generate_step
+    from mlx_lm.models.cache import RotatingKVCache
 
     folder = tiny_model_dir(eos_token_id=None, tie_word_embeddings=False)
     theirs, _ = utils.load_model(folder)
     config = GeneratorConfig(cache="rotating", max_kv_size=12, max_tokens=40)
     model = load_model(folder).model
     found = list(Generator(model, config).stream(IDS[:10]))
-    # It keeps the first 4 as well.
-    wanted = list(generate_step(mx.array(IDS[:10]), theirs, max_tokens=40, max_kv_size=12))
+    cache = [RotatingKVCache(12, keep=4) for _ in range(2)]
+    wanted = list(generate_step(mx.array(IDS[:10]), theirs, max_tokens=40, prompt_cache=cache))
     assert [token.token_id for token in found] == [int(token) for token, _ in wanted]
     chances = [float(mx.exp(logarithms[int(token)])) for token, logarithms in wanted]
     np.testing.assert_allclose([token.probability for token in found], chances, rtol=1e-3)

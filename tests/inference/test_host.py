@@ -68,3 +68,24 @@ def test_products_of_any_number_of_rows(shape: tuple[int, ...]) -> None:
     x, weight = normal(shape, (7, 13))
     want = x.astype(np.float64) @ weight.astype(np.float64).T
     assert_near(by_plan(Linear(), [x, weight]), want, VALUE[DType.F32])
+
+
+def test_adapters_of_rows_and_one_that_is_infinite() -> None:
+    base, x, a, b = normal((4, 1, 6), (4, 1, 5), (6, 5), (6, 6))
+    ids = np.array([1, -1, 0, 1], np.int32)
+    operation = Operation.GroupedLoRA(ranks=(2, 4), scales=(0.5, 2.0))
+
+    def wanted() -> np.ndarray:
+        return np.asarray(operation.numpy(base, x, ids, a, b, (2, 4), (0.5, 2.0)))
+
+    nodes = [
+        placeholder(Meta(Shape(v.shape), DType.F32 if v.dtype == np.float32 else DType.I32), Device.Cpu)
+        for v in (base, x, ids, a, b)
+    ]
+    plan = HostPlan(record(operation, tuple(nodes)), nodes)
+    assert_near(plan.run([base, x, ids, a, b]), wanted(), VALUE[DType.F32])
+    b[:2] = np.inf  # the third row's alone
+    found = plan.run([base, x, ids, a, b])
+    assert not np.isfinite(found[2]).any()
+    assert np.isfinite(found[[0, 1, 3]]).all()
+    assert_near(found[[0, 1, 3]], wanted()[[0, 1, 3]], VALUE[DType.F32])

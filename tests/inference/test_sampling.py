@@ -14,7 +14,7 @@ from metal_candle.inference import (
     sample_token,
     sample_token_with_metadata,
 )
-from metal_candle.inference.sampling import Filters
+from metal_candle.inference.sampling import Filters, described_rows, draw_rows
 
 import numpy as np
 import pytest
@@ -138,6 +138,30 @@ def test_any_distribution_keeps_the_order_of_the_logits(
     assert not lost.size or kept.min() >= lost.max() - 1e-5
     order = np.argsort(kept, kind="stable")
     assert (np.diff(chances[order]) >= -1e-12).all()
+
+
+def test_min_p_leaves_what_is_likely_enough() -> None:
+    values = np.log(np.array([0.4, 0.05, 0.25, 0.2, 0.1], np.float32))
+    for least, left in ((0.0, [0, 1, 2, 3, 4]), (0.2, [0, 2, 3, 4]), (0.45, [0, 2, 3]), (0.7, [0]), (1.0, [0])):
+        ids, chances = Filters(min_p=least).distribution(values)
+        assert sorted(ids.tolist()) == left
+        np.testing.assert_allclose(chances, np.exp(values[ids]) / np.exp(values[ids]).sum(), rtol=1e-5)
+    # It acts on what a temperature makes of the probabilities, and on what other filters leave.
+    assert Filters(min_p=0.3, temperature=0.5).distribution(values)[0].tolist() == [0, 2]
+    assert Filters(min_p=0.3, top_k=2).distribution(values)[0].tolist() == [0, 2]
+    both = Filters(min_p=0.3).and_also(Filters(min_p=0.6, top_p=0.9))
+    assert (both.min_p, both.top_p) == (0.6, 0.9)
+
+
+def test_rows_are_drawn_and_described_as_each_alone() -> None:
+    values = np.random.default_rng(0).normal(size=(5, 40), scale=3).astype(np.float32)
+    filters = [Filters(greedy=True), Filters(), Filters(top_k=3), Filters(temperature=0.0), Filters(min_p=0.2)]
+    tokens = draw_rows(values, filters, [np.random.default_rng(i) for i in range(5)])
+    alone = [f.draw(row, np.random.default_rng(i)) for i, (f, row) in enumerate(zip(filters, values))]
+    assert tokens.tolist() == alone
+    for token, row, (logit, chance) in zip(alone, values, described_rows(tokens, values)):
+        assert logit == row[token]
+        assert chance == pytest.approx(float(np.exp(row[token]) / np.exp(row).sum()), rel=1e-5)
 
 
 def test_impossible_tokens_never_come() -> None:
