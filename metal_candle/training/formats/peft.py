@@ -28,6 +28,9 @@ _FACTOR = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<factor>[AB])\.w
 def save(directory: str | PathLike[str], adapter: StoredAdapter) -> None:
     """Write an adapter folder that ``PeftModel.from_pretrained`` loads; dtypes are kept.
 
+    Module paths stay as they are: PEFT finds them where transformers names its modules so, as for Llama, Mistral and
+    Qwen; some of mlx-lm's other architectures have names of their own.
+
     Both files are complete on disk before either replaces an old one, the configuration last. Raises
     ``CheckpointError.SaveFailed`` if they cannot be written or the folder holds an adapter of another format, and
     ``CheckpointError.InvalidFormat`` if there are no factors.
