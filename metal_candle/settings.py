@@ -144,6 +144,12 @@ BLAS = Setting(
     "Linux CPU: `auto` loads an optimised BLAS before MLX, `off` leaves MLX's own, a path names a library.",
 )
 CACHE = Setting("METAL_CANDLE_CACHE", "", "Folder for models and libraries; default: the user's cache folder.")
+CACHE_LIMIT = Setting(
+    "METAL_CANDLE_CACHE_LIMIT",
+    "",
+    "Bytes of freed memory that MLX may keep while training and generating: `512M`, `2G`, `off` for MLX's own limit; "
+    "default: an eighth of the device's memory, at most 4G.",
+)
 DISABLE = Setting(
     "METAL_CANDLE_DISABLE",
     "",

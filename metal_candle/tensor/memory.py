@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from functools import cache
 
+import mlx.core as mx
+
 from ..device import Device
 from ..dtype import DType
 from ..error import Error, UnsupportedDTypeForOpError
@@ -20,6 +22,15 @@ def machine_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return 1 << 47
+
+
+def device_memory() -> int:
+    """Bytes of memory of MLX's default device; where it shares the machine's, what the system recommends to use."""
+    told = mx.device_info(mx.default_device())
+    for name in ("max_recommended_working_set_size", "memory_size", "total_memory"):
+        if told.get(name):
+            return int(told[name])
+    return machine_memory()
 
 
 def check_room(op: str, shape: Shape, dtype: DType, device: Device) -> None:

@@ -21,7 +21,9 @@ class TrainingConfig(Default):
     ``max_steps`` ends the run early; ``accumulation_steps`` batches make one update; ``eval_every`` steps
     (0 for only at the end) the held-out loss is measured; ``max_grad_norm`` ``None`` switches clipping off.
     ``packing`` puts several rows into a sequence of at most ``max_length`` tokens, each seeing itself alone;
-    ``batch_size`` then counts sequences.
+    ``batch_size`` then counts sequences. ``gradient_checkpointing`` computes each block again for its gradient instead
+    of keeping what is in it: less memory, a third more time. ``cache_limit`` is how many bytes of freed memory MLX may
+    keep for later use while the run goes on, ``None`` for ``METAL_CANDLE_CACHE_LIMIT``.
     """
 
     num_epochs: int = 3
@@ -33,6 +35,8 @@ class TrainingConfig(Default):
     max_steps: int | None = None
     max_length: int = 1024
     packing: bool = False
+    gradient_checkpointing: bool = False
+    cache_limit: int | None = None
     eval_every: int = 0
     seed: int = 0
 
@@ -48,6 +52,8 @@ class TrainingConfig(Default):
                 raise TrainingError.InvalidConfig(reason=f"{name} is {getattr(self, name)}; takes at least 1")
         if self.max_steps is not None and self.max_steps < 1:
             raise TrainingError.InvalidConfig(reason=f"max_steps is {self.max_steps}; takes at least 1")
+        if self.cache_limit is not None and self.cache_limit < 0:
+            raise TrainingError.InvalidConfig(reason=f"cache_limit is {self.cache_limit}; takes at least 0")
         if self.eval_every < 0:
             raise TrainingError.InvalidConfig(reason=f"eval_every is {self.eval_every}; takes at least 0")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:

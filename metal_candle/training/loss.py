@@ -9,7 +9,7 @@ import numpy as np
 
 from ..device import DeviceLike
 from ..error import TrainingError
-from ..models.projection import AdaptableModel, PackableModel, WeighingModel
+from ..models.projection import AdaptableModel, PackableModel, RecomputableModel, WeighingModel
 from ..tensor.eager import Tensor
 from .data.batching import Batch
 
@@ -74,4 +74,14 @@ def check_packable(model: AdaptableModel) -> PackableModel:
     raise TrainingError.InvalidConfig(
         reason=f"packing: {type(model).__name__} cannot be told which tokens belong together; "
         "takes a model that metal_candle.models loads, or leave packing off"
+    )
+
+
+def check_recomputable(model: AdaptableModel) -> RecomputableModel:
+    """The model, if its gradient can compute blocks again; else raises ``TrainingError.InvalidConfig``."""
+    if isinstance(model, RecomputableModel):
+        return model
+    raise TrainingError.InvalidConfig(
+        reason=f"gradient_checkpointing: {type(model).__name__} has no blocks that can be computed again; "
+        "takes a model that metal_candle.models loads, or leave it off"
     )

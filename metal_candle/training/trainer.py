@@ -14,6 +14,7 @@ from typing import Any
 from ..error import TrainingError
 from ..models.projection import AdaptableModel
 from ..nn.optim import AdamW, clip_factor, global_norm
+from ..tensor.cache_limit import bounded_cache
 from ..tensor.compiled import compile
 from ..tensor.eager import Tensor
 from ..tensor.var import Var
@@ -25,7 +26,7 @@ from .data.tokenizing import Example
 from .events import EvalMetrics, StepMetrics
 from .fingerprint import DataFingerprint, ModelFingerprint
 from .loop import events
-from .loss import batch_loss, check_packable, targets_of
+from .loss import batch_loss, check_packable, check_recomputable, targets_of
 from .position import Position
 from .recorded import differences, record_of_config
 from .state import (
@@ -61,6 +62,8 @@ class AdapterTrainer:
         config.validate()
         if config.packing:
             check_packable(model)
+        if config.gradient_checkpointing:
+            check_recomputable(model).gradient_checkpointing(True)
         model.apply_adapter(adapter)
         self.model, self.adapter, self.config = model, adapter, config
         self.optimizer = AdamW(adapter.trainable_variables(), config.optimizer_params())
@@ -148,7 +151,8 @@ class AdapterTrainer:
         rate = self.config.lr_scheduler.get_lr(self.step + 1)
         self.optimizer.set_learning_rate(rate)
         total = sum(batch.trained_tokens for batch in group)
-        with self.undone_by_errors():  # an interrupt too: never a step that is half done
+        # An interrupt too: never a step that is half done.
+        with bounded_cache(self.config.cache_limit), self.undone_by_errors():
             loss, norm = self._compute(group, total)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
@@ -197,7 +201,9 @@ class AdapterTrainer:
         try:
             listed = list(self.batches(examples, 0))
             total = sum(batch.trained_tokens for batch in listed)
-            loss = sum(float(self._loss(*targets_of(batch, total, self.model.device).tensors())) for batch in listed)
+            with bounded_cache(self.config.cache_limit):
+                tensors = (targets_of(batch, total, self.model.device).tensors() for batch in listed)
+                loss = sum(float(self._loss(*each)) for each in tensors)
         finally:
             for (_, layer), before in zip(self.adapter.layers(), training):
                 layer.set_training(before)
