@@ -14,7 +14,7 @@ import mlx.core as mx
 from ..device import Device
 from ..dtype import DType
 from ..error import Error, ModelError
-from ..formats.ggml_affine import AFFINE, repack
+from ..formats.ggml_affine import AFFINE, K_AFFINE, repack
 from ..formats.ggml_blocks import decode
 from ..graph.evaluate import on_device
 from ..nn.quantized_linear import MODES, QuantizedWeight, check_packing
@@ -29,7 +29,7 @@ GROUP_SIZE = 64
 
 _PROJECTION = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\.\w+_proj\.weight")
 _TABLES = ("model.embed_tokens.weight", "lm_head.weight")
-_BITS = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q8_1": 8}
+_BITS = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q8_1": 8, "Q4_K": 4, "Q5_K": 5}
 _SHOWN = 5
 
 
@@ -77,7 +77,7 @@ class Packer:
         if self.quantize in (None, "dense") or not (_PROJECTION.fullmatch(name) or name in _TABLES):
             return None
         stays = self.quantize == "keep" or _BITS.get(kind, 32) <= int(self.quantize or 0)
-        affine = repack(rows, kind) if kind in AFFINE and stays else None
+        affine = repack(rows, kind) if kind in (*AFFINE, *K_AFFINE) and stays else None
         if affine is not None:
             return self._weight([mx.array(part) for part in affine[:3]], affine.bits, 32)
         if isinstance(self.quantize, int) and self._wanted(name):

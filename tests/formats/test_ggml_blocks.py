@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from metal_candle.error import Error
-from metal_candle.formats.ggml_affine import AFFINE, repack
+from metal_candle.formats.ggml_affine import AFFINE, K_AFFINE, repack
 from metal_candle.formats.ggml_blocks import BLOCKS, TYPES, byte_count, decode
 from metal_candle.formats.ggml_encode import ENCODED, encode
 from metal_candle.kernels.quantized_linear import unpack
@@ -170,3 +170,20 @@ def test_scales_are_kept_as_small_as_they_are_exact() -> None:
     assert large is not None
     assert large.biases.dtype == np.float32
     assert repack(encode(values[:4] * 1e30, "Q8_0").reshape(4, -1), "Q8_0") is None
+
+
+@pytest.mark.parametrize("kind", K_AFFINE)
+def test_k_quants_repacked_are_the_gguf_packages_numbers_bit_by_bit(kind: str) -> None:
+    """Random bytes are blocks, too; their d and dmin are made finite halves."""
+    rng = np.random.default_rng(0)
+    raw = rng.integers(0, 256, (3, 2 * BLOCKS[kind].bytes), np.uint8)
+    blocks = raw.reshape(6, -1)
+    blocks[:, :4] = rng.standard_normal((6, 2)).astype("<f2").view(np.uint8)
+    affine = repack(raw, kind)
+    assert affine is not None
+    assert affine.bits == int(kind[1])
+    wanted = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
+    got = unpack([mx.array(part) for part in affine[:3]], affine.bits)
+    np.testing.assert_array_equal(np.array(got), wanted)
+    blocks[4, :2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)
+    assert repack(raw, kind) is None
