@@ -97,7 +97,7 @@ class Generator:
             return step, step.feed(ids, before)
         if not isinstance(self._model, Decoder):
             raise InferenceError.InvalidConfig(
-                reason=f"prompt_cache: {type(self._model).__name__} keeps no keys and values; takes a Decoder"
+                reason=f"prompt_cache: the model is a {type(self._model).__name__}; takes a Decoder"
             )
         return prompt_cache.begin(self._model, self._config, ids, before)
 

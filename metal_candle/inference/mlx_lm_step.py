@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
 
 from ..graph.operation import to_numpy
-
-PREFILL_TOKENS = 512
-"""How much of a prompt is computed at once, as for our own decoder."""
+from .config import PREFILL_TOKENS
 
 
 class CachedModel(Protocol):
@@ -27,14 +25,20 @@ class CachedModel(Protocol):
 class OwnCachesStep:
     """A step whose caches are of the kinds that the model's architecture has: growing, rotating, states of a scan."""
 
-    def __init__(self, model: CachedModel) -> None:
-        self._model, self._caches = model, model.new_caches()
+    def __init__(self, model: CachedModel, chunk: int = PREFILL_TOKENS) -> None:
+        self._model, self._caches, self._chunk = model, model.new_caches(), chunk
 
-    def feed(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
-        """The logits ``(vocabulary,)`` after these ids, which follow those of earlier calls."""
-        last = (len(ids) - 1) // PREFILL_TOKENS * PREFILL_TOKENS
-        for first in range(0, last, PREFILL_TOKENS):
-            self._model.next_logits(ids[first : first + PREFILL_TOKENS], self._caches, last=False)
+    def feed(self, ids: Sequence[int], before: Callable[[int], None] = lambda done: None) -> np.ndarray[Any, Any]:
+        """The logits ``(vocabulary,)`` after these ids, which follow those of earlier calls.
+
+        ``before`` is called before each piece with the number of ids that are done; it may raise.
+        """
+        last = (len(ids) - 1) // self._chunk * self._chunk
+        for first in range(0, last, self._chunk):
+            before(first)
+            self._model.next_logits(ids[first : first + self._chunk], self._caches, last=False)
+        before(last)
         logits = self._model.next_logits(ids[last:], self._caches)
+        before(len(ids))
         assert logits is not None
         return to_numpy(logits)

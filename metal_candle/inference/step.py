@@ -22,6 +22,7 @@ from ..tensor.eager import Tensor
 from ..tensor.lazy import LazyTensor
 from .config import GeneratorConfig
 from .host import HostPlan
+from .mlx_lm_step import OwnCachesStep
 from .prefill import Past, prefill
 
 Logits = np.ndarray[Any, Any]
@@ -238,14 +239,17 @@ class FullStep:
 
 
 def step_of(model: Any, config: GeneratorConfig | None = None) -> Step:
-    """A fresh step of a ``Decoder``, or of anything whose ``forward`` makes logits ``(1, t, v)`` of ids.
+    """A fresh step of a ``Decoder``, of what keeps caches of its own, or of what makes logits ``(1, t, v)`` of ids.
 
-    Raises ``InferenceError.InvalidConfig`` for a cache that the latter has not.
+    Raises ``InferenceError.InvalidConfig`` for a cache that only a ``Decoder`` has.
     """
+    config = config or GeneratorConfig()
     if isinstance(model, Decoder):
         return CachedStep(model, config)
-    if config is not None and config.cache != "growing":
+    own = hasattr(model, "next_logits")
+    if config.cache != "growing":
+        why = "has caches of its own" if own else "keeps no keys and values"
         raise InferenceError.InvalidConfig(
-            reason=f"cache is {config.cache!r}, but {type(model).__name__} keeps no keys and values; takes a Decoder"
+            reason=f"cache is {config.cache!r}, but {type(model).__name__} {why}; takes a Decoder"
         )
-    return FullStep(model)
+    return OwnCachesStep(model, config.prefill_chunk) if own else FullStep(model)

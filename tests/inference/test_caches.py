@@ -221,7 +221,7 @@ def test_a_model_that_keeps_nothing_has_no_cache() -> None:
 
     with pytest.raises(InferenceError.InvalidConfig, match="cache is 'fixed', but Plain keeps no keys and values"):
         Generator(Plain(), GeneratorConfig(cache="fixed", max_kv_size=9)).generate([1])
-    with pytest.raises(InferenceError.InvalidConfig, match="prompt_cache: Plain keeps no keys and values"):
+    with pytest.raises(InferenceError.InvalidConfig, match="prompt_cache: the model is a Plain; takes a Decoder"):
         Generator(Plain()).generate([1], prompt_cache=PromptCache())
 
 

@@ -225,12 +225,11 @@ def test_generation_is_mlx_lms(make: Callable[[], nn.Module], targets: tuple[str
     assert found[4:] == expected
 
 
-def test_a_long_prompt_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_prompt_is_read_in_pieces() -> None:
     model = MlxLmModel(seeded(a_gemma2))
     ids = np.random.default_rng(0).integers(0, VOCABULARY, 21).tolist()
     whole = OwnCachesStep(model).feed(ids)
-    monkeypatch.setattr("metal_candle.inference.mlx_lm_step.PREFILL_TOKENS", 8)
-    step = OwnCachesStep(model)
+    step = OwnCachesStep(model, 8)
     step.feed(ids[:17])
     np.testing.assert_allclose(step.feed(ids[17:]), whole, atol=1e-5)
 
