@@ -380,7 +380,7 @@ def test_smollm2_trains_as_if_it_were_widened(measured_peak: Callable[..., int])
         found[wish] = losses_and_gradients(model)
         return model
 
-    peaks = {wish: measured_peak(lambda wish=wish: step(wish)) for wish in ("dense", "keep")}  # type: ignore[misc]
+    peaks = {wish: measured_peak(lambda wish=wish: step(wish)) for wish in ("dense", "keep")}
     for got, wanted in zip(found["keep"], found["dense"]):
         # 30 layers of float32 products in another order.
         np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())

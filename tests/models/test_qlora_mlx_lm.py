@@ -28,7 +28,7 @@ def logits(model: Any) -> Any:
 @pytest.mark.parametrize(("bits", "group", "mode"), [(4, 64, "affine"), (8, 32, "affine"), (4, 32, "mxfp4")])
 def test_the_same_logits(tiny_model_dir: ModelDir, tmp_path: Path, bits: int, group: int, mode: str) -> None:
     mlx_lm = pytest.importorskip("mlx_lm", reason="mlx-lm is not installed")
-    own = {"down_proj": (8, 32), "embed_tokens": (6, 128)} if mode == "affine" else {}
+    own: dict[str, Any] = {"down_proj": (8, 32), "embed_tokens": (6, 128)} if mode == "affine" else {}
     folder = quantised_folder(tiny_model_dir(**SIZES), bits, group, mode, **own)
     ours = load_model(folder)
     theirs, _ = mlx_lm.load(str(folder))
