@@ -30,9 +30,9 @@ class SentenceEncoder(Module):
         joined = pooled[0] if len(pooled) == 1 else type(hidden).cat(pooled, 1)
         return normalize(joined) if self._normalize else joined
 
-    def forward(self, xs: Any, attention_mask: Any) -> Any:
-        """``encode``."""
-        return self.encode(xs, attention_mask)
+    def forward(self, xs: Any, attention_mask: Any = None) -> Any:
+        """``encode``; without a mask all are tokens."""
+        return self.encode(xs, xs.ones_like() if attention_mask is None else attention_mask)
 
 
 class BertEncoder(SentenceEncoder):

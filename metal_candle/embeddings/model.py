@@ -127,7 +127,8 @@ class EmbeddingModel:
         mask = np.zeros((len(rows), longest), np.uint8)
         for i, row in enumerate(rows):
             ids[i, : len(row)], mask[i, : len(row)] = row, 1
-        return self._encode(Tensor.from_numpy(ids, self.device), Tensor.from_numpy(mask, self.device))
+        found: Tensor = self._encode(Tensor.from_numpy(ids, self.device), Tensor.from_numpy(mask, self.device))
+        return found
 
     def __repr__(self) -> str:
         name = self._config.model_type

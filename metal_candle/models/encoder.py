@@ -75,7 +75,7 @@ class EncoderConfig:
             value = values.get(item.name)
             if value is None:
                 continue
-            kind = type(item.default)
+            kind = float if item.default is None else type(item.default)
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if kind in (int, float) and number and kind(value) == value:
                 value = kind(value)
