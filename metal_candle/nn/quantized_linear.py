@@ -157,8 +157,12 @@ class QuantizedWeight:
         return QuantizedWeight(self.codes, self.scales.to_dtype(dtype), self.biases.to_dtype(dtype), *self.packing())
 
     def __repr__(self) -> str:
-        mode = "" if self.mode == AFFINE else f", {self.mode}"
-        return f"QuantizedWeight[{list(self.shape)}; {self.bits} bits in groups of {self.group_size}{mode}]"
+        return f"QuantizedWeight({self.described()})"
+
+    def described(self) -> str:
+        """Its shape and packing in words: "[576, 576] in 4 bits, groups of 32"."""
+        mode = "" if self.mode == AFFINE else f" of {self.mode}"
+        return f"{list(self.shape)} in {self.bits} bits{mode}, groups of {self.group_size}"
 
 
 class QuantizedLinear(Module):
@@ -214,6 +218,10 @@ class QuantizedLinear(Module):
         result: T = product if self._bias is None else product._record(Add(), xs._lift(self._bias))
         return result
 
+    def __repr__(self) -> str:
+        bias = "" if self._bias is None else f", bias {list(self._bias.shape)} {self._bias.dtype}"
+        return f"QuantizedLinear(weight {self._weight.described()}{bias})"
+
 
 class QuantizedEmbedding(Module):
     """Rows of a frozen quantised table for ids: ``(…)`` to ``(…, in)`` in ``dtype``."""
@@ -234,6 +242,9 @@ class QuantizedEmbedding(Module):
         parts = [xs._lift(part) for part in self._table.parts()]
         rows = xs._record(QuantizedEmbeddingOperation(*self._table.packing()), *parts)
         return rows.to_dtype(self._dtype)  # type: ignore[attr-defined, no-any-return]
+
+    def __repr__(self) -> str:
+        return f"QuantizedEmbedding(table {self._table.described()}, {self._dtype})"
 
 
 def quantized_cross_entropy(hidden: T, head: QuantizedWeight, targets: TensorBase) -> T:

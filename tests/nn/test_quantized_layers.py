@@ -219,3 +219,10 @@ def test_refusals(call: Any, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind) as caught:
         call()
     assert words in str(caught.value)
+
+
+def test_in_words() -> None:
+    layer = QuantizedLinear(weight(), Tensor.new(numbers(48)))
+    assert repr(layer) == "QuantizedLinear(weight [48, 128] in 4 bits, groups of 32, bias [48] f32)"
+    assert repr(weight(4, 32, "mxfp4")) == "QuantizedWeight([48, 128] in 4 bits of mxfp4, groups of 32)"
+    assert repr(QuantizedEmbedding(weight(8))) == "QuantizedEmbedding(table [48, 128] in 8 bits, groups of 32, f32)"
