@@ -17,6 +17,7 @@ from ..graph.evaluate import evaluate
 from ..graph.node import GraphNode, TensorId, current_trace, record, topological_order
 from ..graph.operations.binary import Add
 from .base import TensorBase
+from .growth import growth
 
 if TYPE_CHECKING:
     from .eager import Tensor
@@ -125,4 +126,5 @@ def backward(loss: TensorBase, wrap: Callable[[GraphNode], Tensor]) -> GradStore
     found = gradients(loss._node)
     if current_trace() is None:
         evaluate([loss._node, *found.values()])
+        growth.after_backward(loss._node)
     return GradStore(loss._node, {TensorId(variable.id): node for variable, node in found.items()}, wrap)

@@ -19,6 +19,7 @@ from .base import TensorBase
 from .construct import Constructors
 from .eager import Tensor
 from .grad_store import GradStore, backward
+from .growth import growth
 
 if TYPE_CHECKING:
     from ..graph.explain import Explanation
@@ -78,6 +79,7 @@ class LazyTensor(Constructors):
         """
         features.require("graph")
         evaluate([self._node])
+        growth.now_and_then()
         return Tensor._from_node(self._node)
 
     def eval_async(self) -> Evaluation[Tensor]:

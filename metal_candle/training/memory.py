@@ -230,10 +230,14 @@ class _Planner:
         other = 1 if plan.rows > 1 else 2
         each = (peak(other, plan.length) - here) / (other - plan.rows)
         start = here - each * plan.rows
-        half, quarter = max(plan.length // 2, 2), max(plan.length // 4, 1)
-        lengths = [quarter, half, plan.length]
         # Attention's scores grow with the square, all else in proportion.
-        square, linear, constant = np.polyfit(lengths, [peak(plan.rows, quarter), peak(plan.rows, half), here], 2)
+        lengths = [plan.length, 2 * plan.length, 4 * plan.length]
+        peaks = [here, *(peak(plan.rows, length) for length in lengths[1:])]
+        square, linear, constant = np.polyfit(lengths, peaks, 2)
+        if square < 0:
+            square, (linear, constant) = 0.0, np.polyfit(lengths, peaks, 1)
+        longest = _largest(lambda n: square * n * n + linear * n + constant <= room, plan.length)
+        config = getattr(self.model, "config", None)
         alternatives = {}
         if hasattr(self.model, "gradient_checkpointing"):
             turned = not plan.checkpointing
@@ -245,7 +249,7 @@ class _Planner:
         return replace(
             plan,
             largest_rows=max(0, int((room - start) // each)) if each > 0 else plan.rows,
-            largest_length=_largest(lambda n: square * n * n + linear * n + constant <= room, plan.length),
+            largest_length=min(longest, getattr(config, "max_position_embeddings", longest)),
             alternatives=alternatives,
         )
 
