@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from ..error import CheckpointError, TrainingError
+from .memory_plan import planned_memory
 from .options import (
     GROUP_SIZE,
     QUANTIZE,
@@ -73,6 +74,12 @@ def finetune(
     packing: Annotated[
         bool, typer.Option("--packing", help="Pack rows into sequences; --batch-size then counts sequences.")
     ] = False,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory for a third more time.")
+    ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Estimate the peak memory, say what would fit, and do not train.")
+    ] = False,
     too_long: Annotated[str, typer.Option(help="A longer row: error, truncate or skip.")] = "error",
     mask_prompt: Annotated[bool, typer.Option(help="Train on the completion or the assistant's turns only.")] = True,
     valid_fraction: Annotated[float, typer.Option(help="Share of rows to hold out where no valid.jsonl is.")] = 0.1,
@@ -115,7 +122,8 @@ def finetune(
     if not 0 <= valid_fraction < 1:
         raise TrainingError.InvalidConfig(reason=f"valid_fraction is {valid_fraction}; takes 0 <= it < 1")
     state = resumed_state(context)
-    prepare_output(output, overwrite, resume)
+    if not plan:
+        prepare_output(output, overwrite, resume)
     if init_adapter is not None and state is None:
         check_adapter(init_adapter)
 
@@ -127,10 +135,6 @@ def finetune(
     if not valid and valid_fraction > 0 and len(train) > 1:
         train, valid = split(train, valid_fraction, seed)
 
-    loaded = load_with_progress(model, weights_dtype, parse_quantize(quantize), group_size, quantize_embeddings)
-    question = sample if sample is not None else first_question(held_rows or rows)
-    before = answer(loaded, question) if question else ""
-    Device.default().set_seed(seed)
     training = TrainingConfig(
         num_epochs=epochs,
         optimizer_config=ParamsAdamW(lr=learning_rate, weight_decay=weight_decay),
@@ -140,10 +144,19 @@ def finetune(
         max_steps=steps,
         max_length=max_length,
         packing=packing,
+        gradient_checkpointing=gradient_checkpointing,
         eval_every=eval_every,
         seed=seed,
     )
     training.validate()
+    if plan:
+        how = (parse_quantize(quantize), group_size, quantize_embeddings)
+        print(planned_memory(model, weights_dtype, how, lora, training, train, tokenizer.pad_token_id or 0).table())
+        return
+    loaded = load_with_progress(model, weights_dtype, parse_quantize(quantize), group_size, quantize_embeddings)
+    question = sample if sample is not None else first_question(held_rows or rows)
+    before = answer(loaded, question) if question else ""
+    Device.default().set_seed(seed)
 
     def make(callbacks: list[TrainingCallback]) -> AdapterTrainer:
         if state is not None:
