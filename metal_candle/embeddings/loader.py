@@ -71,7 +71,7 @@ def download_model(model_type: ModelName, progress: Progress | None = None) -> P
     found = known_type(model_type)
     if found is None:
         path = Path(str(model_type)).expanduser()
-        if path.is_dir():
+        if path.is_dir() and str(model_type):
             return path
         if path.exists() or len(path.parts) != 2 or path.is_absolute() or str(model_type).startswith((".", "~")):
             named = (
