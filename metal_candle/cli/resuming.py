@@ -21,6 +21,7 @@ MAY_DIFFER = {
     "init_adapter",
     "output",
     "overwrite",
+    "plan",
     "model",  # may have moved: what it holds is compared
     "data",
     "epochs",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..error import CheckpointError, TrainingError
-from ..training.callbacks import TrainingCallback
+from ..training.callbacks import Callbacks, TrainingCallback
 
 if TYPE_CHECKING:
     from ..training.trainer import AdapterTrainer
@@ -83,7 +83,7 @@ def run(
 ) -> tuple[AdapterTrainer, Outcome]:
     """Train, show it, and keep state, adapter and metrics on disk. ``resumed`` is the folder of the run gone on with.
 
-    Gives the trainer that ``make`` made with the callbacks, and how the run ended.
+    Gives the trainer that ``make`` made, and how the run ended.
     """
     from ..training.metrics import MetricsLog, read_metrics
     from ..training.progress import ProgressBar, peak_memory
@@ -91,7 +91,9 @@ def run(
     from ..training.state import STATE
     from .resuming import NOTE
 
-    outcome = Outcome()
+    outcome, trainer = Outcome(), make([])
+    announce(trainer)
+    # From here on what was in the folder is replaced.
     if resumed is None:
         (output / STATE).unlink(missing_ok=True)  # one of a run that is replaced has nothing to do with the new log
     elif resumed.resolve() != output.resolve() and (resumed / METRICS).is_file():
@@ -101,8 +103,7 @@ def run(
         log = MetricsLog(
             output / METRICS, append=resumed is not None, extra=lambda: {"peak_memory_bytes": peak_memory()}
         )
-        trainer = make([log, ProgressBar(), stop, save])
-        announce(trainer)
+        trainer.callbacks = Callbacks([log, ProgressBar(), stop, save])
         try:
             for _ in trainer.run(train, valid):
                 pass

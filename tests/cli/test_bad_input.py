@@ -218,24 +218,14 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_adapter(
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
     """A file may grow to the size of the state alone; the log gets there a while after."""
-    model, output = tiny_model_dir(), tmp_path / "out"
-    trained(model, rows, output)
+    output = tmp_path / "out"
+    small = ("--rank", 1, "--targets", "q_proj", "--steps", 3, "--sample", "")
+    ok("finetune", "--model", tiny_model_dir(), "--data", rows, "--output", output, *small)
     limit = (output / "training.state").stat().st_size + 1000
     script = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
     script += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from metal_candle.cli import main; main()"
-    arguments = (
-        "finetune",
-        "--resume",
-        output,
-        "--epochs",
-        2000,
-        "--steps",
-        4000,
-        "--save-every",
-        50,
-        "--eval-every",
-        0,
-    )
+    arguments = ("finetune", "--resume", output, "--epochs", 2000, "--steps", 4000, "--eval-every", 0)
+    arguments += ("--save-every", 9)
     ended = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT
     )
@@ -243,7 +233,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, tiny_model_dir: 
     line = ended.stderr.strip().splitlines()[-1]
     assert "metrics.jsonl: File too large" in line
     kept = TrainingState.load(output)
-    assert kept.step > 2
+    assert kept.step > 3
     assert f"what was saved after step {kept.step} is unchanged in {output}: go on with " in line
     assert line.endswith(f"metal-candle finetune --resume {output}")
     ok("finetune", "--resume", output, "--steps", kept.step + 1)
@@ -256,9 +246,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, tiny_model_dir: 
         (["--targets", "q_proj,head"], "target module 'head' does not exist; takes all, q_proj"),
         (["--dtype", "f64"], "dtype is 'f64'; takes f32, bf16 or f16"),
         (["--batch-size", 0], "batch_size is 0; takes at least 1"),
-        (["--learning-rate", -1], "takes more than 0"),
+        (["--learning-rate", -1], "lr is -1.0; takes at least 0"),
         (["--warmup", 1], "warmup is 1.0; takes 0 <= warmup < 1"),
-        (["--resume", "nowhere"], "nowhere: no such adapter"),
+        (["--resume", "nowhere"], "--resume: nowhere is no folder"),
+        (["--init-adapter", "nowhere"], "nowhere: no such adapter"),
         (["--seed", -1], "seed is -1; takes 0 to 2^63 - 1"),
         (["--seed", 10**20], "takes 0 to 2^63 - 1"),
         (["--save-every", -3], "save_every is -3; takes at least 0"),

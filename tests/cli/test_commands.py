@@ -167,11 +167,9 @@ def test_control_c_saves_and_says_how_to_go_on(model: Path, rows: Path, tmp_path
 def test_a_resumed_run_has_the_flags_of_its_folder(model: Path, rows: Path, tmp_path: Path) -> None:
     flags = ("--model", model, "--data", rows, "--rank", 2, "--targets", "q_proj,v_proj", "--dropout", 0.2)
     flags += ("--accumulation", 2, "--batch-size", 2, "--eval-every", 2, "--sample", "", "--seed", 3)
-    ok("finetune", *flags, "--output", tmp_path / "whole", "--epochs", 3)
     ok("finetune", *flags, "--output", tmp_path / "parts", "--epochs", 3, "--save-every", 1, "--steps", 4)
     first = TrainingState.load(tmp_path / "parts")
     assert first.step == 4
-    # The schedule was made for four steps: the whole run's is another, and so is its end.
     shown = ok("finetune", "--resume", tmp_path / "parts", "--steps", 9, "--output", tmp_path / "on")
     assert "resumed  after step 4 of 9; its schedule was made for 4, after which the rate stays at 0.0001" in shown
     on = TrainingState.load(tmp_path / "on")
