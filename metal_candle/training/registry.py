@@ -77,8 +77,8 @@ class AdapterRegistry(New, Default):
         self._active = name
 
     def deactivate(self) -> None:
-        """Let none be active."""
-        if self._model is not None and self._active is not None:
+        """Let none be active, nor act in the model: also one that a trainer or another registry applied."""
+        if self._model is not None:
             self._model.remove_adapter()
         self._active = None
 

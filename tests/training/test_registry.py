@@ -101,6 +101,15 @@ def test_the_active_adapter_acts_in_the_model_and_the_base_stays(model: Decoder)
     assert all(np.array_equal(tensor.numpy(), weights[name][1]) for name, tensor in model.weights().items())
 
 
+def test_deactivate_takes_out_what_a_trainer_left_in_the_model(model: Decoder) -> None:
+    plain = model(IDS).numpy()
+    registry = AdapterRegistry(model)
+    model.apply_adapter(adapter_of(model, 0))
+    registry.deactivate()
+    assert not model.has_adapter()
+    assert np.array_equal(model(IDS).numpy(), plain)
+
+
 def test_an_adapter_of_fewer_targets_leaves_nothing_of_the_one_before(model: Decoder) -> None:
     registry = AdapterRegistry(model)
     registry.add_adapter("all", adapter_of(model, 0))
