@@ -11,7 +11,7 @@ import difflib
 import functools
 import importlib
 from collections.abc import Callable, Collection
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar, cast
 
 from . import settings
 from .error import ArgumentTypeError, ArgumentValueError, FeatureDisabledError, MethodNotFoundError
@@ -54,7 +54,7 @@ def switched_off() -> frozenset[str]:
     return _OFF.get()
 
 
-class method(Generic[Method]):
+class method:
     """A method that is there while a feature is on: ``@features.method("graph", instead="forward")``.
 
     While it is off, the method is not found: ``MethodNotFoundError``, an ``AttributeError``, so ``hasattr`` says no.
@@ -64,9 +64,9 @@ class method(Generic[Method]):
         self._feature, self._instead = feature, instead
 
     def __call__(self, function: Method) -> Method:
-        self._function = function
+        self._function: Callable[..., Any] = function
         functools.update_wrapper(self, function)
-        return self  # type: ignore[return-value]
+        return cast("Method", self)
 
     def __get__(self, instance: object, owner: type) -> Any:
         """The bound method. Raises ``MethodNotFoundError`` while the feature is off."""
@@ -74,7 +74,7 @@ class method(Generic[Method]):
             return self._function
         if not enabled(self._feature):
             raise MethodNotFoundError(owner.__name__, self._function.__name__, self._feature, self._instead)
-        return self._function.__get__(instance, owner)
+        return functools.partial(self._function, instance)
 
 
 class disabled(settings.Override):

@@ -301,7 +301,7 @@ def first_question(rows: Any) -> str:
 def answer(loaded: Any, question: str) -> str:
     """The model's greedy answer, of at most 60 tokens."""
     from ..inference.chat import TextGenerator
-    from ..inference.generator import GeneratorConfig
+    from ..inference.config import GeneratorConfig
 
     prompt: Any = [{"role": "user", "content": question}] if loaded.tokenizer.chat_template else question
     return "".join(TextGenerator(loaded, GeneratorConfig(max_tokens=60)).stream(prompt)).strip()

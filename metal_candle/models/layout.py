@@ -109,7 +109,8 @@ class Rows:
         if span not in self._masks:
             seen = self._seen(span)
             later = len(self._places) > 1  # one place sees all that are kept, as do several in their order
-            in_order = np.tri(*seen.shape[1:], seen.shape[2] - seen.shape[1], dtype=bool) if later else True
+            t, keys = seen.shape[1:]
+            in_order = np.tri(t, keys, keys - t, dtype=np.bool_) if later else True
             hidden = np.where(seen, np.float32(0), np.float32(hidden_value(self._rotary.dtype)))
             self._masks[span] = None if (seen == in_order).all() else self._tensor(hidden[:, None])
         return self._masks[span]
