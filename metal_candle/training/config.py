@@ -10,7 +10,7 @@ from ..nn.optim import ParamsAdamW
 from .adamw import AdamWConfig
 from .schedule import LRScheduler
 
-MAY_CHANGE = ("num_epochs", "max_steps", "eval_every")
+MAY_CHANGE = ("num_epochs", "max_steps", "eval_every", "cache_limit")
 """Fields of a ``TrainingConfig`` that a resumed run may have otherwise: what a step does depends on none of them."""
 
 

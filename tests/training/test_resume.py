@@ -14,6 +14,7 @@ from metal_candle.formats import safetensors
 from metal_candle.models import load_model
 from metal_candle.nn import ParamsAdamW
 from metal_candle.training import (
+    AdamWConfig,
     AdapterTrainer,
     LoRAAdapter,
     LoRAAdapterConfig,
@@ -139,6 +140,27 @@ def test_longer_runs_go_on_where_shorter_ones_ended(folder: Path, tmp_path: Path
     list(on.run(TRAIN, VALID))
     assert on.step == long.step == 9
     assert_same_bits(on, arrays(long))
+
+
+def test_the_crates_own_configuration_comes_back(folder: Path, tmp_path: Path) -> None:
+    config = TrainingConfig(
+        num_epochs=1, lr_scheduler=LRScheduler.linear(3, 1e-3), optimizer_config=AdamWConfig(beta1=0.8)
+    )
+    trainer = fresh(folder, config=config)
+    trainer.save_state(tmp_path / "state")
+    on = AdapterTrainer.resume(tmp_path / "state", load_model(folder).model, cache_limit=10**8)
+    # as the optimizer takes it
+    assert on.config == replace(config, cache_limit=10**8, optimizer_config=config.optimizer_params())
+
+    class Own(LRScheduler):
+        def get_lr(self, step: int) -> float:
+            return 1e-3
+
+    owned = replace(config, lr_scheduler=Own())
+    fresh(folder, config=owned).save_state(tmp_path / "own")
+    with pytest.raises(TrainingError.StateError, match="the run's schedule is a Own, which the file cannot make"):
+        AdapterTrainer.resume(tmp_path / "own", load_model(folder).model)
+    fresh(folder, config=owned).load_state(tmp_path / "own")
 
 
 # --- what is refused --------------------------------------------------------------------------
