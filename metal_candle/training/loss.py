@@ -12,6 +12,7 @@ from ..error import TrainingError
 from ..models.projection import AdaptableModel, PackableModel, RecomputableModel, WeighingModel
 from ..tensor.eager import Tensor
 from .data.batching import Batch
+from .data.shapes import rounded_rows
 
 # Rows are padded to a multiple, so that the number of shapes a compiled step sees stays small.
 ROWS = 32
@@ -41,7 +42,7 @@ class Targets:
 def targets_of(batch: Batch, total: int, device: DeviceLike = None) -> Targets:
     """The batch's targets, each weighing ``1 / total``, so that the losses sum to a mean over ``total``."""
     rows = np.flatnonzero(batch.mask)
-    count = -(-max(len(rows), 1) // ROWS) * ROWS
+    count = rounded_rows(len(rows), batch.inputs.size, ROWS)
     padded, targets, weights = np.zeros(count, np.int32), np.zeros(count, np.int32), np.zeros(count, np.float32)
     padded[: len(rows)] = rows
     targets[: len(rows)] = batch.targets.reshape(-1)[rows]

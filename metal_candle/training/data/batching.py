@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...error import TrainingError
+from .shapes import rounded_length
 from .tokenizing import Example
 
 WINDOW = 16
@@ -73,8 +74,9 @@ def batches(
     """One epoch: every example once, in an order that depends on ``seed`` and ``epoch`` alone.
 
     The examples are shuffled, sorted by length within windows of ``WINDOW`` batches, and the batches
-    shuffled. The time dimension is rounded up to a multiple of ``pad_to``, so that few shapes occur, but not
-    beyond ``max_length``. The last batch formed holds what is left and may be smaller.
+    shuffled. The time dimension is rounded up to a multiple of ``pad_to``, longer ones to coarser multiples,
+    so that few shapes occur (see ``shapes``), but not beyond ``max_length``. The last batch formed holds what
+    is left and may be smaller.
 
     Raises ``TrainingError.InvalidConfig`` for a batch size or multiple below 1.
     """
@@ -105,7 +107,7 @@ def _batches(
 def collate(examples: Sequence[Example], pad_id: int, max_length: int, pad_to: int = 16) -> Batch:
     """Shift and pad examples of at least two tokens into one batch; see ``batches``."""
     longest = max(len(example.tokens) for example in examples) - 1
-    time = max(longest, min(math.ceil(longest / pad_to) * pad_to, max_length))
+    time = rounded_length(longest, pad_to, max_length)
     inputs = np.full((len(examples), time), pad_id, dtype=np.int32)
     targets = np.full((len(examples), time), pad_id, dtype=np.int32)
     mask = np.zeros((len(examples), time), dtype=np.bool_)
