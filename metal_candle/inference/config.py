@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..constructors import Default
 from ..error import InferenceError
 from ..nn.kv_cache import Span
 from .sampling import Filters, SamplingStrategy, check_penalty, check_seed
@@ -17,7 +18,7 @@ CACHES = ("growing", "fixed", "rotating")
 
 
 @dataclass(frozen=True)
-class GeneratorConfig:
+class GeneratorConfig(Default):
     """How much is generated and how tokens are chosen.
 
     ``temperature``, ``top_k``, ``top_p`` and ``min_p`` filter what ``sampling`` leaves; under ``Greedy`` the largest

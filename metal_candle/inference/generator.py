@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..constructors import New
 from ..error import InferenceError, InvalidIndexError
 from ..models.decoder import Decoder
 from .config import GeneratorConfig
@@ -18,7 +19,7 @@ from .streams import Cancellation, Stopped, in_thread
 Progress = Callable[[int, int], None]
 
 
-class Generator:
+class Generator(New):
     """Continues token ids with a model.
 
     The model is a ``Decoder``, or anything whose ``forward`` makes logits ``(1, t, vocabulary)`` of ids
