@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from metal_candle import error, features, settings
+from metal_candle import EagerPerformanceWarning, GraphGrowthWarning, error, features, settings
 from metal_candle.cli.app import app
-from metal_candle.compat import EagerPerformanceWarning
 from metal_candle.error.base import Error
 from metal_candle.error.groups import ErrorGroup
+from metal_candle.training import MergeWarning
 
 import typer
 
 HERE = Path(__file__).parent
-WARNINGS: list[type[Warning]] = [EagerPerformanceWarning]
+WARNINGS: list[type[Warning]] = [EagerPerformanceWarning, GraphGrowthWarning, MergeWarning]
 HEAD = "Written by `python docs/reference_pages.py`: do not edit."
 
 

@@ -102,8 +102,10 @@ if TYPE_CHECKING:
     from .tensor import GradStore, LazyTensor, Tensor, Var, eval_all
     from .tensor import compile as compile
     from .tensor.custom_op import CustomOp1, CustomOp2, CustomOp3, InplaceOp1, InplaceOp2, InplaceOp3
+    from .tensor.eager_chains import EagerPerformanceWarning
     from .tensor.evaluation import Evaluation
     from .tensor.executor import AsyncExecutor, eval_all_async
+    from .tensor.growth import GraphGrowthWarning
 
 __all__ = [
     "VERSION",
@@ -135,6 +137,7 @@ __all__ = [
     "DeviceType",
     "DimOutOfRangeError",
     "DuplicateDimIndexError",
+    "EagerPerformanceWarning",
     "EmbeddingError",
     "EmptyTensorError",
     "Error",
@@ -142,6 +145,7 @@ __all__ = [
     "FeatureDisabledError",
     "GradStore",
     "GradientNotFoundError",
+    "GraphGrowthWarning",
     "GraphNodeNotFoundError",
     "InferenceError",
     "InplaceOp1",
@@ -208,8 +212,10 @@ _HOME = {
     "graph.graph": "ComputationGraph",
     "graph.node": "TensorId",
     "graph.operations.comparison": "CmpOp",
+    "tensor.eager_chains": "EagerPerformanceWarning",
     "tensor.evaluation": "Evaluation",
     "tensor.executor": "AsyncExecutor eval_all_async",
+    "tensor.growth": "GraphGrowthWarning",
     "tensor.custom_op": "CustomOp1 CustomOp2 CustomOp3 InplaceOp1 InplaceOp2 InplaceOp3",
     "error": (
         "ArgumentTypeError ArgumentValueError "

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..error import InferenceError
 from ..models.decoder import Decoder
+from ..tensor.cache_limit import bounded_cache
 from ..training.adapter import LoRAAdapter
 from ..training.registry import AdapterRegistry
 from .adapter_rows import AdapterRows, with_adapters
@@ -91,7 +92,8 @@ class BatchGenerator:
             model = with_adapters(model, inputs)
         step = CachedStep(model, self._config, inputs)
         try:
-            logits = step.start([row.ids for row in rows], watched(len(rows[0].ids), cancel, progress))
+            with bounded_cache():
+                logits = step.start([row.ids for row in rows], watched(len(rows[0].ids), cancel, progress))
         except Stopped:
             return
         kept = list(range(len(rows)))
@@ -112,7 +114,8 @@ class BatchGenerator:
             if len(left) <= 3 * len(kept) // 4:
                 step.take(left)
                 kept = [kept[place] for place in left]
-            logits = step.advance([rows[i].ids[-1] for i in kept])
+            with bounded_cache():
+                logits = step.advance([rows[i].ids[-1] for i in kept])
 
     def generate(
         self,

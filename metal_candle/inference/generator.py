@@ -10,6 +10,7 @@ import mlx.core as mx
 from ..constructors import New
 from ..error import InferenceError, InvalidIndexError
 from ..models.decoder import Decoder
+from ..tensor.cache_limit import bounded_cache
 from .config import GeneratorConfig
 from .prompt_cache import PromptCache
 from .sampling import StreamToken, checked, described, penalized, random_generator
@@ -69,7 +70,8 @@ class Generator(New):
         try:
             for count in range(config.max_tokens):
                 if count == 0:
-                    step, logits = self._begin(ids, before, prompt_cache)
+                    with bounded_cache():
+                        step, logits = self._begin(ids, before, prompt_cache)
                 else:
                     assert step is not None
                     if cancel is not None and cancel.is_cancelled():
@@ -77,7 +79,8 @@ class Generator(New):
                     if limit is not None and len(ids) > limit:
                         raise InferenceError.CacheFull(position=len(ids), max_len=limit)
                     running, step = step, None
-                    logits = running.feed(ids[-1:])
+                    with bounded_cache():
+                        logits = running.feed(ids[-1:])
                     step = running
                 logits = checked(penalized(logits, ids, config.repetition_penalty))
                 token = filters.draw(logits, rng)

@@ -70,7 +70,7 @@ class EncoderConfig:
     @classmethod
     def from_dict(cls: type[C], values: Mapping[str, Any], source: str) -> C:
         """Read the object of a ``config.json``, unknown keys ignored; ``source`` names it in errors."""
-        given = {}
+        given: dict[str, Any] = {}
         for item in fields(cls):
             value = values.get(item.name)
             if value is None:

@@ -90,7 +90,12 @@ class Tensor(InPlaceMethods, Constructors):
         return tensor
 
     def _view(self: E, node: GraphNode) -> E:
-        """The result of an operation that, as in candle, shares this tensor's storage if its layout allows."""
+        """The result of an operation that, as in candle, shares this tensor's storage if its layout allows.
+
+        A detached result does not: sharing would keep the graph that it is detached from.
+        """
+        if isinstance(node.operation, Detach) and self._node.tracked and self._storage()._node.variable is None:
+            return self._from_node(node)
         layout = _relayout(node.operation, self.layout())
         node.layout = layout or Layout.contiguous(node.shape)
         if layout is None:

@@ -93,8 +93,8 @@ class Growth:
         self._told.add((place, line))
         warnings.warn(
             f"the graph grows: {what}; `{name}` at {place}:{line} holds {size} operations, and with them the memory of "
-            "all steps. Keep numbers, float(loss), or values without it: .detach().eval() of a lazy tensor, "
-            ".detach().copy() of an eager one",
+            "all steps. Keep numbers, float(loss), or values without it: .detach() of an eager tensor, "
+            ".detach().eval() of a lazy one",
             GraphGrowthWarning,
             stacklevel=level,
         )

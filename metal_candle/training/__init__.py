@@ -12,6 +12,7 @@ from .eager_trainer import Trainer
 from .events import EvalMetrics, StepMetrics
 from .lora import LoRAConfig, LoRALayer
 from .losses import cross_entropy_loss, cross_entropy_loss_with_smoothing
+from .memory import MemoryPlan, plan_memory
 from .merge import Merged, MergeWarning, merge_adapter
 from .metrics import MetricsLog, plot_loss, read_metrics, render_curve
 from .progress import ProgressBar
@@ -37,6 +38,7 @@ __all__ = [
     "LoRAAdapterConfig",
     "LoRAConfig",
     "LoRALayer",
+    "MemoryPlan",
     "MergeWarning",
     "Merged",
     "MetricsLog",
@@ -56,6 +58,7 @@ __all__ = [
     "load_checkpoint",
     "merge_adapter",
     "merged_weights",
+    "plan_memory",
     "plot_loss",
     "read_metrics",
     "render_curve",

@@ -22,6 +22,7 @@ from .adapter import LoRAAdapter
 from .callbacks import Callbacks, TrainingCallback
 from .config import MAY_CHANGE, TrainingConfig
 from .data.batching import Batch
+from .data.shapes import most_shapes
 from .data.tokenizing import Example
 from .events import EvalMetrics, StepMetrics
 from .fingerprint import DataFingerprint, ModelFingerprint
@@ -75,26 +76,36 @@ class AdapterTrainer:
         self._resumed: TrainingState | None = None
         self._fingerprint: DataFingerprint | None = None
         self._sums: list[Var] = []
-        self._update = compile(self._whole_step)
-        self._add = compile(self._micro_step)
+        # Every shape of whole batches, and of an epoch's last one, which has fewer rows: none is traced twice.
+        plans = 2 * most_shapes(config.max_length)
+        self._update = compile(self._whole_step, max_plans=plans)
+        self._add = compile(self._micro_step, max_plans=plans)
         self._finish = compile(self._accumulated_step)
-        self._loss = compile(lambda *tensors: batch_loss(model, *tensors))
+        self._loss = compile(lambda *tensors: batch_loss(model, *tensors), max_plans=plans)
 
     # --- compiled functions -------------------------------------------------------------------
 
     def _whole_step(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         loss = batch_loss(self.model, *tensors)
-        grads = loss.backward()
-        gradients = {var: grads[var] for var in self.optimizer.vars() if var in grads}
-        return loss, self._apply(gradients)
+        return loss, self._apply(self._gradients(loss))
 
     def _micro_step(self, *tensors: Tensor) -> Tensor:
         loss: Tensor = batch_loss(self.model, *tensors)
-        grads = loss.backward()
+        grads = self._gradients(loss)
         for var, total in zip(self.optimizer.vars(), self._sums):
             if var in grads:
                 total.set(total + grads[var])
         return loss
+
+    def _gradients(self, loss: Any) -> dict[Var, Tensor]:
+        grads = loss.backward()
+        found = {var: grads[var] for var in self.optimizer.vars() if var in grads}
+        if not found:
+            raise TrainingError.StateError(
+                reason="the loss depends on no variable of the trainer's adapter: another adapter acts in the model, "
+                "or none; takes model.apply_adapter(trainer.adapter)"
+            )
+        return found
 
     def _accumulated_step(self) -> Tensor:
         norm = self._apply(dict(zip(self.optimizer.vars(), (total.as_tensor() for total in self._sums))))
@@ -128,13 +139,14 @@ class AdapterTrainer:
 
     def _take(self, train: Sequence[Example], valid: Sequence[Example]) -> None:
         """Know the data; see that they are those of the run that is resumed, whose callbacks go on."""
-        self._data, self._fingerprint = (train, valid), None
-        resumed, self._resumed = self._resumed, None
-        if resumed is None:
-            return
-        if resumed.data is not None:
-            refuse(resumed.source, self.data_fingerprint().differences(resumed.data))
-        self.callbacks.resume(self, resumed.callbacks)
+        resumed, fingerprint = self._resumed, None
+        if resumed is not None and resumed.data is not None:
+            fingerprint = DataFingerprint.of(train, valid)
+            refuse(resumed.source, fingerprint.differences(resumed.data))
+        self._data, self._fingerprint = (train, valid), fingerprint
+        if resumed is not None:
+            self.callbacks.resume(self, resumed.callbacks)
+            self._resumed = None  # only now: who is refused, or interrupted, is asked again
 
     def batches(self, examples: Sequence[Example], epoch: int) -> Iterator[Batch]:
         """The batches of an epoch: a function of the data, the configuration and the epoch."""
@@ -151,6 +163,8 @@ class AdapterTrainer:
         rate = self.config.lr_scheduler.get_lr(self.step + 1)
         self.optimizer.set_learning_rate(rate)
         total = sum(batch.trained_tokens for batch in group)
+        if self._accumulates(group) and not self._sums:  # before the block that takes back what is in them
+            self._sums = [Var.zeros(var.shape, var.dtype, var.device) for var in self.optimizer.vars()]
         # An interrupt too: never a step that is half done.
         with bounded_cache(self.config.cache_limit), self.undone_by_errors():
             loss, norm = self._compute(group, total)
@@ -165,14 +179,15 @@ class AdapterTrainer:
         tokens = sum(batch.inputs.size for batch in group)
         return StepMetrics(loss, self.step, rate, norm, tokens, total, time.perf_counter() - start)
 
+    def _accumulates(self, group: list[Batch]) -> bool:
+        # By the group and the configuration alone: a resumed run has to take the same way.
+        return len(group) > 1 or self.config.accumulation_steps > 1
+
     def _compute(self, group: list[Batch], total: int) -> tuple[float, float]:
         """Loss and gradient norm of an update over ``total`` trained tokens, which it makes."""
-        # By the group and the configuration alone: a resumed run has to take the same way.
-        if len(group) == 1 and self.config.accumulation_steps == 1:
+        if not self._accumulates(group):
             loss_tensor, norm_tensor = self._update(*targets_of(group[0], total, self.model.device).tensors())
             return float(loss_tensor), float(norm_tensor)
-        if not self._sums:
-            self._sums = [Var.zeros(var.shape, var.dtype, var.device) for var in self.optimizer.vars()]
         parts = [self._add(*targets_of(batch, total, self.model.device).tensors()) for batch in group]
         return sum(map(float, parts)), float(self._finish())
 
@@ -219,6 +234,10 @@ class AdapterTrainer:
             arrays[f"optimizer.{name}"] = tensor.mlx()
         arrays[RANDOM_KEY] = random_key()
         layers = {path: layer.config() for path in self.adapter.paths() if (layer := self.adapter.layer_at(path))}
+        # Between load_state and run the data are not there yet, and the callbacks know of nothing.
+        waiting = self._resumed
+        data = waiting.data if waiting is not None else None if self._data is None else self.data_fingerprint()
+        data = self.data_fingerprint() if self._data is not None else None
         return TrainingState(
             self.position,
             record_of_config(self.config),
@@ -226,8 +245,8 @@ class AdapterTrainer:
             self.adapter.config(),
             layers,
             ModelFingerprint.of(self.model),
-            self.data_fingerprint() if self._data is not None else None,
-            self.callbacks.states(),
+            data,
+            self.callbacks.states() if waiting is None else waiting.callbacks,
             arrays,
             dict(self.metrics),
             dict(notes or {}),

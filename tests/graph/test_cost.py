@@ -117,7 +117,9 @@ def node_of(operation: Operation, *inputs: Meta) -> GraphNode:
 
 def test_every_record_is_tried() -> None:
     tried = {case.values[0].key for case in CASES}
-    assert tried == set(OWN), "a record has samples, or is named in BY_HAND"
+    # A checkpoint is several operations in one, and what they move between them counts: see
+    # ../nn/test_gradient_checkpointing.py.
+    assert tried == set(OWN) - {"checkpoint"}, "a record has samples, or is named in BY_HAND"
 
 
 # What makes no floating-point operation: it moves elements, or nobody knows.

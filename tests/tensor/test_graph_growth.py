@@ -99,7 +99,7 @@ def test_the_variable_and_its_line_are_named(run: Callable[[], None], name: str,
     found = told(run)
     assert len(found) == 1, "once, not at every step"
     assert f"`{name}` at {__file__}:{line_of(mark)} holds" in found[0]
-    assert ".detach().eval() of a lazy tensor, .detach().copy() of an eager one" in found[0]
+    assert ".detach() of an eager tensor, .detach().eval() of a lazy one" in found[0]
     assert "float(loss)" in found[0]
 
 
@@ -130,7 +130,7 @@ def cured() -> None:
     for _ in range(3 * STEPS):
         loss = training.step().detach().eval()
         total = total + loss
-        losses.append(training.step().eval().detach().copy())
+        losses.append(training.step().eval().detach())
         losses.append(loss)
         average = average * 0.9 + training.weight.detach() * 0.1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -336,3 +337,21 @@ def test_an_interrupted_write_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     assert t.sum_all().to_scalar() in (0.0, 64.0)
     t.slice_set(rows, 0, 4)
     assert t[4].to_vec1() == [1.0] * 64
+
+
+def test_a_detached_result_lets_its_graph_go() -> None:
+    w = Var([[1.0, 2.0], [3.0, 4.0]])
+    loss = Tensor([[1.0, 1.0]]).matmul(w).sqr().sum_all()
+    inner = weakref.ref(loss._node.inputs[0])
+    kept = loss.detach()
+    assert inner() is not None
+    del loss
+    assert inner() is None
+    assert kept.to_scalar() == 52.0
+    assert not kept.track_op()
+
+
+def test_a_detached_variable_still_shares_with_it() -> None:
+    w = Var([1.0, 2.0])
+    w.detach().zero_set()
+    assert w.to_vec1() == [0.0, 0.0]
