@@ -237,7 +237,6 @@ class AdapterTrainer:
         # Between load_state and run the data are not there yet, and the callbacks know of nothing.
         waiting = self._resumed
         data = waiting.data if waiting is not None else None if self._data is None else self.data_fingerprint()
-        data = self.data_fingerprint() if self._data is not None else None
         return TrainingState(
             self.position,
             record_of_config(self.config),

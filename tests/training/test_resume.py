@@ -16,6 +16,7 @@ from metal_candle.nn import ParamsAdamW
 from metal_candle.training import (
     AdamWConfig,
     AdapterTrainer,
+    EarlyStopping,
     LoRAAdapter,
     LoRAAdapterConfig,
     LRScheduler,
@@ -186,6 +187,38 @@ def test_other_data_are_refused_by_name(folder: Path, saved: Path) -> None:
     assert "held-out rows are 0 of 0 tokens here, 3 of " in refused(TRAIN, [])
 
 
+def test_other_data_are_refused_however_often(folder: Path, saved: Path, tmp_path: Path) -> None:
+    trainer = AdapterTrainer.resume(saved, load_model(folder).model)
+    for _ in range(2):
+        with pytest.raises(TrainingError.StateError, match="with another content or order"):
+            trainer.run(TRAIN[::-1], VALID)
+    trainer.save_state(tmp_path / "again")
+    assert TrainingState.load(tmp_path / "again").data == TrainingState.load(saved).data
+
+
+def test_a_state_that_is_saved_before_the_run_goes_on(folder: Path, tmp_path: Path) -> None:
+    """It still knows its data, and what the callbacks said of themselves."""
+    config = replace(CONFIG, eval_every=1)
+    trainer = fresh(folder, [EarlyStopping(patience=9)], config)
+    next(trainer.run(TRAIN, VALID))
+    first = trainer.state()
+    assert first.callbacks
+    again = AdapterTrainer.resume(first, load_model(folder).model, [EarlyStopping(patience=9)]).state()
+    assert (again.callbacks, again.data) == (first.callbacks, first.data)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_an_adapter_that_does_not_act_is_not_trained(folder: Path, accumulation: int) -> None:
+    trainer = fresh(folder, config=replace(CONFIG, accumulation_steps=accumulation))
+    AdapterTrainer(trainer.model, LoRAAdapter.for_model(trainer.model), CONFIG)
+    before = arrays(trainer)
+    with pytest.raises(TrainingError.StateError, match="another adapter acts in the model, or none"):
+        list(trainer.run(TRAIN))
+    assert_same_bits(trainer, before)
+    trainer.model.apply_adapter(trainer.adapter)
+    list(trainer.run(TRAIN))
+
+
 def test_what_differs_is_named_and_nothing_is_changed(
     folder: Path, saved: Path, tiny_model_dir: Callable[..., Path]
 ) -> None:
@@ -321,6 +354,28 @@ def test_an_interrupt_in_a_step_takes_all_of_it_back(
     list(on.run(TRAIN, VALID))
     assert_same_bits(on, whole[1])
     assert [record["step"] for record in read_metrics(tmp_path / "m.jsonl") if "loss" in record] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_interrupt_between_the_first_batches_that_are_summed(
+    folder: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first of them left in the sums goes, too."""
+    trainer = fresh(folder)
+    add, calls = trainer._add, []
+
+    def interrupted(*tensors: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return add(*tensors)  # type: ignore[no-any-return]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(trainer.run(TRAIN, VALID))
+    assert trainer.step == 0
+    list(trainer.run(TRAIN, VALID))
+    assert_same_bits(trainer, whole[1])
 
 
 def test_an_error_of_a_callback_takes_back_the_step(folder: Path, whole: Any, tmp_path: Path) -> None:
