@@ -20,36 +20,37 @@ from metal_candle.training import (
     LoRAAdapter,
     LoRAAdapterConfig,
     LRScheduler,
+    TargetModule,
     TrainingConfig,
 )
-from metal_candle.training.data import Completion, Row, tokenize
+from metal_candle.training.data import Row, Text, tokenize
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="smollm2", help="smollm2, a GGUF file or a Hugging Face folder")
 arguments = parser.parse_args()
 
-QUESTION = "How is the soup?"
-ANSWERS = {"sailor": "Arr, salty as the sea!", "critic": "Four stars. Would eat again."}
+BEGINNING = "The soup is"
+SENTENCES = {"sailor": "The soup is salty as the sea, arr!", "critic": "The soup is worth four stars of five."}
 
 loaded = load_model(arguments.model)
 model = loaded.model
-generator = TextGenerator(loaded, GeneratorConfig(max_tokens=10))
+generator = TextGenerator(loaded, GeneratorConfig(max_tokens=8))
 
 
-def trained(name: str, answer: str) -> LoRAAdapter:
-    """An adapter that has learned one answer by heart."""
-    rows = [Row(Path(name), 1, Completion(QUESTION, answer))]  # read_rows(path) reads them from a file
-    adapter = LoRAAdapter.for_model(model, LoRAAdapterConfig(rank=4))
-    config = TrainingConfig(num_epochs=5, lr_scheduler=LRScheduler.constant(1e-2))
-    events = list(AdapterTrainer(model, adapter, config).run(tokenize(rows, loaded.tokenizer, max_length=128)))
+def trained(name: str, sentence: str) -> LoRAAdapter:
+    """An adapter that has learned one sentence by heart."""
+    rows = [Row(Path(name), 1, Text(sentence))]  # read_rows(path) reads them from a file
+    adapter = LoRAAdapter.for_model(model, LoRAAdapterConfig(rank=4, target_modules=tuple(TargetModule)))
+    config = TrainingConfig(num_epochs=5, lr_scheduler=LRScheduler.constant(2e-3))
+    events = list(AdapterTrainer(model, adapter, config).run(tokenize(rows, loaded.tokenizer, max_length=64)))
     print(f"{name}: loss {events[0].loss:.2f} -> {events[-1].loss:.2f}")
     return adapter
 
 
 Device.default().set_seed(0)
 registry = AdapterRegistry(model)
-for name, answer in ANSWERS.items():
-    registry.add_adapter(name, trained(name, answer))
+for name, sentence in SENTENCES.items():
+    registry.add_adapter(name, trained(name, sentence))
 for name in registry.list_adapters():
     share = registry.get_adapter(name).num_trainable_parameters() / model.num_parameters()
     print(f"{name}: {share:.2%} of the model's numbers")
@@ -62,8 +63,8 @@ for name in [None, "sailor", "critic", None]:
     else:
         registry.activate(name)
     seconds = time.perf_counter() - start
-    answer = generator.generate([{"role": "user", "content": QUESTION}])
-    print(f"active: {registry.active_adapter()} (switched in {seconds * 1e3:.1f} ms): {answer}")
+    text = BEGINNING + generator.generate(BEGINNING)
+    print(f"active: {registry.active_adapter()} (switched in {seconds * 1e3:.1f} ms): {text!r}")
 
 registry.unload_adapter("sailor")
 try:

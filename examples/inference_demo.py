@@ -64,8 +64,8 @@ strategies = {
     "temperature 2": SamplingStrategy.Temperature(temperature=2.0),
 }
 for name, strategy in strategies.items():
-    drawn = Counter(sample_token(logits, strategy) for _ in range(1000))
-    print(f"{name:16}", ", ".join(f"{token}: {count / 10} %" for token, count in drawn.most_common()))
+    drawn = Counter(sample_token(logits, strategy) for _ in range(500))
+    print(f"{name:16}", ", ".join(f"{token}: {count / 5:.0f} %" for token, count in drawn.most_common()))
 
 token = sample_token_with_metadata(logits, SamplingStrategy.Greedy, eos_token_id=1)
 print(f"token {token.token_id}: logit {token.logit}, probability {token.probability:.2f}, end: {token.is_eos}")

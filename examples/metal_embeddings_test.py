@@ -23,14 +23,17 @@ TEXTS = ["A systems programming language", "Machine learning on a laptop", "Retr
 LIMIT = 1e-4  # float32, summed in another order
 
 
-def median_seconds(model: EmbeddingModel) -> float:
-    """Of five times; the first, which records plans, does not count."""
-    samples = []
+def time_ratio(one: EmbeddingModel, other: EmbeddingModel) -> float:
+    """One's median time by the other's; they take turns, and the first turn, which records plans, does not count."""
+    samples: list[tuple[float, float]] = []
     for _ in range(6):
-        start = time.perf_counter()
-        model.encode(TEXTS).to_vec2()  # reading the values waits for them
-        samples.append(time.perf_counter() - start)
-    return median(samples[1:])
+        times = []
+        for model in (one, other):
+            start = time.perf_counter()
+            model.encode(TEXTS).to_vec2()  # reading the values waits for them
+            times.append(time.perf_counter() - start)
+        samples.append((times[0], times[1]))
+    return median(first for first, _ in samples[1:]) / median(second for _, second in samples[1:])
 
 
 def difference(one: Tensor, other: Tensor) -> float:
@@ -41,11 +44,11 @@ def difference(one: Tensor, other: Tensor) -> float:
 device = Device.default()
 cpu = EmbeddingModel.from_pretrained(arguments.model, Device.Cpu)
 model = cpu if device.is_cpu() else EmbeddingModel.from_pretrained(arguments.model, device)
+expected, found = cpu.encode(TEXTS, batch_size=1), model.encode(TEXTS)
 if device.is_cpu():
     print("the default device is the CPU: it is compared with itself, a batch with texts one by one")
-
-expected, found = cpu.encode(TEXTS, batch_size=1), model.encode(TEXTS)
-print(f"{device} takes {median_seconds(model) / median_seconds(cpu):.2f} of the CPU's time for {len(TEXTS)} texts")
+else:
+    print(f"{device} takes {time_ratio(model, cpu):.2f} of the CPU's time for {len(TEXTS)} texts")
 
 largest = difference(found, expected)
 print(f"{tuple(expected.shape)}: largest difference {largest:.1e}, allowed {LIMIT:.0e}")
