@@ -75,13 +75,17 @@ def write_as(output: Path, adapter: StoredAdapter, target: Format, dtype: str, f
 
 def check_output(adapter: Path, output: Path, target: Format, overwrite: bool) -> None:
     """Raise ``CheckpointError.SaveFailed`` for an output that is the adapter itself, or holds something."""
+    from ..training.formats.folder import CONFIG
+    from ..training.formats.recognise import recognise
     from ..training.formats.stored import Format
 
     def refuse(reason: str) -> CheckpointError:
         return CheckpointError.SaveFailed(reason=f"{output}: {reason}")
 
     is_folder = target in (Format.Peft, Format.MlxLm)
-    if output.exists() and (output.resolve() == adapter.resolve() or output.resolve() == adapter.resolve().parent):
+    weights = recognise(adapter).weights
+    own = [adapter, weights, weights.parent / CONFIG, *([] if adapter.is_dir() else [weights.parent])]
+    if output.exists() and output.resolve() in [path.resolve() for path in own]:
         raise refuse("is the adapter that is converted; give another name")
     if not output.exists() or (is_folder and output.is_dir() and not any(output.iterdir())):
         return

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Literal
 
+from ..constructors import Default, New
 from ..device import DeviceLike
 from ..error import TrainingError
+from ..error.text import described, shown
 from ..models.projection import AdaptableModel, TargetModule
-from ..nn.constructors import Default, New
 from ..tensor.eager import Tensor
 from ..tensor.var import Var
 from .adapter_files import layers_for, stored_from, targets_of
@@ -45,12 +46,22 @@ class LoRAAdapterConfig(Default):
 
     def is_target(self, module: TargetModule | str) -> bool:
         """Whether a projection, or the linear map at a module path, is adapted."""
-        path = module.value if isinstance(module, TargetModule) else module
+        path = f"{module.parent}.{module.value}" if isinstance(module, TargetModule) else module
         return any(path == name or path.endswith(f".{name}") for name in self.target_names())
 
     def target_names(self) -> list[str]:
         """The targets' names: "q_proj" …"""
         return [each.value if isinstance(each, TargetModule) else each for each in self.target_modules]
+
+    def validate(self) -> None:
+        """Raise ``TrainingError.InvalidLoRAConfig`` for numbers out of range, and targets that are no list of names."""
+        self.to_lora_config().validate()
+        targets: object = self.target_modules
+        good = isinstance(targets, Sequence) and not isinstance(targets, str)
+        if not good or not all(isinstance(each, (TargetModule, str)) for each in self.target_modules):
+            raise TrainingError.InvalidLoRAConfig(
+                reason=f"target_modules is {described(targets)}; takes a list of TargetModules and names of modules"
+            )
 
 
 class LoRAAdapter(New):
@@ -64,11 +75,24 @@ class LoRAAdapter(New):
         config: LoRAAdapterConfig | None = None,
         device: DeviceLike = None,
     ) -> None:
-        """An adapter for layers whose attention is ``hidden_size`` wide throughout; see also ``for_model``."""
+        """An adapter for layers whose attention is ``hidden_size`` wide throughout; see also ``for_model``.
+
+        Raises ``TrainingError.InvalidLoRAConfig``, also for a target that is none of the seven ``TargetModule``s.
+        """
         sizes = dict.fromkeys(TargetModule, (hidden_size, hidden_size))
         sizes[TargetModule.GateProj] = sizes[TargetModule.UpProj] = (hidden_size, intermediate_size)
         sizes[TargetModule.DownProj] = (intermediate_size, hidden_size)
-        self._config = config or LoRAAdapterConfig()
+        config = config or LoRAAdapterConfig()
+        config.validate()
+        if ALL_NAMES in config.target_names():
+            config = replace(config, target_modules=ALL_LINEAR)
+        for name in config.target_names():
+            if not any(replace(config, target_modules=[name]).is_target(each) for each in TargetModule):
+                known = ", ".join(each.value for each in TargetModule)
+                raise TrainingError.InvalidLoRAConfig(
+                    reason=f"target_modules: no projection is {shown(name)}; takes {known}, and for_model the model's"
+                )
+        self._config = config
         self._num_layers = num_layers
         self._layers = {
             path_of(i, target): LoRALayer(*sizes[target], self._config.to_lora_config(), device)
@@ -85,31 +109,29 @@ class LoRAAdapter(New):
         embeddings or the head.
         """
         config = config or LoRAAdapterConfig()
+        config.validate()
         if ALL_NAMES in config.target_names():
             config = replace(config, target_modules=all_linear(model, config.rank))
-        adapter = cls(1, 1, 0, config)
-        adapter._num_layers = model.num_layers()
-        lora = adapter._config.to_lora_config()
-        lora.validate()
+        lora = config.to_lora_config()
         places = model.projections()
-        for name in adapter._config.target_names():
+        for name in config.target_names():
             if reason := refusal(model, name):
                 raise TrainingError.InvalidLoRAConfig(reason=reason)
             if not any(place.path.endswith(f".{name}") for place in places):
                 known = ", ".join(dict.fromkeys(place.path.rpartition(".")[2] for place in places))
                 raise TrainingError.InvalidLoRAConfig(reason=f"no module of the model is {name!r}; it has {known}")
-        adapter._layers = {
+        layers = {
             place.path: LoRALayer(place.in_features, place.out_features, lora, model.device)
             for place in places
-            if adapter._config.is_target(place.path)
+            if config.is_target(place.path)
         }
-        return adapter
+        return cls.of_layers(config, layers, model.num_layers())
 
     @classmethod
     def of_layers(cls, config: LoRAAdapterConfig, layers: Mapping[str, LoRALayer], num_layers: int) -> LoRAAdapter:
         """An adapter of layers that are there, by their module paths, in a model of so many blocks."""
-        adapter = cls(1, 1, 0, config)
-        adapter._num_layers, adapter._layers = num_layers, dict(layers)
+        adapter = cls.__new__(cls)
+        adapter._config, adapter._num_layers, adapter._layers = config, num_layers, dict(layers)
         return adapter
 
     def config(self) -> LoRAAdapterConfig:
@@ -196,16 +218,17 @@ class LoRAAdapter(New):
     def load(cls, path: str | PathLike[str], model: AdaptableModel, alpha: float | None = None) -> LoRAAdapter:
         """Read an adapter for ``model``: a folder or file in PEFT's, mlx-lm's or metal-candle's format.
 
-        The format is recognised by what is there. Modules may have ranks and scales of their own. ``alpha`` is for
-        files that do not say theirs, as the crate's. Raises ``CheckpointError`` for what is damaged, contradicts
-        itself or is a variant of LoRA that is not supported, and for an adapter of another model, naming the first
-        module that does not fit.
+        The format is recognised by what is there. Modules may have ranks and scales of their own. Its dropout does not
+        act before training or ``set_training(True)``. ``alpha`` is for files that do not say theirs, as the crate's.
+        Raises ``CheckpointError`` for what is damaged, contradicts itself or is a variant of LoRA that is not
+        supported, and for an adapter of another model, naming the first module that does not fit.
         """
         stored = read(path, alpha)
         layers = layers_for(stored, model)
         targets = targets_of(layers, model.projections())
-        adapter = cls(1, 1, 0, LoRAAdapterConfig(stored.rank, stored.alpha, stored.dropout, targets))
-        adapter._num_layers, adapter._layers = model.num_layers(), layers
+        config = LoRAAdapterConfig(stored.rank, stored.alpha, stored.dropout, targets)
+        adapter = cls.of_layers(config, layers, model.num_layers())
+        adapter.set_training(False)
         return adapter
 
 

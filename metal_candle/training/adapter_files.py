@@ -51,7 +51,8 @@ def layers_for(stored: StoredAdapter, model: AdaptableModel) -> dict[str, LoRALa
             reason = f"{stored.source}: the factors of {place.path} hold numbers that are not finite"
             raise CheckpointError.InvalidFormat(reason=reason)
         # alpha over rank is the scale in force, also where the file says so by another rule.
-        layer = LoRALayer(*wanted, LoRAConfig(factors.rank, factors.alpha, stored.dropout, "uniform"), model.device)
+        config = LoRAConfig(factors.rank, factors.alpha, stored.dropout, "uniform")
+        layer = LoRALayer.for_factors(*wanted, config, model.device)
         layer.lora_a().set(Tensor.from_mlx(factors.a, model.device).to_dtype("f32"))
         layer.lora_b().set(Tensor.from_mlx(factors.b, model.device).to_dtype("f32"))
         layers[place.path] = layer

@@ -38,8 +38,8 @@ class AdapterReport:
 
     @property
     def changed(self) -> tuple[ModuleChange, ...]:
-        """The modules whose delta is not 0: before training every B is."""
-        return tuple(module for module in self.modules if module.norm > 0)
+        """The modules whose delta is not 0, as before training every B is; one that is no number counts."""
+        return tuple(module for module in self.modules if module.norm != 0)
 
     @property
     def layers(self) -> tuple[int, ...]:

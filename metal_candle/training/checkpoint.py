@@ -15,12 +15,16 @@ from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
 
+import mlx.core as mx
+
 from ..error import ArgumentTypeError, CheckpointError, Error
 from ..error.text import described, shown
 from ..files import parse_json_object
 from ..formats import safetensors
 from ..graph.node import leaf
+from ..graph.operations.counts import integer, number
 from ..tensor.assign import set_all
+from ..tensor.base import TensorBase
 from ..tensor.var import Var
 from .adapter import LoRAAdapter
 from .adapter_files import stored_from
@@ -44,12 +48,29 @@ class CheckpointMismatchError(CheckpointError.InvalidFormat):  # type: ignore[va
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """Where a training stood: updates made, the last loss and rate, and when, in Unix seconds: by default now."""
+    """Where a training stood: updates made, the last loss and rate, and when, in Unix seconds: by default now.
+
+    The loss may be a tensor of one number, and the time a float, as ``time.time()`` gives it. Raises
+    ``ArgumentTypeError`` for what is no number.
+    """
 
     global_step: int
     loss: float
     learning_rate: float
     timestamp: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        op, loss, when = "CheckpointMetadata", self.loss, self.timestamp
+        values = {
+            "global_step": integer(op, "global_step", self.global_step),
+            "loss": number(op, "loss", loss.mlx() if isinstance(loss, TensorBase) else loss),
+            "learning_rate": number(op, "learning_rate", self.learning_rate),
+            "timestamp": int(when)
+            if isinstance(when, float) and math.isfinite(when)
+            else integer(op, "timestamp", when),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def to_json(self) -> str:
         """As the header has it; a number that is not finite is ``null``, since JSON has none."""
@@ -111,8 +132,14 @@ def load_checkpoint(adapter: LoRAAdapter, path: str | PathLike[str]) -> Checkpoi
         values = [(var, reader.array(name).astype(var.dtype.mlx_)) for name, var in places.items()]
     except (Error, OSError, KeyError) as error:  # replaced or cut short since its header was read
         raise unreadable(f"{file}: changed while it was read: {error}") from error
+    if wrong := next((name for (name, _), (_, value) in zip(places.items(), values) if not _finite(value)), None):
+        raise invalid(file, f"{wrong} holds numbers that are not finite")
     set_all([(leaf(value, var.device), [var]) for var, value in values])
     return metadata
+
+
+def _finite(array: mx.array) -> bool:
+    return bool(mx.isfinite(array).all().item())
 
 
 def _places(adapter: LoRAAdapter) -> dict[str, Var]:

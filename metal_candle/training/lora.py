@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .. import features
+from ..constructors import Default
 from ..device import Device, DeviceLike
 from ..dtype import DType
-from ..error import ArgumentTypeError, TrainingError
+from ..error import ArgumentTypeError, ArgumentValueError, TrainingError
 from ..error.text import described
+from ..graph.operations.counts import integer, number
 from ..graph.operations.fused import AddLoRA, LoRA
 from ..graph.scopes import scoped
 from ..nn import ops
-from ..nn.constructors import Default
 from ..nn.module import Module
 from ..tensor.base import TensorBase
 from ..tensor.eager import Tensor
@@ -44,11 +45,16 @@ class LoRAConfig(Default):
 
     def validate(self) -> None:
         """Raise ``TrainingError.InvalidLoRAConfig`` for numbers outside their ranges."""
-        if self.rank < 1:
+        try:
+            rank = integer("LoRAConfig", "rank", self.rank)
+            alpha, dropout = (number("LoRAConfig", name, getattr(self, name)) for name in ("alpha", "dropout"))
+        except (ArgumentTypeError, ArgumentValueError) as error:
+            raise TrainingError.InvalidLoRAConfig(reason=str(error)) from error
+        if rank < 1:
             raise TrainingError.InvalidLoRAConfig(reason=f"rank is {self.rank}; takes at least 1")
-        if not 0 < self.alpha < math.inf:
+        if not 0 < alpha < math.inf:
             raise TrainingError.InvalidLoRAConfig(reason=f"alpha is {self.alpha}; takes more than 0")
-        if not 0 <= self.dropout < 1:
+        if not 0 <= dropout < 1:
             raise TrainingError.InvalidLoRAConfig(reason=f"dropout is {self.dropout}; takes 0 <= dropout < 1")
         if self.init not in ("normal", "uniform"):
             raise TrainingError.InvalidLoRAConfig(reason=f"init is {self.init!r}; takes 'normal' or 'uniform'")
@@ -64,21 +70,38 @@ class LoRALayer(Module):
     def __init__(
         self, in_features: int, out_features: int, config: LoRAConfig | None = None, device: DeviceLike = None
     ) -> None:
-        self._config = config or LoRAConfig()
-        self._config.validate()
-        rank = self._config.rank
+        self._begin(in_features, out_features, config or LoRAConfig())
+        rank, where = self._config.rank, device or Device.default()
         if rank > min(in_features, out_features):
             raise TrainingError.InvalidLoRAConfig(
                 reason=f"rank is {rank} for a layer of {in_features} to {out_features}; takes at most the smaller"
             )
-        self._in, self._out = in_features, out_features
-        where = device or Device.default()
         if self._config.init == "normal":
             self._a = Var.randn(0.0, 1 / math.sqrt(rank), (in_features, rank), where, DType.F32)
         else:
             bound = 1 / math.sqrt(in_features)
             self._a = Var.rand(-bound, bound, (in_features, rank), where, DType.F32)
         self._b = Var.zeros((rank, out_features), DType.F32, where)
+
+    @classmethod
+    def for_factors(
+        cls, in_features: int, out_features: int, config: LoRAConfig, device: DeviceLike = None
+    ) -> LoRALayer:
+        """A layer for factors that are there, to set ``lora_a()`` and ``lora_b()`` to: nothing is drawn.
+
+        It may have any rank, as PEFT's may: a rank above ``min(in, out)`` adds nothing, but files have it. Raises
+        ``TrainingError.InvalidLoRAConfig``.
+        """
+        layer = cls.__new__(cls)
+        layer._begin(in_features, out_features, config)
+        where = device or Device.default()
+        layer._a = Var.zeros((in_features, config.rank), DType.F32, where)
+        layer._b = Var.zeros((config.rank, out_features), DType.F32, where)
+        return layer
+
+    def _begin(self, in_features: int, out_features: int, config: LoRAConfig) -> None:
+        config.validate()
+        self._config, self._in, self._out = config, in_features, out_features
 
     def forward(self, xs: Any) -> Any:
         """The delta ``(…, out)`` of ``(…, in)``, in its dtype: lazy for a lazy input, eager for an eager one."""

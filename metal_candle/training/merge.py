@@ -42,7 +42,7 @@ class MergedModule:
 
     @property
     def share(self) -> float:
-        """``‖W_merged − (W + Δ)‖ / ‖Δ‖``: above 1 more is lost than was added."""
+        """``‖(W_merged − W) − Δ‖ / ‖Δ‖``: above 1 more is lost than was added."""
         return self.lost / self.delta
 
 
@@ -102,7 +102,8 @@ def merge_adapter(model: Decoder, adapter: LoRAAdapter, dtype: DTypeLike = DType
         layer, name = adapter.layer_at(place.path), f"{place.path}.weight"
         if layer is None or not norms[place.path]:
             continue
-        exact = place.dense_weight() + layer.delta_weight()
+        base, delta = place.dense_weight(), layer.delta_weight()
+        exact = base + delta
         merged: Union[Tensor, QuantizedWeight]
         if name in quantized:
             merged = requantized(quantized[name], exact, target)
@@ -110,7 +111,8 @@ def merge_adapter(model: Decoder, adapter: LoRAAdapter, dtype: DTypeLike = DType
         else:
             merged = exact.to_dtype(target)
             back, how = merged.to_dtype(DType.F32), target.as_str()
-        lost = mx.linalg.norm(back.mlx() - exact.mlx()).item()
+        # Not against the sum, which F32 has rounded already: what is small beside the weight is lost there.
+        lost = mx.linalg.norm((back.mlx() - base.mlx()) - delta.mlx()).item()
         modules.append(MergedModule(place.path, norms[place.path], float(lost), how))  # type: ignore[arg-type]
         weights[name] = merged
     result = Merged(weights, tuple(modules))

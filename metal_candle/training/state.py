@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -71,13 +70,12 @@ class TrainingState:
         the model lacks or that has another size there."""
         places = {place.path: place for place in model.projections()}
         layers: dict[str, LoRALayer] = {}
-        with kept_random_state():  # a new layer draws its A
-            for path, config in self.layers.items():
-                if path not in places:
-                    raise TrainingError.StateError(reason=f"{self.source}: the model has no {path}")
-                place = places[path]
-                layers[path] = LoRALayer(place.in_features, place.out_features, config, model.device)
-            adapter = LoRAAdapter.of_layers(self.adapter_config, layers, model.num_layers())
+        for path, config in self.layers.items():
+            if path not in places:
+                raise TrainingError.StateError(reason=f"{self.source}: the model has no {path}")
+            place = places[path]
+            layers[path] = LoRALayer.for_factors(place.in_features, place.out_features, config, model.device)
+        adapter = LoRAAdapter.of_layers(self.adapter_config, layers, model.num_layers())
         self.check_adapter(adapter)
         for name, var in adapter_variables(adapter).items():
             var.set(Tensor.from_mlx(self.arrays[name], var.device))
@@ -216,13 +214,3 @@ def set_random_key(key: mx.array) -> None:
     """Let this thread's generator go on from a key: a seed's halves are the key that it makes."""
     high, low = np.array(key).tolist()
     mx.random.seed((high << 32) | low)
-
-
-@contextmanager
-def kept_random_state() -> Iterator[None]:
-    """What is drawn in the block changes nothing after it."""
-    key = random_key()
-    try:
-        yield
-    finally:
-        set_random_key(key)

@@ -80,7 +80,7 @@ def test_what_is_lost_is_the_difference_from_the_exact_sum(
             assert weight.scales.dtype is dtype
         else:
             assert weight.dtype is dtype
-            assert dtype is not DType.F32 or module.lost == 0
+            assert dtype is not DType.F32 or module.share < 1e-6  # F32 rounds the sum
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
@@ -122,8 +122,8 @@ def test_more_bits_lose_less(tiny_model_dir: Folder) -> None:
     ):
         shares.append(quietly(*loaded_and_adapted(folder, 0.1, **options), dtype).share)
     assert shares == sorted(shares)
-    assert shares[0] == 0
-    assert shares[1] > 0
+    assert 0 < shares[0] < 1e-6
+    assert shares[1] > 1e-6
 
 
 def test_a_delta_below_the_grid_vanishes_and_is_warned_about(tmp_path: Path, tiny_model_dir: Folder) -> None:

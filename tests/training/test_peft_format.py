@@ -155,7 +155,7 @@ def test_a_failed_write_leaves_the_old_adapter_whole(tmp_path: Path, monkeypatch
     replace = os.replace
 
     def weights_only(source: Any, target: Any) -> None:
-        if Path(target).name.endswith(peft.WEIGHTS):
+        if Path(target).name == peft.WEIGHTS and Path(source).suffix == ".tmp":
             raise PermissionError(13, "Permission denied")
         replace(source, target)
 

@@ -12,6 +12,7 @@ import mlx.core as mx
 from ...error import CheckpointError
 from ...files import write_atomically
 from ...formats import safetensors
+from ...formats.replacing import replace_together
 
 CONFIG = "adapter_config.json"
 
@@ -26,6 +27,8 @@ def save_folder(
 ) -> None:
     """Write ``adapter_config.json`` and the file ``weights``; both are on disk before either replaces an old one.
 
+    A process that is ended in between leaves no new weights beside an old configuration, whose scale would be taken
+    for theirs: another configuration than the new one is out of the way first, under a name that ends in ``.old``.
     Raises ``CheckpointError.SaveFailed`` if they cannot be written, and for a folder that holds one of the files
     ``others``: its configuration would be replaced by one of another format.
     """
@@ -33,17 +36,31 @@ def save_folder(
         raise CheckpointError.SaveFailed(
             reason=f"adapter {folder}: holds {other}, an adapter of another format; give another folder"
         )
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     try:
-        # The outer block renames last: a failure in the inner one leaves both old files.
-        with write_atomically(folder / CONFIG) as config_beside:
-            config_beside.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            with write_atomically(folder / weights) as weights_beside:
-                safetensors.save(weights_beside, tensors, metadata)
-    except CheckpointError.SaveFailed as error:  # it names a file beside the one that was asked for
-        cause = error.__cause__
+        if _holds(folder / CONFIG, text):  # the next save of a run
+            with write_atomically(folder / weights) as beside:
+                safetensors.save(beside, tensors, metadata)
+            return
+        with replace_together(folder, (weights, CONFIG), ()) as besides:
+            safetensors.save(besides[weights], tensors, metadata)
+            besides[CONFIG].write_text(text, encoding="utf-8")
+    except (CheckpointError.SaveFailed, OSError) as error:
+        if str(error).startswith(f"failed to save: {folder}: "):
+            raise
+        # It names a file beside the one that was asked for.
+        cause = error if isinstance(error, OSError) and error.strerror else error.__cause__
         why = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
         reason = f"adapter {folder}: {why}; an adapter that was there is unchanged"
         raise CheckpointError.SaveFailed(reason=reason) from cause
+
+
+def _holds(file: Path, text: str) -> bool:
+    """Whether a file is there and holds this text."""
+    try:
+        return file.read_text(encoding="utf-8") == text
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def plain_number(value: float) -> float | int:

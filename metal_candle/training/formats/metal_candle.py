@@ -113,10 +113,12 @@ def load(path: str | PathLike[str], alpha: float | None = None) -> StoredAdapter
     """
     file = Path(path)
     header = read_header(file).metadata
-    pairs = {
-        path_from_key(key): pair
-        for key, pair in read_pairs(file, _FACTOR, "layers.{i}.{module}.lora_a and .lora_b").items()
-    }
+    pairs: dict[str, tuple[mx.array, mx.array]] = {}
+    for key, pair in read_pairs(file, _FACTOR, "layers.{i}.{module}.lora_a and .lora_b").items():
+        module = path_from_key(key)
+        if module in pairs:
+            raise invalid(file, f"{module} is there twice, as {key_of(module)} and by its path; save the adapter again")
+        pairs[module] = pair
     for module, (a, b) in pairs.items():
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
             shapes = f"lora_a is {tuple(a.shape)}, lora_b {tuple(b.shape)}"

@@ -157,10 +157,11 @@ class _Config:
         """The modules it lists: a projection's name alone, other modules' paths in their block."""
         if self.modules is not None:
             return self.modules
-        return None if self.keys is None else tuple(sorted(map(_target, self.keys)))
+        return None if self.keys is None else tuple(sorted(map(target_of, self.keys)))
 
 
-def _target(key: str) -> str:
+def target_of(key: str) -> str:
+    """The name of a module by its path in a block: a ``TargetModule``'s own where it is one, else the path."""
     target = TargetModule.from_name(key.rpartition(".")[2])
     return target.value if target is not None and key == f"{target.parent}.{target.value}" else key
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -100,14 +100,29 @@ def write(
     """
     target = Format.of(format)
     if target is Format.Peft:
+        adapter = _listed(adapter)
         peft.save(path, adapter)
     elif target is Format.MlxLm:
-        return mlx_lm.save(path, adapter, num_layers, fold_scales)
+        return mlx_lm.save(path, _listed(adapter), num_layers, fold_scales)
     elif target is Format.MetalCandle:
         metal_candle.save(path, adapter)
     else:
         raise invalid(path, "a GGUF adapter needs its base's configuration; write it with formats.gguf_adapter.save")
     return adapter
+
+
+def _listed(adapter: StoredAdapter) -> StoredAdapter:
+    """An adapter that lists no modules, by a regular expression say, with the list of those that have factors.
+
+    Their names in a block and the blocks where that is all of them, else their whole paths.
+    """
+    if adapter.targets is not None:
+        return adapter
+    inside, blocks = {block_of(path)[1] for path in adapter.factors}, adapter.adapted_layers()
+    if len(adapter.factors) != len(inside) * len(blocks):
+        return replace(adapter, targets=tuple(adapter.factors), layers=None, last_blocks=None)
+    layers = blocks if adapter.last_blocks is None else None
+    return replace(adapter, targets=tuple(sorted(map(mlx_lm.target_of, inside))), layers=layers)
 
 
 def _weights_in(folder: Path) -> Path:

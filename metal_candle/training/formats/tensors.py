@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from ...error import CheckpointError, Error, IoError, ModelError, UnsupportedSafeTensorDtypeError
+from ...error.text import shown
 from ...formats import safetensors
 from .stored import Pair, in_order
 
@@ -96,8 +97,12 @@ def a_rank(source: object, value: Any, name: str) -> int:
 
 def a_factor(source: object, value: Any, name: str) -> float:
     """A finite number above 0: an alpha or a scale. Raises ``CheckpointError.InvalidFormat``."""
-    if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
-        raise invalid(source, f"{name} is {'missing' if value is None else repr(value)}; takes a number above 0")
+    try:
+        good = type(value) in (int, float) and 0 < float(value) < math.inf
+    except OverflowError:  # an integer that no double holds
+        good = False
+    if not good:
+        raise invalid(source, f"{name} is {'missing' if value is None else shown(repr(value))}; takes a number above 0")
     return float(value)
 
 

@@ -42,6 +42,12 @@ def with_one_scale(adapter: StoredAdapter, target: str, fold_scales: bool = Fals
         elif fold_scales:
             rounded += 1
             b = factors.b.astype(mx.float32) * ratio
+            norm = replace(factors, b=b, scale=scale).norm()
+            if not math.isclose(norm, factors.norm(), rel_tol=1e-5):
+                raise CheckpointError.InvalidFormat(
+                    reason=f"{adapter.source}: {path} has scale {factors.scale:g}, others {scale:g}: too far apart to "
+                    f"fold the one into B, whose numbers leave F32's range; {target} cannot hold this adapter"
+                )
         else:
             raise CheckpointError.InvalidFormat(
                 reason=f"{adapter.source}: {path} has scale {factors.scale:g}, others {scale:g}; {target} holds one "
