@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, get_origin
 
 import metal_candle
+from metal_candle.constructors import New
 from metal_candle.graph.operation import REGISTRY
-from metal_candle.nn.constructors import New
 from metal_candle.nn.module import Module
 from metal_candle.tensor.derive import method_table
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..constructors import Default, New
 from ..device import Device, DeviceLike
 from ..error import (
     ArgumentValueError,
@@ -13,7 +14,6 @@ from ..error import (
     InvalidIndexError,
     ShapeMismatchError,
 )
-from ..nn.constructors import Default, New
 from ..nn.kv_cache import KvCache
 from ..nn.kv_cache.pair import expect_pair
 from ..shape import expect_rank

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike, fspath
 
+from ..constructors import New
 from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
 from ..error import ArgumentTypeError, ModelError, UnsupportedSafeTensorDtypeError
 from ..error.text import described, shown
-from ..nn.constructors import New
 from ..nn.weight_files import open_weights
 from ..shape import Shape, ShapeLike
 from ..tensor.eager import Tensor

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..constructors import New
 from ..device import Device, DeviceLike
 from ..dtype import DType
 from ..error import ArgumentTypeError, ArgumentValueError, ShapeMismatchError
 from ..error.text import described
-from ..nn.constructors import New
 from ..nn.rotary_emb import rope_thd
 from ..nn.var_builder import VarBuilder
 from ..tensor.base import TensorBase

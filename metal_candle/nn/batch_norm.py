@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from numbers import Real
 
+from ..constructors import Default
 from ..error import ArgumentTypeError, ArgumentValueError, ShapeMismatchBinaryOpError, ShapeMismatchError
 from ..error.text import described
 from ..graph.evaluate import evaluate, evaluate_one
@@ -20,7 +21,6 @@ from ..tensor.arguments import boolean, expect_tensor
 from ..tensor.eager import Tensor
 from ..tensor.lazy import LazyTensor
 from ..tensor.var import Var
-from .constructors import Default
 from .init import ONE, ZERO
 from .module import ModuleT, T
 from .var_builder import VarBuilder

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from ..constructors import Default
 from ..dtype import DType
 from ..error import ArgumentValueError
 from ..graph.operations.binary import Add
 from ..graph.operations.counts import integer
 from ..tensor.arguments import expect_tensor
 from ..tensor.eager import Tensor
-from .constructors import Default, expect_config
+from .expected import expect_config
 from .init import DEFAULT_KAIMING_NORMAL, Init, over_root
 from .module import Module, T
 from .var_builder import VarBuilder

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
+from ..constructors import Default
 from ..device import DeviceLike
 from ..dtype import DTypeLike
 from ..error import ArgumentTypeError, ArgumentValueError
@@ -14,7 +15,6 @@ from ..error.text import described
 from ..graph.operations.counts import number
 from ..shape import Shape, ShapeLike
 from ..tensor.var import Var
-from .constructors import Default
 
 
 class NormalOrUniform(Enum):

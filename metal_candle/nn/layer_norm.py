@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from numbers import Real
 
+from ..constructors import Default
 from ..error import ArgumentTypeError
 from ..error.text import described
 from ..graph.operations.binary import Add
@@ -13,7 +14,6 @@ from ..graph.operations.norm import LayerNorm as LayerNormOperation
 from ..graph.operations.norm import WeightedRMSNorm
 from ..tensor.arguments import boolean, expect_tensor
 from ..tensor.eager import Tensor
-from .constructors import Default
 from .init import ONE, ZERO
 from .module import Module, T
 from .var_builder import VarBuilder

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, TypeVar
 
+from ..constructors import New
 from ..error import ArgumentTypeError
 from ..error.text import described
 from ..graph.node import current_trace
@@ -15,7 +16,6 @@ from ..graph.scopes import contents, scoped
 from ..tensor.arguments import boolean
 from ..tensor.base import TensorBase
 from ..tensor.eager import Tensor
-from .constructors import New
 from .picture import picture
 
 T = TypeVar("T", bound=TensorBase)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, TypeVar
 
+from ..constructors import Default
 from ..error import ArgumentValueError, ShapeMismatchError
 from ..graph.node import record
 from ..graph.operations.counts import epsilon, number
@@ -17,7 +18,6 @@ from ..shape import DimLike, resolve_dim
 from ..tensor.arguments import boolean, expect_tensor
 from ..tensor.base import TensorBase
 from .capped_attention import capped_attention
-from .constructors import Default
 from .module import Module
 from .pixels import pixel_shuffle as pixel_shuffle
 from .pixels import pixel_unshuffle as pixel_unshuffle

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, Union
 
+from ..constructors import New
 from ..device import Device
 from ..dtype import DType
 from ..error import ArgumentTypeError, CannotFindTensorError, UnexpectedShapeError
@@ -13,7 +14,6 @@ from ..error.text import described, shown
 from ..shape import Shape
 from ..tensor.eager import Tensor
 from .backends import SimpleBackend
-from .constructors import New
 from .init import Init
 from .var_builder_args import VarBuilderArgs
 

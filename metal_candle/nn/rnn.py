@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
+from ..constructors import Default, New
 from ..error import ArgumentTypeError
 from ..error.text import described
 from ..graph.node import record
@@ -24,7 +25,7 @@ from ..graph.scopes import scoped
 from ..shape import expect_rank
 from ..tensor.eager import Tensor
 from ..tensor.lazy import LazyTensor
-from .constructors import Default, New, expect_config
+from .expected import expect_config
 from .init import DEFAULT_KAIMING_UNIFORM, ZERO, Init
 from .module import Module, T
 from .var_builder import VarBuilder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..constructors import Default
 from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
 from ..error import (
@@ -17,7 +18,6 @@ from ..error.text import described, shown
 from ..shape import Shape
 from ..tensor.eager import Tensor
 from .backends import Backend, fitted
-from .constructors import Default
 from .init import ZERO
 from .missing import missing
 from .stored import SafeTensorWithRouting

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Union
 
 from .. import safetensors
+from ..constructors import New
 from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
 from ..error import (
@@ -23,7 +24,6 @@ from ..shape import Shape, ShapeLike
 from ..tensor.base import TensorBase
 from ..tensor.eager import Tensor
 from ..tensor.var import Var
-from .constructors import New
 from .init import Init
 from .missing import missing
 from .weight_files import PathOrStr, open_weights

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from os import PathLike
 
 from .. import nn, safetensors
+from ..constructors import Default, New
 from ..error import ArgumentTypeError, TrainingError
 from ..error.text import described, shown
 from ..graph.node import current_trace, topological_order
 from ..graph.operation import to_numpy
 from ..graph.operations.counts import number
-from ..nn.constructors import Default, New
 from ..nn.optim import ParamsAdamW, clip_factor, global_norm
 from ..nn.optim.param_group import listed
 from ..nn.optim.params import AT_LEAST_0, BELOW_1, MORE_THAN_0, Range

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..constructors import Default
 from ..error import TrainingError
-from ..nn.constructors import Default
 from ..nn.optim import ParamsAdamW
 from .adamw import AdamWConfig
 from .schedule import LRScheduler

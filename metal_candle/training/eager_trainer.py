@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Union
 
+from ..constructors import New
 from ..device import DeviceLike
 from ..error import ArgumentTypeError, TrainingError
 from ..error.text import described
-from ..nn.constructors import New
 from ..tensor.base import TensorBase
 from .adamw import AdamW, config_of
 from .adapter import LoRAAdapter, LoRAAdapterConfig

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from os import PathLike
 
+from ..constructors import Default, New
 from ..error import ArgumentTypeError, TrainingError
 from ..error.text import described, shown
 from ..models.projection import ApplyAdapter
-from ..nn.constructors import Default, New
 from .adapter import LoRAAdapter
 from .checkpoint import load_checkpoint
 

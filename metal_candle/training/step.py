@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from ..constructors import Default, New
 from ..dtype import DType
 from ..error import ArgumentTypeError, TrainingError
 from ..error.text import described
 from ..graph.operation import to_numpy
-from ..nn.constructors import Default, New
 from ..nn.optim import global_norm
 from ..tensor.base import TensorBase
 from .adamw import AdamW

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...constructors import New
 from ...error import ArgumentValueError
 from ...graph.operations.counts import integer
 from ...shape import DimLike
-from ..constructors import New
 from .block import Block
 from .pair import Pair, expect_pair
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...constructors import New
 from ...error import ShapeMismatchError
 from ...graph.node import current_trace
 from ...shape import DimLike, resolve_dim
 from ...tensor.arguments import expect_tensor
 from ...tensor.eager import Tensor
 from ...tensor.lazy import LazyTensor
-from ..constructors import New
 from .block import expect_like, expect_place
 
 

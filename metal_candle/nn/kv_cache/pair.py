@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from ...constructors import New
 from ...error import ShapeMismatchError
 from ...shape import DimLike
 from ...tensor.base import TensorBase
-from ..constructors import New
 from .block import Block
 
 

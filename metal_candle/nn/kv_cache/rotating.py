@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from ...constructors import New
 from ...device import DeviceLike
 from ...graph.operations.counts import integer
 from ...shape import DimLike
 from ...tensor.eager import Tensor
-from ..constructors import New
 from .block import Block
 from .pair import Pair, expect_pair
 

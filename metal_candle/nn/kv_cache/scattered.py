@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ...constructors import New
 from ...device import Device, DeviceLike
 from ...dtype import DType, DTypeLike
 from ...error import ArgumentValueError, InvalidIndexError, ShapeMismatchError, UnsupportedDTypeForOpError
@@ -17,7 +18,6 @@ from ...graph.operation import Gradients, Meta, Operation
 from ...graph.operations.counts import integer
 from ...tensor.eager import Tensor
 from ...tensor.lazy import LazyTensor
-from ..constructors import New
 from .block import expect_like, expect_place
 from .store import Store
 

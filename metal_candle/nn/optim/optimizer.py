@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
 
+from ...constructors import New
 from ...dtype import DType
 from ...error import ArgumentTypeError, ArgumentValueError, TrainingError
 from ...error.text import described
@@ -23,7 +24,6 @@ from ...tensor.base import TensorBase
 from ...tensor.eager import CellTensor, Tensor
 from ...tensor.grad_store import GradStore, backward
 from ...tensor.var import Var
-from ..constructors import New
 from .bundle import Bundle, cell, distribute
 from .clip import Gradients, checked_norm, expect_gradients
 from .param_group import GroupParams, Vars, grouped

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Generic, TypeVar, Union
 
+from ...constructors import New
 from ...error import ArgumentTypeError, ArgumentValueError
 from ...error.text import described
 from ...tensor.base import TensorBase
 from ...tensor.var import Var
-from ..constructors import New
 from .params import Params
 
 P = TypeVar("P", bound=Params)

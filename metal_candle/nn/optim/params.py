@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from ...constructors import Default
 from ...error import TrainingError
 from ...error.text import described
 from ...graph.operations.counts import number
 from ...tensor.arguments import boolean
-from ..constructors import Default
 
 Range = tuple[str, Callable[[Any], bool]]
 

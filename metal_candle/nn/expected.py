@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from ..constructors import Default as Default
-from ..constructors import New as New
 from ..error import ArgumentTypeError
 from ..error.text import described
 
