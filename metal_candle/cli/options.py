@@ -14,7 +14,8 @@ from ..dtype import DType
 from ..error import TrainingError
 from ..models.architecture import foreign_architecture
 from ..models.fetch import PACKAGED, resolve
-from ..models.load import LoadedModel, load_model, load_tokenizer
+from ..models.load import load_model, load_tokenizer
+from ..models.loaded import LoadedModel
 from ..models.projection import TargetModule
 from ..models.quantization import Quantize
 from ..models.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Union
 
 from ..error import InferenceError
-from ..models.load import LoadedModel
+from ..models.loaded import LoadedModel
 from .batch import Adapters, BatchGenerator
 from .config import GeneratorConfig
 from .generator import Generator

@@ -3,7 +3,8 @@
 from .config import ModelConfig
 from .decoder import Decoder
 from .language_model import LanguageModel
-from .load import LoadedModel, build, load_model, load_tokenizer
+from .load import build, load_model, load_tokenizer
+from .loaded import LoadedModel
 from .loader import ModelLoader
 from .projection import AdaptableModel, Projection, TargetModule
 from .qwen import Qwen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -29,20 +29,10 @@ from .download import Progress
 from .fetch import resolve
 from .file_errors import model_file_errors
 from .frozen import FrozenBuilder
+from .loaded import LoadedModel
 from .quantization import Packer, Quantize, described, quantization_entry
 from .tokenizer import Tokenizer
 from .weights.gguf import load_gguf, read_gguf_config
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model, its tokenizer, and where both came from; ``note`` says how, where that is not plain."""
-
-    model: Any
-    tokenizer: Tokenizer
-    path: Path
-    name: str
-    note: str = ""
 
 
 def build(

@@ -11,9 +11,8 @@ from typing import Any
 from metal_candle import Device, DType, LazyTensor, Tensor
 from metal_candle.error import ModelError, UnexpectedShapeError
 from metal_candle.formats import safetensors
-from metal_candle.models import load_model
+from metal_candle.models import LoadedModel, load_model
 from metal_candle.models.decoder import Decoder
-from metal_candle.models.load import LoadedModel
 from metal_candle.models.quantization import Packer, described
 from metal_candle.models.save import save_model
 from metal_candle.nn.quantized_linear import QuantizedLinear, QuantizedWeight

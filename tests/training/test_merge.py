@@ -10,7 +10,7 @@ from typing import Any
 
 from metal_candle.dtype import DType
 from metal_candle.error import UnsupportedDTypeForOpError
-from metal_candle.models.load import LoadedModel, load_model
+from metal_candle.models import LoadedModel, load_model
 from metal_candle.models.save import save_model
 from metal_candle.nn.quantized_linear import QuantizedWeight
 from metal_candle.tensor.eager import Tensor

@@ -16,7 +16,7 @@ from ..architecture import MLX_LM_EXTRA, foreign_architecture, unknown_architect
 from ..download import Progress
 from ..fetch import resolve
 from ..file_errors import model_file_errors
-from ..load import LoadedModel
+from ..loaded import LoadedModel
 from ..tokenizer import Tokenizer
 from .model import MlxLmModel
 
