@@ -24,13 +24,12 @@ from typing import Any, NamedTuple, cast
 
 from metal_candle import DType, Tensor  # before mlx.core: it loads the BLAS
 from metal_candle.inference import BatchGenerator, Generator, GeneratorConfig
-from metal_candle.models.load import LoadedModel, load_model, load_tokenizer
+from metal_candle.models import LoadedModel, load_model, load_tokenizer
 from metal_candle.models.save import save_model
 from metal_candle.training.data import Conversation, find_data, read_rows
 
-import generation_sides
 from generation_process import Process
-from generation_sides import Answer, Generate, Prompts
+from generation_sides import Answer, Generate, Prompts, mlx_lm, mlx_lm_model
 from measure import Side, Times, alternate, append, commit, device, head, load, row, rows_of, versions
 
 OURS, MLX_LM, INSTALLED, TORCH, SINGLY = (
@@ -211,7 +210,7 @@ def run(options: argparse.Namespace, cases: Sequence[Case], loaded: LoadedModel,
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         save_model(folder, loaded.model, loaded.tokenizer, "f32")
-        shared = generation_sides.mlx_lm(folder) if "mlx_lm" in there else None
+        shared = mlx_lm(mlx_lm_model(folder)) if "mlx_lm" in there else None
         processes = {}
         if not cases[0].packed:
             if "mlx_lm" in there and any(case.lengths == CASES[0].lengths for case in cases):

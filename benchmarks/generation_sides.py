@@ -27,14 +27,20 @@ Generate = Callable[[Prompts, int], Answer]
 """So many tokens after each prompt, whatever they are."""
 
 
-def mlx_lm(folder: str | Path) -> Generate:
-    """mlx-lm: ``generate_step`` for one prompt, its ``BatchGenerator`` for several."""
+def mlx_lm_model(folder: str | Path) -> Any:
+    """mlx-lm's model, its weights read."""
     import mlx.core as mx
-    from mlx_lm.generate import BatchGenerator, generate_step
     from mlx_lm.utils import load_model
 
     model, _ = load_model(Path(folder))
     mx.eval(model.parameters())
+    return model
+
+
+def mlx_lm(model: Any) -> Generate:
+    """mlx-lm: ``generate_step`` for one prompt, its ``BatchGenerator`` for several."""
+    import mlx.core as mx
+    from mlx_lm.generate import BatchGenerator, generate_step
 
     def one(prompt: list[int], count: int) -> Answer:
         ids, first = list[int](), 0.0
@@ -105,7 +111,7 @@ def transformers(folder: str | Path) -> Generate:
     return generate
 
 
-SIDES = {"mlx-lm": mlx_lm, "transformers": transformers}
+SIDES = {"mlx-lm": lambda folder: mlx_lm(mlx_lm_model(folder)), "transformers": transformers}
 
 
 if __name__ == "__main__":
