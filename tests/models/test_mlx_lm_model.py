@@ -10,9 +10,9 @@ import metal_candle as mc
 from metal_candle import Device, LazyTensor, Tensor
 from metal_candle.error import Error, InvalidIndexError, ModelError, TrainingError
 from metal_candle.models.mlx_lm import MlxLmModel
-from metal_candle.models.mlx_lm.adapted import AdaptedLinear
+from metal_candle.models.mlx_lm.adapted import AdaptedLinear, MlxPlace
 from metal_candle.models.projection import AdaptableModel, PackableModel, WeighingModel
-from metal_candle.training import LoRAAdapter, LoRAAdapterConfig
+from metal_candle.training import LoRAAdapter, LoRAAdapterConfig, LoRALayer
 from metal_candle.training.config import TrainingConfig
 from metal_candle.training.data.tokenizing import Example
 from metal_candle.training.trainer import AdapterTrainer
@@ -95,6 +95,10 @@ def adapter_for(model: MlxLmModel, *targets: str, dropout: float = 0.0, seed: in
     return adapter
 
 
+def is_adapted(place: MlxPlace) -> bool:
+    return isinstance(place.holder[place.key], AdaptedLinear)
+
+
 IDS = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.uint32)
 
 
@@ -163,7 +167,7 @@ def test_swapping_places_no_module_again(model: MlxLmModel) -> None:
     model.remove_adapter()
     model.apply_adapter(other)
     np.testing.assert_array_equal(model.forward(ids).numpy(), second)
-    assert not model.projections()[1].adapted()
+    assert not is_adapted(model.projections()[1])
 
 
 def test_losses_and_gradients_agree_in_every_way_of_recording(model: MlxLmModel) -> None:
@@ -225,7 +229,7 @@ def test_what_was_recorded_outlives_the_adapter(model: MlxLmModel) -> None:
     recorded = model.weighted_loss(*[LazyTensor.from_tensor(tensor) for tensor in batch()])
     model.remove_adapter()
     assert float(recorded.eval()) == adapted != base
-    assert not any(place.adapted() for place in model.projections())
+    assert not any(map(is_adapted, model.projections()))
 
 
 def test_a_compiled_function_sees_which_adapter_acts(model: MlxLmModel) -> None:
@@ -393,6 +397,31 @@ def test_a_name_that_experts_share_is_refused_with_the_longer_one() -> None:
     )
 
 
+def test_two_models_of_one_module_do_not_share_an_adapter() -> None:
+    """Both would act in the same maps: the second would compute with the first one's factors, and train nothing."""
+    built = network()
+    first, second = MlxLmModel(built), MlxLmModel(built)
+    ids = Tensor.from_numpy(IDS)
+    base, adapter = first.forward(ids).numpy(), adapter_for(first)
+    first.apply_adapter(adapter)
+    another = "proj_in: an adapter acts here that another MlxLmModel of the same module has applied"
+    for refused in (
+        lambda: MlxLmModel(built),
+        lambda: second.apply_adapter(adapter),
+        lambda: second.forward(ids),
+        lambda: second.weighted_loss(*batch()),
+    ):
+        with pytest.raises(ModelError.InvalidConfig, match=another):
+            refused()
+    second.remove_adapter()  # its own, of which there is none
+    assert not second.has_adapter()
+    assert is_adapted(first.projections()[0])
+    first.remove_adapter()
+    np.testing.assert_array_equal(second.forward(ids).numpy(), base)
+    second.apply_adapter(adapter)
+    assert not np.array_equal(second.forward(ids).numpy(), base)
+
+
 def test_other_mistakes_are_named(model: MlxLmModel) -> None:
     with pytest.raises(ModelError.InvalidConfig, match="got list; takes a model of mlx-lm"):
         MlxLmModel([1])
@@ -401,6 +430,9 @@ def test_other_mistakes_are_named(model: MlxLmModel) -> None:
     small = MlxLmModel(network(blocks=1))
     with pytest.raises(ModelError.InvalidConfig, match="the adapter spans 1 layers, the model has 2"):
         model.apply_adapter(adapter_for(small))
+    narrow = LoRAAdapter.of_layers(LoRAAdapterConfig(2), {model.projections()[0].path: LoRALayer(5, 6)}, 2)
+    with pytest.raises(ModelError.InvalidConfig, match="proj_in maps 5 to 6, the model 32 to 64"):
+        model.apply_adapter(narrow)
     assert not model.has_adapter()
     with pytest.raises(InvalidIndexError, match="48"):
         model.forward(Tensor.from_numpy(np.array([[1, 48]], np.uint32)))

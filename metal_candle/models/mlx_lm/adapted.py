@@ -71,12 +71,19 @@ class Seats:
         )
 
 
+ANOTHER = "an adapter acts here that another MlxLmModel of the same module has applied; takes remove_adapter() of that"
+
+
 class AdaptedLinear(Module):
     """A frozen linear map with the update that acts in it; it takes the map's place in the model."""
 
     def __init__(self, linear: Module, path: str, seats: Seats) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.linear, self._path, self._seats = linear, path, seats
+
+    def is_of(self, seats: Seats) -> bool:
+        """Whether its update is one of these."""
+        return self._seats is seats
 
     def __call__(self, x: mx.array) -> mx.array:
         """``(…, in)`` to ``(…, out)``."""
@@ -121,9 +128,15 @@ class MlxPlace:
         """Let ``module`` stand where the map stands."""
         self.holder[self.key] = module
 
-    def adapted(self) -> bool:
-        """Whether an ``AdaptedLinear`` stands here."""
-        return isinstance(self.holder[self.key], AdaptedLinear)
+    def is_adapted(self, seats: Seats) -> bool:
+        """Whether an ``AdaptedLinear`` of these seats stands here."""
+        here = self.holder[self.key]
+        return isinstance(here, AdaptedLinear) and here.is_of(seats)
+
+    def expect_own(self, seats: Seats) -> None:
+        """Raise ``ModelError.InvalidConfig`` where an ``AdaptedLinear`` of other seats stands, which would act, too."""
+        if isinstance(self.holder[self.key], AdaptedLinear) and not self.is_adapted(seats):
+            raise ModelError.InvalidConfig(reason=f"{self.path}: {ANOTHER}")
 
 
 def is_quantized(module: Any) -> bool:
@@ -144,9 +157,14 @@ def block_paths(model: Any) -> list[str]:
 
 
 def find_places(model: Any, blocks: Sequence[str], device: Device) -> list[MlxPlace]:
-    """Every linear map inside a block that an adapter may act in, first block first."""
+    """Every linear map inside a block that an adapter may act in, first block first.
+
+    Raises ``ModelError.InvalidConfig`` where one acts already.
+    """
     found = []
     for path, module in _inside(model, blocks):
+        if isinstance(module, AdaptedLinear):
+            raise ModelError.InvalidConfig(reason=f"{path}: {ANOTHER}")
         if type(module) in (Linear, QuantizedLinear):
             layer = _block_of(path, blocks)
             holder, key = _holder(model, path)

@@ -17,7 +17,7 @@ from ...graph.operations.mlx_function import MlxFunction, MlxLoss
 from ...graph.operations.random import random_key
 from ...graph.scopes import scoped
 from ...nn.module import Module
-from ..projection import AdapterSource
+from ..projection import AdapterSource, expect_sizes
 from .adapted import AdaptedLinear, MlxPlace, Seats, block_paths, find_places, is_quantized, other_maps
 from .computations import Logits, Losses, Seat, WeightedLoss
 from .config import MlxLmConfig
@@ -34,7 +34,8 @@ class MlxLmModel(Module):
     small modules stand in the adapted places, so that mlx-lm's own functions, called with the model, have it act too.
 
     The model computes as its own code says: with ``train()`` of its modules where a gradient is taken, as mlx-lm
-    trains, but without the dropout of the base. Raises ``ModelError.InvalidConfig`` for a module without blocks.
+    trains, but without the dropout of the base. Raises ``ModelError.InvalidConfig`` for a module without blocks,
+    and for one in which an adapter acts that another ``MlxLmModel`` has applied.
     """
 
     def __init__(
@@ -113,8 +114,8 @@ class MlxLmModel(Module):
     def apply_adapter(self, adapter: AdapterSource) -> None:
         """Let an adapter act in every place it targets, in place of any before it; all or nothing.
 
-        Raises ``ModelError.InvalidConfig`` for an adapter of another number of blocks, and for a layer that is no
-        low-rank update.
+        Raises ``ModelError.InvalidConfig`` for an adapter of another number of blocks, for a layer that is no low-rank
+        update or has other sizes, and while another ``MlxLmModel`` of the same module has an adapter applied.
         """
         if adapter.num_layers() != self.num_layers():
             raise ModelError.InvalidConfig(
@@ -122,6 +123,7 @@ class MlxLmModel(Module):
             )
         layers: dict[str, Any] = {}
         for place in self._places:
+            place.expect_own(self._seats)
             layer = adapter.layer_at(place.path)
             if layer is None:
                 continue
@@ -129,9 +131,10 @@ class MlxLmModel(Module):
                 raise ModelError.InvalidConfig(
                     reason=f"{place.path}: a {type(layer).__name__} cannot act in a model of mlx-lm; takes a LoRALayer"
                 )
+            expect_sizes(place, layer)
             layers[place.path] = layer
         for place in self._places:
-            if place.path in layers and not place.adapted():
+            if place.path in layers and not place.is_adapted(self._seats):
                 place.put(AdaptedLinear(place.linear, place.path, self._seats))
         self._seats.layers, self._adapter = layers, adapter
 
@@ -139,7 +142,7 @@ class MlxLmModel(Module):
         """Put the model's own modules back."""
         self._seats.layers, self._adapter = {}, None
         for place in self._places:
-            if place.adapted():
+            if place.is_adapted(self._seats):
                 place.put(place.linear)
 
     def has_adapter(self) -> bool:
@@ -202,7 +205,7 @@ class MlxLmModel(Module):
     def next_logits(self, ids: Sequence[int], caches: list[Any], last: bool = True) -> mx.array | None:
         """The logits ``(vocabulary,)`` after ids that follow those in the caches; without ``last`` only the caches."""
         with on_device(self.device):
-            with self._network.mode(differentiated=False):
+            with self._network.mode(differentiated=False), self._placed(()):
                 logits = self._rows(mx.array([list(ids)], mx.uint32), mx.array([len(ids) - 1]), cache=caches)[0]
             # Without being asked for, the head of an earlier piece of a prompt is never computed.
             mx.eval([cache.state for cache in caches], *([logits] if last else []))
@@ -214,7 +217,9 @@ class MlxLmModel(Module):
     def _placed(self, paths: Sequence[str]) -> Iterator[None]:
         """Within it the places at ``paths`` are adapted: what was recorded outlives ``remove_adapter``."""
         wanted = set(paths)
-        missing = [place for place in self._places if place.path in wanted and not place.adapted()]
+        for place in self._places:
+            place.expect_own(self._seats)
+        missing = [place for place in self._places if place.path in wanted and not place.is_adapted(self._seats)]
         for place in missing:
             place.put(AdaptedLinear(place.linear, place.path, self._seats))
         try:
