@@ -12,7 +12,7 @@ from metal_candle.error import Error, InvalidIndexError, ModelError, TrainingErr
 from metal_candle.models.mlx_lm import MlxLmModel
 from metal_candle.models.mlx_lm.adapted import AdaptedLinear, MlxPlace
 from metal_candle.models.projection import AdaptableModel, PackableModel, WeighingModel
-from metal_candle.training import LoRAAdapter, LoRAAdapterConfig, LoRALayer
+from metal_candle.training import LoRAAdapter, LoRAAdapterConfig, LoRAConfig, LoRALayer
 from metal_candle.training.config import TrainingConfig
 from metal_candle.training.data.tokenizing import Example
 from metal_candle.training.trainer import AdapterTrainer
@@ -430,7 +430,7 @@ def test_other_mistakes_are_named(model: MlxLmModel) -> None:
     small = MlxLmModel(network(blocks=1))
     with pytest.raises(ModelError.InvalidConfig, match="the adapter spans 1 layers, the model has 2"):
         model.apply_adapter(adapter_for(small))
-    narrow = LoRAAdapter.of_layers(LoRAAdapterConfig(2), {model.projections()[0].path: LoRALayer(5, 6)}, 2)
+    narrow = LoRAAdapter.of_layers(LoRAAdapterConfig(2), {model.projections()[0].path: LoRALayer(5, 6, LoRAConfig(2))}, 2)
     with pytest.raises(ModelError.InvalidConfig, match="proj_in maps 5 to 6, the model 32 to 64"):
         model.apply_adapter(narrow)
     assert not model.has_adapter()
