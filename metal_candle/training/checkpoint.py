@@ -75,7 +75,9 @@ class CheckpointMetadata:
     def to_json(self) -> str:
         """As the header has it; a number that is not finite is ``null``, since JSON has none."""
         values = asdict(self)
-        return json.dumps({name: value if math.isfinite(value) else None for name, value in values.items()})
+        return json.dumps(
+            {name: value if isinstance(value, int) or math.isfinite(value) else None for name, value in values.items()}
+        )
 
     @classmethod
     def from_json(cls, text: str, source: object) -> CheckpointMetadata:

@@ -16,7 +16,7 @@ from metal_candle.models.load import load_model
 from metal_candle.tensor.eager import Tensor
 from metal_candle.training import CheckpointMetadata, LoRAAdapter, LoRAAdapterConfig, load_checkpoint, save_checkpoint
 from metal_candle.training.adapter_report import report_of
-from metal_candle.training.formats import metal_candle, mlx_lm, peft
+from metal_candle.training.formats import gguf_adapter, metal_candle, mlx_lm, peft
 from metal_candle.training.formats.folder import CONFIG
 from metal_candle.training.formats.recognise import read, write
 from metal_candle.training.formats.stored import Factors, Format
@@ -233,3 +233,41 @@ def test_a_checkpoint_of_numbers_that_are_none_changes_nothing(tmp_path: Path) -
     with pytest.raises(CheckpointError.InvalidFormat, match=r"layers\.0\.v_proj\.lora_b .*not finite"):
         load_checkpoint(adapter, file)
     np.testing.assert_array_equal(adapter.layers()[0][1].lora_a().numpy(), before + 1)
+
+
+# --- two answers to one question --------------------------------------------------------------
+
+
+def test_a_configuration_of_both_formats_that_agrees_with_itself(tmp_path: Path) -> None:
+    """Some programs write PEFT's fields and mlx-lm's into one ``adapter_config.json``."""
+    both = {"lora_parameters": {"rank": 4, "scale": 2.0, "dropout": 0.0}, "num_layers": -1}
+    peft.save(tmp_path / "peft", random_adapter())
+    change_config(tmp_path / "peft", lambda config: config.update(both))
+    mlx_lm.save(tmp_path / "mlx", random_adapter())
+    change_config(tmp_path / "mlx", lambda config: config.update(peft_type="LORA", r=4, lora_alpha=8))
+    for name in ("peft", "mlx"):
+        assert read(tmp_path / name).scale == 2.0
+    change_config(tmp_path / "peft", lambda config: config["lora_parameters"].update(scale=20.0))
+    change_config(tmp_path / "mlx", lambda config: config.update(lora_alpha=80))
+    for name in ("peft", "mlx"):
+        with pytest.raises(CheckpointError.InvalidFormat, match=r"lora_alpha .* over r .* contradict"):
+            read(tmp_path / name)
+
+
+# --- GGUF -------------------------------------------------------------------------------------
+
+
+def test_small_numbers_are_not_rounded_to_nothing(tmp_path: Path, model: Any) -> None:
+    """F16 has no numbers below 6e-8, and few below 6e-5, where B is after the first steps of a training."""
+    small = {path: replace(each, b=each.b * 1e-7) for path, each in random_factors().items()}
+    with pytest.raises(CheckpointError.InvalidFormat, match=r"lora_b .*F16.* takes f32"):
+        gguf_adapter.save(tmp_path / "a.gguf", random_adapter(small), model.config, "f16")
+    gguf_adapter.save(tmp_path / "a.gguf", random_adapter(small), model.config, "f32")
+
+
+@pytest.mark.parametrize("scale", [1e-50, 1e38])
+def test_an_alpha_outside_f32_is_refused(tmp_path: Path, model: Any, scale: float) -> None:
+    """llama.cpp takes an alpha of 0 for none, and so a scale of 1."""
+    factors = {path: replace(each, scale=scale) for path, each in random_factors().items()}
+    with pytest.raises(CheckpointError.InvalidFormat, match=r"alpha .* F32"):
+        gguf_adapter.save(tmp_path / "a.gguf", random_adapter(factors, scale=scale), model.config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ...error import CheckpointError
 from ...files import write_atomically
 from ...formats import safetensors
 from ...formats.replacing import replace_together
+from .tensors import a_factor, a_rank, invalid
 
 CONFIG = "adapter_config.json"
 
@@ -61,6 +63,22 @@ def _holds(file: Path, text: str) -> bool:
         return file.read_text(encoding="utf-8") == text
     except (OSError, UnicodeDecodeError):
         return False
+
+
+def check_agreement(path: Path, config: Mapping[str, Any], scale: float) -> None:
+    """Raise ``CheckpointError.InvalidFormat`` where a configuration has the fields of both formats and another scale.
+
+    Some programs write both; ``scale`` is what the format in hand says.
+    """
+    lora, r, alpha = config.get("lora_parameters"), config.get("r"), config.get("lora_alpha")
+    if not isinstance(lora, dict) or lora.get("scale") is None or r is None or alpha is None:
+        return
+    theirs = a_factor(path, lora["scale"], "lora_parameters.scale")
+    rank, ours = a_rank(path, r, "r"), a_factor(path, alpha, "lora_alpha")
+    peft = ours / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if not (math.isclose(theirs, scale, rel_tol=1e-6) and math.isclose(peft, scale, rel_tol=1e-6)):
+        said = f"lora_alpha {ours:g} over r {rank} is {peft:g}, lora_parameters.scale is {theirs:g}"
+        raise invalid(path, f"{said}: they contradict each other; leave those of one format")
 
 
 def plain_number(value: float) -> float | int:

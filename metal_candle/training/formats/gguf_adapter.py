@@ -27,6 +27,10 @@ from .uniform import with_one_scale
 KINDS = {"f32": "F32", "f16": "F16"}
 """The tensor types that llama.cpp computes adapters with."""
 
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+_COARSE = 0.01
+"""The share of a factor's norm that F16 may take; where no number is below its normal ones, it takes 3e-4."""
+
 
 def save(
     path: str | PathLike[str],
@@ -50,6 +54,8 @@ def save(
         raise invalid(path, f"the base is a {architecture!r}; takes {', '.join(ARCHITECTURES)}")
     uniform = _with_one_alpha(adapter, fold_scales)
     alpha = next(iter(uniform.factors.values())).alpha
+    if not SMALLEST <= alpha <= LARGEST:  # an alpha of 0 counts as none there, and so as a scale of 1
+        raise invalid(adapter.source, f"alpha is {alpha:g}; a GGUF adapter takes one within F32's range")
     metadata = {
         "general.architecture": Value.String(architecture),
         "general.type": Value.String("adapter"),
@@ -104,6 +110,10 @@ def _of_another_model(reason: str) -> CheckpointError:
 
 def _entry(name: str, rows: np.ndarray[Any, Any], dtype: str) -> Entry:
     with np.errstate(over="ignore"):
-        if dtype == "f16" and not np.isfinite(rows.astype(np.float16)).all():
-            raise CheckpointError.InvalidFormat(reason=f"{name} has numbers beyond F16's range; takes f32")
+        halves = rows.astype(np.float16) if dtype == "f16" else rows
+    if not np.isfinite(halves).all():
+        raise CheckpointError.InvalidFormat(reason=f"{name} has numbers beyond F16's range; takes f32")
+    if np.linalg.norm(halves.astype(np.float64) - rows) > _COARSE * np.linalg.norm(rows.astype(np.float64)):
+        reason = f"{name} has numbers below F16's normal ones, of which more than {_COARSE:.0%} is lost; takes f32"
+        raise CheckpointError.InvalidFormat(reason=reason)
     return Entry(name, KINDS[dtype], rows.shape, encode(rows.reshape(-1), KINDS[dtype]))

@@ -14,7 +14,7 @@ from typing import Any
 from ...error import CheckpointError
 from ...files import read_json_object
 from ...models.projection import TargetModule
-from .folder import CONFIG, plain_number, save_folder
+from .folder import CONFIG, check_agreement, plain_number, save_folder
 from .stored import Factors, Format, Pair, StoredAdapter, block_of
 from .tensors import a_dropout, a_factor, a_rank, invalid, layers_or_none, names_or_none, read_pairs, unreadable
 from .uniform import with_one_rank, with_one_scale
@@ -131,6 +131,7 @@ class _Config:
             raise invalid(path, "lora_parameters has an alpha and no scale; mlx-lm multiplies by the scale alone")
         self.rank = a_rank(path, lora.get("rank"), "lora_parameters.rank")
         self.scale = a_factor(path, lora.get("scale"), "lora_parameters.scale")
+        check_agreement(path, fields, self.scale)
         self.dropout = a_dropout(path, lora.get("dropout", 0.0), "lora_parameters.dropout")
         if lora.get("alpha") is not None:
             alpha = a_factor(path, lora["alpha"], "lora_parameters.alpha")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import read_json_object
-from .folder import plain_number
+from .folder import check_agreement, plain_number
 from .stored import StoredAdapter, alpha_for
 from .tensors import a_dropout, a_factor, a_rank, invalid, layers_or_none, unreadable
 
@@ -57,6 +57,7 @@ class PeftConfig:
         self.rank = a_rank(path, self.fields.get("r"), "r")
         self.alpha = a_factor(path, self.fields.get("lora_alpha"), "lora_alpha")
         self.dropout = a_dropout(path, self.fields.get("lora_dropout", 0.0), "lora_dropout")
+        check_agreement(path, self.fields, self.scale(self.rank, self.alpha))
         self.rank_pattern, self.alpha_pattern = self._pattern("rank_pattern"), self._pattern("alpha_pattern")
         self.layers = layers_or_none(path, self.fields.get("layers_to_transform"), "layers_to_transform")
         base = self.fields.get("base_model_name_or_path")
