@@ -430,7 +430,8 @@ def test_other_mistakes_are_named(model: MlxLmModel) -> None:
     small = MlxLmModel(network(blocks=1))
     with pytest.raises(ModelError.InvalidConfig, match="the adapter spans 1 layers, the model has 2"):
         model.apply_adapter(adapter_for(small))
-    narrow = LoRAAdapter.of_layers(LoRAAdapterConfig(2), {model.projections()[0].path: LoRALayer(5, 6, LoRAConfig(2))}, 2)
+    path = model.projections()[0].path
+    narrow = LoRAAdapter.of_layers(LoRAAdapterConfig(2), {path: LoRALayer(5, 6, LoRAConfig(2))}, 2)
     with pytest.raises(ModelError.InvalidConfig, match="proj_in maps 5 to 6, the model 32 to 64"):
         model.apply_adapter(narrow)
     assert not model.has_adapter()
