@@ -70,6 +70,7 @@ def generate(
     """
     from ..inference.chat import TextGenerator
     from ..inference.prompt_cache import PromptCache
+    from ..models.decoder import Decoder
     from ..training.adapter import LoRAAdapter
     from .options import check_adapter, load_with_progress, parse_dtype, parse_quantize
 
@@ -94,7 +95,8 @@ def generate(
         print_stream(generator.stream(prompt or ""))
         return
     messages = [{"role": "system", "content": system}] if system else []
-    read = PromptCache()
+    # A model of mlx-lm keeps its own kinds of caches, which are read anew in each turn.
+    read = PromptCache() if isinstance(loaded.model, Decoder) else None
     while True:
         if prompt is None:
             try:
