@@ -103,7 +103,7 @@ def _powers(q: mx.array, k: mx.array, scale: float, mask: Mask, block: tuple[int
     part = _mask_of(mask, (b, h, t, k.shape[2]), block)
     if part is not None:
         apart = scores.reshape(b, h, stop - start, keys)
-        scores = masked(apart, part).reshape(scores.shape)
+        scores = masked(apart, part, by_mlx=False).reshape(scores.shape)
     return exp_rows(scores)[0]
 
 
@@ -232,7 +232,9 @@ def _select(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask = No
         return None, "queries before the first key"
     if not on_cpu():
         return _FAST, "GPU"
-    few = b * h * t * s < FEW
+    # With a boolean mask, as of packed rows, what MLX differentiates is a function that mx.export_function refuses.
+    exportable = t == 1 or not isinstance(mask, mx.array) or mask.dtype != mx.bool_
+    few = b * h * t * s < FEW and exportable
     if q.dtype == mx.float32:
         return (_GROUPED, _FEW) if few else (_BLOCKS, "CPU")
     if not is_half(q):

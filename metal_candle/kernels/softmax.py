@@ -36,21 +36,25 @@ def _reference(x: mx.array, scale: float = 1.0, mask: mx.array | str | None = No
     return double.softmax(masked(x if scale == 1 else x * scale, mask))
 
 
-def masked(scores: mx.array, mask: mx.array | str | None) -> mx.array:
-    """``scores`` with the mask applied; see ``softmax``."""
+def masked(scores: mx.array, mask: mx.array | str | None, by_mlx: bool = True) -> mx.array:
+    """``scores`` with the mask applied; see ``softmax``. ``by_mlx`` says whether MLX differentiates it."""
     if mask is None:
         return scores
     if isinstance(mask, str):
         return scores + causal_mask(scores.shape[-2], scores.shape[-1], scores.dtype)
     if mask.dtype == mx.bool_:
-        return cast(mx.array, _hidden(scores, mask))
+        return cast(mx.array, _hidden(scores, mask)) if by_mlx else _seen(scores, mask)
     return scores + mask.astype(scores.dtype)
+
+
+def _seen(scores: mx.array, mask: mx.array) -> mx.array:
+    return mx.where(mask, scores, mx.array(-mx.inf, scores.dtype))
 
 
 # MLX multiplies the gradient by the mask: 0 times the NaN of a row that sees nothing, and in a product that of others.
 @mx.custom_function
 def _hidden(scores: mx.array, mask: mx.array) -> mx.array:
-    return mx.where(mask, scores, mx.array(-mx.inf, scores.dtype))
+    return _seen(scores, mask)
 
 
 @_hidden.vjp
@@ -102,7 +106,7 @@ def _log_softmax_rows(x: mx.array) -> mx.array:
 def _forward(x: mx.array, scale: float = 1.0, mask: mx.array | str | None = None) -> Outputs:
     if mask is None:
         return (by_rows(lambda rows: _softmax_rows(rows, scale), x),)
-    return (by_rows(lambda rows: _softmax_rows(rows, 1.0), masked(x if scale == 1 else x * scale, mask)),)
+    return (by_rows(lambda rows: _softmax_rows(rows, 1.0), masked(x if scale == 1 else x * scale, mask, False)),)
 
 
 def _vjp(

@@ -160,12 +160,17 @@ def longest_batch(training: TrainingConfig, examples: Sequence[Example], pad_id:
     )
 
 
-def batch_of(rows: int, length: int, trained: int | None = None) -> Batch:
-    """A batch of ``rows`` rows of ``length`` tokens, the last ``trained`` of all positions trained, by default all."""
+def batch_of(rows: int, length: int, trained: int | None = None, packed: bool = False) -> Batch:
+    """A batch of ``rows`` rows of ``length`` tokens, the last ``trained`` of all positions trained, by default all.
+
+    ``packed``: as sequences of packed rows, here of one each.
+    """
     count = rows * length if trained is None else trained
     mask = np.arange(rows * length).reshape(rows, length) >= rows * length - count
     ids = np.zeros((rows, length), np.int32)
-    return Batch(ids, ids, mask)
+    if not packed:
+        return Batch(ids, ids, mask)
+    return Batch(ids, ids, mask, ids + 1, ids + np.arange(length, dtype=np.int32))
 
 
 class _Nothing(Zeros):
@@ -224,7 +229,8 @@ class _Planner:
         share = plan.targets / (plan.rows * plan.length)
 
         def peak(rows: int, length: int) -> int:
-            return self._peak(self.training, batch_of(rows, length, max(1, round(share * rows * length))))
+            trained = max(1, round(share * rows * length))
+            return self._peak(self.training, batch_of(rows, length, trained, batch.segments is not None))
 
         here = plan.peak - held
         other = 1 if plan.rows > 1 else 2

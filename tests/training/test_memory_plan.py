@@ -64,13 +64,16 @@ def above_weights(plan: MemoryPlan) -> int:
         (4, 128, 16, "bf16", {}),
         (4, 128, 4, "bf16", {"gradient_checkpointing": True}),
         (4, 128, 8, "f32", {"accumulation_steps": 2}),
+        (2, 256, 8, "f32", {"packing": True}),
+        (2, 256, 4, "bf16", {"packing": True, "gradient_checkpointing": True}),
     ],
 )
 def test_plan_is_within_a_fifth_of_the_measured_peak(
     tiny_model_dir: Callable[..., Path], rows: int, length: int, rank: int, dtype: str, settings: Any
 ) -> None:
     folder = tiny_model_dir(**SIZES)
-    lora, training, batch = LoRAAdapterConfig(rank, 8.0, 0.0, ALL), TrainingConfig(**settings), batch_of(rows, length)
+    lora, training = LoRAAdapterConfig(rank, 8.0, 0.0, ALL), TrainingConfig(**settings)
+    batch = batch_of(rows, length, packed=training.packing)
     plan = plan_memory(load_config(folder), lora, training, batch, dtype)
     model = load_model(folder, dtype).model
     assert above_weights(plan) == pytest.approx(measured(model, lora, training, batch), rel=WITHIN)
@@ -100,6 +103,15 @@ def test_parts_add_up_and_say_what_they_are(tiny_model_dir: Callable[..., Path])
     assert plan.largest_length is not None
     assert plan.largest_rows > 2
     assert plan.largest_length > 128
+
+
+@pytest.mark.parametrize("length", [16, 200])
+def test_packed_rows_of_any_length_have_a_plan(tiny_model_dir: Callable[..., Path], length: int) -> None:
+    lora, training = LoRAAdapterConfig(4, 8.0, 0.0, ALL), TrainingConfig(packing=True)
+    batch = batch_of(1, length, packed=True)
+    plan = plan_memory(load_config(tiny_model_dir()), lora, training, batch, what_fits=True)
+    assert plan.largest_rows is not None
+    assert plan.largest_rows > 1
 
 
 def test_head_grows_with_the_targets(tiny_model_dir: Callable[..., Path]) -> None:
