@@ -33,7 +33,8 @@ def checkpoint(fn: Callable[..., R]) -> Callable[..., R]:
     traces: it cannot look at values. A variable that it sets has the new value when the call returns.
 
     Raises ``ArgumentTypeError`` for what is no function; a call raises ``Error`` for results that are neither tensors
-    nor such containers, and ``NotEvaluatedError`` where ``fn`` looks at a value.
+    nor such containers and for a variable that ``fn`` uses after it has set it, whose gradient would be lost, and
+    ``NotEvaluatedError`` where ``fn`` looks at a value.
 
     Chen et al. 2016, https://arxiv.org/abs/1604.06174; ``mx.checkpoint``, ``torch.utils.checkpoint``.
     """
@@ -67,7 +68,7 @@ def _recorded(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     instead: dict[GraphNode, GraphNode] = dict(zip(stands, (tensor._node for tensor in tensors)))
     for key in trace.keys:
         instead[key] = random_key(key.device)
-    made = _as_one_operation([*nodes, *written.values()], instead, first)
+    made = _as_one_operation([*nodes, *written.values()], instead, first, trace)
     _set(trace, written, made[len(nodes) :])
 
     return fill(shape, lambda slot: _wrapped(slot, made))
@@ -81,11 +82,13 @@ def _one(node: GraphNode) -> Meta:
     return node.meta  # type: ignore[return-value]
 
 
-def _as_one_operation(wanted: list[GraphNode], instead: dict[GraphNode, GraphNode], first: int) -> list[GraphNode]:
+def _as_one_operation(
+    wanted: list[GraphNode], instead: dict[GraphNode, GraphNode], first: int, trace: Trace
+) -> list[GraphNode]:
     """Nodes for ``wanted``, computed by one operation of what they take from outside.
 
     Outside is what was recorded before the id ``first``, what has a value, and what stands for something, which
-    ``instead`` says.
+    ``instead`` says. Raises ``Error`` for a variable that is used after it was set: no gradient would reach it.
     """
 
     def is_outside(node: GraphNode) -> bool:
@@ -99,6 +102,14 @@ def _as_one_operation(wanted: list[GraphNode], instead: dict[GraphNode, GraphNod
     # Inputs in the order of their use, so that blocks alike have bodies alike, whenever their weights were made.
     known = set(inside)
     sources = dict.fromkeys(source for node in inside for source in node.inputs if source not in known)
+    for node in inside:
+        for source in node.inputs:
+            variable = source.variable if source in known and source.tracked else None
+            if variable is not None and variable not in trace.made:
+                raise Error(
+                    f"{_NAME}: the function uses a variable {list(source.shape)} after it has set it, where no gradient "
+                    "would reach the variable; use the tensor it is set to, or set it outside"
+                )
     body = body_of(outputs, inside, {source: place for place, source in enumerate(sources)})
     inputs = [instead.get(source, source) for source in sources]
     leading, reached = body.leading([node.tracked for node in inputs])

@@ -237,6 +237,20 @@ def test_a_variable_that_is_set_inside_is_set_once() -> None:
         assert float(count) == 1.0
 
 
+def test_a_variable_that_is_used_after_it_was_set_is_refused() -> None:
+    """Its gradient would lack what comes by its new value."""
+    weight = Var.from_tensor(values(8, 8))
+
+    def function(x: Tensor) -> Tensor:
+        weight.set(weight * 0.5)
+        return x.matmul(weight.as_tensor())
+
+    before = weight.numpy()
+    with pytest.raises(Error, match=r"uses a variable \[8, 8\] after it has set it, where no gradient would reach"):
+        checkpoint(function)(values(4, 8))
+    np.testing.assert_array_equal(weight.numpy(), before)
+
+
 def test_batch_norm_in_training() -> None:
     def norm() -> nn.BatchNorm:
         start = [Tensor.full(value, 8) for value in (0.0, 1.0, 1.0, 0.0)]
