@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from ..constructors import Default, New
 from ..device import DeviceLike
-from ..error import TrainingError
+from ..error import ModelError, ShapeMismatchError, TrainingError
 from ..error.text import described, shown
-from ..models.projection import AdaptableModel, TargetModule
+from ..models.projection import AdaptableModel, TargetModule, expect_sizes
 from ..tensor.eager import Tensor
 from ..tensor.var import Var
 from .adapter_files import layers_for, stored_from, targets_of
@@ -185,6 +185,8 @@ class LoRAAdapter(New):
         layer = self.get_layer(layer_idx, module)
         if layer is None:
             return base
+        if tuple(base.shape) != (wanted := (layer.out_features(), layer.in_features())):
+            raise ShapeMismatchError(f"merge_weights: got a weight of shape {tuple(base.shape)}; takes {wanted}")
         return base.detach() + layer.delta_weight().to_dtype(base.dtype)
 
     # --- files --------------------------------------------------------------------------------
@@ -232,8 +234,21 @@ class LoRAAdapter(New):
         return adapter
 
 
+def expect_fits(model: AdaptableModel, adapter: LoRAAdapter) -> None:
+    """Raise ``ModelError.InvalidConfig`` unless every layer of an adapter has its place in a model."""
+    if adapter.num_layers() != model.num_layers():
+        reason = f"the adapter spans {adapter.num_layers()} layers, the model has {model.num_layers()}"
+        raise ModelError.InvalidConfig(reason=reason)
+    places = {place.path: place for place in model.projections()}
+    for path in adapter.paths():
+        if path not in places:
+            raise ModelError.InvalidConfig(reason=f"the adapter has a layer for {path}, which the model lacks")
+        expect_sizes(places[path], adapter.layer_at(path))
+
+
 def merged_weights(model: AdaptableModel, adapter: LoRAAdapter) -> dict[str, Tensor]:
-    """The adapted weights ``(out, in)`` by Hugging Face name, each with its delta added."""
+    """The adapted weights ``(out, in)`` by Hugging Face name, each with its delta added. Raises as ``expect_fits``."""
+    expect_fits(model, adapter)
     merged = {}
     for place in model.projections():
         if (layer := adapter.layer_at(place.path)) is not None:

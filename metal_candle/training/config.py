@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
 from ..constructors import Default
 from ..error import TrainingError
+from ..error.text import described
 from ..nn.optim import ParamsAdamW
 from .adamw import AdamWConfig
 from .schedule import LRScheduler
@@ -47,6 +49,16 @@ class TrainingConfig(Default):
 
     def validate(self) -> None:
         """Raise ``TrainingError.InvalidConfig`` for numbers outside their ranges."""
+        for name in ("num_epochs", "batch_size", "accumulation_steps", "max_length", "eval_every", "seed"):
+            _expect(name, getattr(self, name), Integral, "an integer")
+        for name in ("max_steps", "cache_limit"):
+            if getattr(self, name) is not None:
+                _expect(name, getattr(self, name), Integral, "an integer")
+        if self.max_grad_norm is not None:
+            _expect("max_grad_norm", self.max_grad_norm, Real, "a number")
+        _expect("lr_scheduler", self.lr_scheduler, LRScheduler, "an LRScheduler")
+        if not isinstance(self.optimizer_config, ParamsAdamW):
+            _expect("optimizer_config", self.optimizer_config, AdamWConfig, "an AdamWConfig")
         for name in ("num_epochs", "batch_size", "accumulation_steps", "max_length"):
             if getattr(self, name) < 1:
                 raise TrainingError.InvalidConfig(reason=f"{name} is {getattr(self, name)}; takes at least 1")
@@ -62,3 +74,9 @@ class TrainingConfig(Default):
             raise TrainingError.InvalidConfig(reason=f"seed is {self.seed}; takes 0 to 2^63 - 1")
         self.lr_scheduler.validate()
         self.optimizer_config.validate()
+
+
+def _expect(name: str, value: object, kind: type, takes: str) -> None:
+    """Raise ``TrainingError.InvalidConfig`` for a value of another type."""
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TrainingError.InvalidConfig(reason=f"{name} is {described(value)}; takes {takes}")

@@ -14,7 +14,7 @@ from ..error import UnsupportedDTypeForOpError
 from ..models.decoder import Decoder
 from ..nn.quantized_linear import QuantizedWeight
 from ..tensor.eager import Tensor
-from .adapter import LoRAAdapter
+from .adapter import LoRAAdapter, expect_fits
 from .requantize import requantized
 
 NOTABLE = 0.25
@@ -90,11 +90,12 @@ def merge_adapter(model: Decoder, adapter: LoRAAdapter, dtype: DTypeLike = DType
     A quantised weight keeps its bits and groups; its scales and biases get ``dtype``, as ``save_model`` writes them.
     Modules whose B is zero are left as they are. Nothing of ``model`` changes. Warns by a ``MergeWarning`` that names
     the worst modules where rounding takes a notable part of a delta. Raises ``UnsupportedDTypeForOpError`` for other
-    dtypes than F32, BF16 and F16.
+    dtypes than F32, BF16 and F16, and ``ModelError.InvalidConfig`` for an adapter of another model.
     """
     target = DType.of(dtype)
     if target not in (DType.F32, DType.BF16, DType.F16):
         raise UnsupportedDTypeForOpError("merge_adapter", target, "f32, bf16 or f16")
+    expect_fits(model, adapter)
     quantized, norms = model.quantized_weights(), {each.path: each.norm for each in adapter.report().modules}
     weights: dict[str, Union[Tensor, QuantizedWeight]] = {}
     modules = []

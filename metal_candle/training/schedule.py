@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import ClassVar
 
 from ..error import TrainingError
 
 
 def _is_rate(value: float) -> bool:
-    return 0 < value < math.inf
+    return isinstance(value, Real) and 0 < value < math.inf
+
+
+def _is_count(value: int) -> bool:
+    return isinstance(value, Integral) and value > 0
 
 
 def _require(good: bool, reason: str) -> None:
@@ -83,7 +88,7 @@ class Linear(LRScheduler):
 
     def validate(self) -> None:
         """Both must be positive."""
-        _require(self.warmup_steps > 0, f"warmup_steps is {self.warmup_steps}; takes more than 0")
+        _require(_is_count(self.warmup_steps), f"warmup_steps is {self.warmup_steps}; takes more than 0")
         _require(_is_rate(self.max_lr), f"max_lr is {self.max_lr}; takes more than 0")
 
 
@@ -103,7 +108,7 @@ class Cosine(LRScheduler):
 
     def validate(self) -> None:
         """``0 <= min_lr < max_lr`` and at least one step."""
-        _require(self.total_steps > 0, f"total_steps is {self.total_steps}; takes more than 0")
+        _require(_is_count(self.total_steps), f"total_steps is {self.total_steps}; takes more than 0")
         _require(_is_rate(self.max_lr), f"max_lr is {self.max_lr}; takes more than 0")
         _require(0 <= self.min_lr < self.max_lr, f"min_lr is {self.min_lr}; takes 0 <= min_lr < max_lr {self.max_lr}")
 
@@ -126,7 +131,7 @@ class WarmupCosine(LRScheduler):
 
     def validate(self) -> None:
         """As the cosine's, with a warm-up shorter than the whole."""
-        _require(self.warmup_steps > 0, f"warmup_steps is {self.warmup_steps}; takes more than 0")
+        _require(_is_count(self.warmup_steps), f"warmup_steps is {self.warmup_steps}; takes more than 0")
         _require(
             self.total_steps > self.warmup_steps,
             f"total_steps is {self.total_steps}; takes more than warmup_steps {self.warmup_steps}",

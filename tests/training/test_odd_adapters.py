@@ -11,10 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from metal_candle.cli.convert import check_output
-from metal_candle.error import CheckpointError, TrainingError
+from metal_candle.error import CheckpointError, ModelError, ShapeMismatchError, TrainingError
 from metal_candle.models.load import load_model
 from metal_candle.tensor.eager import Tensor
-from metal_candle.training import CheckpointMetadata, LoRAAdapter, LoRAAdapterConfig, load_checkpoint, save_checkpoint
+from metal_candle.training import (
+    CheckpointMetadata,
+    LoRAAdapter,
+    LoRAAdapterConfig,
+    LRScheduler,
+    TargetModule,
+    Trainer,
+    TrainingConfig,
+    load_checkpoint,
+    merged_weights,
+    save_checkpoint,
+)
 from metal_candle.training.adapter_report import report_of
 from metal_candle.training.formats import gguf_adapter, metal_candle, mlx_lm, peft
 from metal_candle.training.formats.folder import CONFIG
@@ -271,3 +282,49 @@ def test_an_alpha_outside_f32_is_refused(tmp_path: Path, model: Any, scale: floa
     factors = {path: replace(each, scale=scale) for path, each in random_factors().items()}
     with pytest.raises(CheckpointError.InvalidFormat, match=r"alpha .* F32"):
         gguf_adapter.save(tmp_path / "a.gguf", random_adapter(factors, scale=scale), model.config)
+
+
+# --- merging ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"num_hidden_layers": 3}, "spans 2 layers, the model has 3"),
+        ({"num_hidden_layers": 1}, "spans 2 layers, the model has 1"),
+        ({"num_key_value_heads": 1}, "v_proj maps 32 to 16, the model 32 to 8"),
+    ],
+)
+def test_an_adapter_of_another_model_is_not_merged(
+    model: Any, tiny_model_dir: Callable[..., Path], settings: dict[str, int], text: str
+) -> None:
+    adapter, other = LoRAAdapter.for_model(model), load_model(tiny_model_dir(**settings)).model
+    for _, layer in adapter.layers():
+        layer.lora_b().set(layer.lora_b().as_tensor().ones_like())
+    for merge in (merge_adapter, merged_weights):
+        with pytest.raises(ModelError.InvalidConfig, match=text):
+            merge(other, adapter)
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (8,), (8, 1), (4, 8, 8)])
+def test_a_weight_of_another_shape_is_not_merged(shape: tuple[int, ...]) -> None:
+    adapter = LoRAAdapter(8, 16, 1, LoRAAdapterConfig(rank=2))
+    with pytest.raises(ShapeMismatchError, match="merge_weights"):
+        adapter.merge_weights(Tensor.zeros(shape, "f32", "cpu"), 0, TargetModule.QProj)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_epochs": 1.5},
+        {"num_epochs": "2"},
+        {"max_grad_norm": "1"},
+        {"lr_scheduler": 1e-3},
+        {"lr_scheduler": LRScheduler.constant("a")},  # type: ignore[arg-type]
+        {"lr_scheduler": LRScheduler.linear(1.5, 0.1)},  # type: ignore[arg-type]
+        {"optimizer_config": {}},
+    ],
+)
+def test_a_trainers_settings_of_other_types_are_refused(settings: Any) -> None:
+    with pytest.raises(TrainingError.InvalidConfig, match="takes"):
+        Trainer(8, 16, 1, LoRAAdapterConfig(rank=2), TrainingConfig(**settings))
