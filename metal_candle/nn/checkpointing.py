@@ -107,8 +107,8 @@ def _as_one_operation(
             variable = source.variable if source in known and source.tracked else None
             if variable is not None and variable not in trace.made:
                 raise Error(
-                    f"{_NAME}: the function uses a variable {list(source.shape)} after it has set it, where no gradient "
-                    "would reach the variable; use the tensor it is set to, or set it outside"
+                    f"{_NAME}: the function uses a variable {list(source.shape)} after it has set it, where no "
+                    "gradient would reach the variable; use the tensor it is set to, or set it outside"
                 )
     body = body_of(outputs, inside, {source: place for place, source in enumerate(sources)})
     inputs = [instead.get(source, source) for source in sources]
