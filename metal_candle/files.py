@@ -85,15 +85,15 @@ class Target(NamedTuple):
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what processes that were killed while they wrote left beside their files in a folder."""
-    for path in folder.glob(".*.*.tmp"):
+    for path in folder.glob(".*.*.*"):
         match = _BESIDE.fullmatch(path.name)
         if match is not None and not _runs(int(match["process"])):
             with suppress(OSError):
                 path.unlink()
 
 
-_BESIDE = re.compile(r"\..+\.(?P<process>\d+)\.[0-9a-f]{8}\.tmp")
-"""The names that ``Target.beside`` gives."""
+_BESIDE = re.compile(r"\..+\.(?P<process>\d+)\.[0-9a-f]{8}\.(tmp|old)")
+"""The names that ``Target.beside`` gives, and those of old files that make room for several new ones."""
 
 
 def _runs(process: int) -> bool:
