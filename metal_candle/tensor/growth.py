@@ -17,7 +17,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 from ..graph.node import GraphNode, topological_order
@@ -31,6 +31,8 @@ LEAST = 500
 SHARE = 200
 """The time between two counts is so many times that of one, and at least ``PAUSE`` seconds."""
 PAUSE = 0.5
+PARTS = 200
+"""So many of a container's last parts are looked at: a data set may be one of the variables."""
 _PACKAGE = __name__.partition(".")[0]
 
 
@@ -108,24 +110,35 @@ def _holders(frame: FrameType | None) -> Iterator[tuple[int, str, str, int]]:
             return
         for name, value in list(frame.f_locals.items()):
             yield from _holder(frame, name, name, value, seen)
-            if name == "self":
+            if not isinstance(value, (type, ModuleType)):
                 for attribute, held in list(getattr(value, "__dict__", {}).items()):
-                    yield from _holder(frame, f"self.{attribute}", attribute, held, seen)
+                    yield from _holder(frame, f"{name}.{attribute}", attribute, held, seen)
         frame = frame.f_back
 
 
 def _holder(frame: FrameType, shown: str, name: str, value: Any, seen: set[int]) -> Iterator[tuple[int, str, str, int]]:
-    parts = [value] if isinstance(value, TensorBase) else list(value.values()) if isinstance(value, dict) else value
-    if not isinstance(parts, (list, tuple, deque)) or id(value) in seen:
+    if id(value) in seen:
         return
-    tensors = [part for part in parts if isinstance(part, TensorBase)]
-    line = _line_of(frame, name, not isinstance(value, TensorBase)) if tensors else 0
+    held = list(_nodes_in(value, 3))
+    line = _line_of(frame, name, not isinstance(value, TensorBase)) if held else 0
     if not line:
         return
     seen.add(id(value))
-    nodes = topological_order([tensor._node for tensor in tensors])
+    nodes = topological_order(held)
     size = sum(bool(node.inputs) for node in nodes)
     yield size, shown, frame.f_code.co_filename, line
+
+
+def _nodes_in(value: Any, depth: int) -> Iterator[GraphNode]:
+    """The nodes of a tensor or of what ``backward()`` gave, also in so many containers around each other."""
+    if isinstance(value, TensorBase):
+        yield value._node
+    elif isinstance(value, (list, tuple, deque, dict)):
+        parts = list(value.values() if isinstance(value, dict) else value) if depth else []
+        for part in parts[-PARTS:]:
+            yield from _nodes_in(part, depth - 1)
+    elif isinstance(loss := getattr(value, "__dict__", {}).get("_loss"), GraphNode):
+        yield loss
 
 
 def _line_of(frame: FrameType, name: str, changed: bool) -> int:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from metal_candle import LazyTensor, Tensor, Var
+from metal_candle import LazyTensor, Tensor, Var, nn
 from metal_candle.nn.kv_cache import ConcatKvCache
 from metal_candle.tensor import growth as module
 from metal_candle.tensor.growth import STEPS, GraphGrowthWarning, Growth
@@ -21,8 +21,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Growth:
     """Nothing remembered, and nothing counted unless a test wants it."""
     fresh = Growth()
     fresh._next = float("inf")
-    for place in ("grad_store", "lazy"):
-        monkeypatch.setattr(f"metal_candle.tensor.{place}.growth", fresh)
+    for place in ("tensor.grad_store", "tensor.lazy", "nn.optim.optimizer"):
+        monkeypatch.setattr(f"metal_candle.{place}.growth", fresh)
     return fresh
 
 
@@ -86,14 +86,40 @@ def averaged() -> None:
         average = average * 0.9 + LazyTensor.from_tensor(training.weight) * 0.1  # GROWS-EMA
 
 
+def stepped() -> None:
+    """An optimizer's ``backward_step`` is a backward pass, too."""
+    training, history = Training(), []
+    optimizer = nn.SGD([training.weight], 0.01)
+    xs = Tensor.from_numpy(np.ones((4, 4), np.float32))
+    for step in range(3 * STEPS):
+        loss = xs.matmul(training.weight.as_tensor()).sqr().mean_all()
+        optimizer.backward_step(loss)
+        history.append((step, {"loss": loss}))  # GROWS-NESTED
+
+
+def gradients() -> None:
+    weight, stores = Var.from_tensor(Tensor.from_numpy(np.eye(4, dtype=np.float32))), []
+    for _ in range(3 * STEPS):
+        stores.append((weight * 2.0).sqr().sum_all().backward())  # GROWS-STORES
+
+
+def of_an_object() -> None:
+    training = Training()
+    for _ in range(3 * STEPS):
+        training.losses.append(training.step())  # GROWS-OBJECT
+
+
 @pytest.mark.parametrize(
     ("run", "name", "mark"),
     [
         (summed, "total", "GROWS-SUM"),
         (listed, "losses", "GROWS-LIST"),
         (lambda: Training().keep(3 * STEPS), "self.losses", "GROWS-SELF"),
+        (stepped, "history", "GROWS-NESTED"),
+        (gradients, "stores", "GROWS-STORES"),
+        (of_an_object, "training.losses", "GROWS-OBJECT"),
     ],
-    ids=["sum", "list", "attribute"],
+    ids=["sum", "list", "attribute", "backward_step, nested", "what backward gave", "another object's"],
 )
 def test_the_variable_and_its_line_are_named(run: Callable[[], None], name: str, mark: str) -> None:
     found = told(run)

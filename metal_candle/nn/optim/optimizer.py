@@ -23,6 +23,7 @@ from ...tensor.assign import set_all
 from ...tensor.base import TensorBase
 from ...tensor.eager import CellTensor, Tensor
 from ...tensor.grad_store import GradStore, backward
+from ...tensor.growth import growth
 from ...tensor.var import Var
 from .bundle import Bundle, cell, distribute
 from .clip import Gradients, checked_norm, expect_gradients
@@ -243,7 +244,10 @@ class Optimizer(New, Generic[P]):
         if not loss.track_op():  # says why, where it was cut off by compile
             return self.step(backward(loss, Tensor._from_node), max_norm=max_norm)
         known = {int(variable.id): node for variable, node in gradients(loss._node).items()}
-        return self._update(known, None, max_norm, [loss._node])
+        norm = self._update(known, None, max_norm, [loss._node])
+        if current_trace() is None:
+            growth.after_backward(loss._node)
+        return norm
 
     def _update(
         self, known: dict[int, GraphNode], factor: Tensor | None, max_norm: float | None, others: list[GraphNode]
