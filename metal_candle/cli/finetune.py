@@ -25,7 +25,7 @@ from .options import (
     read_config,
     tokenizer_with_progress,
 )
-from .resuming import flags_of, read_state, resumed_state
+from .resuming import check_length, flags_of, read_state, resumed_state
 from .training_run import report, resume_command, run, what_to_do
 
 if TYPE_CHECKING:
@@ -160,9 +160,11 @@ def finetune(
 
     def make(callbacks: list[TrainingCallback]) -> AdapterTrainer:
         if state is not None:
-            return AdapterTrainer.resume(
+            going_on = AdapterTrainer.resume(
                 state, loaded.model, callbacks, num_epochs=epochs, max_steps=steps, eval_every=eval_every
             )
+            check_length(context, going_on, train)
+            return going_on
         adapter = (
             LoRAAdapter.for_model(loaded.model, lora)
             if init_adapter is None

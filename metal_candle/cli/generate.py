@@ -79,6 +79,9 @@ def generate(
     if adapter is not None:
         check_adapter(adapter)
     name = model or (base_model_of(adapter) if adapter is not None else "smollm2")
+    for flag, needs in (("--system", system), ("--chat", chat)):
+        if raw and needs:
+            raise InferenceError.InvalidConfig(reason=f"--raw leaves out the chat template, which {flag} needs")
     if chat and not sys.stdin.isatty() and prompt is None:
         raise InferenceError.InvalidConfig(reason="--chat talks on a terminal, which standard input here is not")
     if prompt is None and not chat:

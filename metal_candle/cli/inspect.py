@@ -52,7 +52,7 @@ def model(
         ("heads", f"{config.num_attention_heads} of {config.head_dim()}, {config.num_kv_heads()} for keys and values"),
         ("vocabulary", f"{config.vocab_size:,}, head {'tied' if config.tie_word_embeddings else 'its own'}"),
         ("context", f"{config.max_position_embeddings} tokens, RoPE base {config.rope_theta:g}"),
-        ("quantised", loaded.note or "no"),
+        ("quantised", loaded.note or _widened(loaded.path) or "no"),
         ("chat template", "yes" if loaded.tokenizer.chat_template else "no"),
         ("ends at", ", ".join(map(str, sorted(loaded.tokenizer.eos_token_ids)))),
     ]
@@ -60,6 +60,19 @@ def model(
     if tensors:
         for name, tensor in network.weights().items():
             print(f"{name}  {tuple(tensor.shape)}")
+
+
+def _widened(path: Path) -> str:
+    """What of a GGUF file's blocks was widened, in words; "" of what is none, or has none."""
+    from collections import Counter
+
+    from ..formats.gguf import read_gguf_header
+
+    if path.is_dir():
+        return ""
+    types = Counter(tensor.type for tensor in read_gguf_header(path).tensors.values())
+    blocks = ", ".join(f"{count} x {name}" for name, count in types.most_common() if "Q" in name)
+    return f"in the file ({blocks}), here widened to f32; --quantize keep keeps it" if blocks else ""
 
 
 @app.command()

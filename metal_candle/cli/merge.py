@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..error import ModelError
+from ..error import CheckpointError, ModelError
 from .options import GROUP_SIZE, QUANTIZE
 
 
@@ -41,7 +41,12 @@ def merge(
 
     target, wish = parse_dtype(dtype), parse_quantize(quantize)
     check_adapter(adapter)
-    loaded = load_with_progress(model or base_model_of(adapter), parse_dtype("f32"), wish, group_size)
+    base = model or base_model_of(adapter)
+    if output.is_dir() and output.resolve() == Path(base).resolve():
+        raise CheckpointError.SaveFailed(
+            reason=f"{output} is the model that the adapter is for, and would act twice in it; give another folder"
+        )
+    loaded = load_with_progress(base, parse_dtype("f32"), wish, group_size)
     if not isinstance(loaded.model, Decoder):
         raise ModelError.InvalidConfig(
             reason=f"{loaded.name}: {loaded.note}, which alone writes it: `mlx_lm.fuse` merges an adapter of its format"

@@ -81,6 +81,19 @@ def resumed_state(context: typer.Context) -> TrainingState | None:
     return state
 
 
+def check_length(context: typer.Context, trainer: Any, train: Any) -> None:
+    """Raise ``TrainingError.InvalidConfig`` for a run that the flags would end before where it is."""
+    kept, given = context.meta[NOTE].notes[NOTE], flags_of(context)
+    updates = trainer.total_steps(train)
+    changed = any(given[name] != kept.get(name) for name in ("steps", "epochs"))
+    if changed and trainer.step > updates:
+        flags = " and ".join(f"--{name} {given[name]}" for name in ("steps", "epochs") if given[name] is not None)
+        raise TrainingError.InvalidConfig(
+            reason=f"{flags} make {updates} update{'s' if updates > 1 else ''}, the run in {context.params['resume']} "
+            f"has made {trainer.step}; takes as many or more, or leave the flags out"
+        )
+
+
 def flags_of(context: typer.Context) -> dict[str, Any]:
     """The command's flags as JSON can hold them; what is there on the disk is named in full."""
     flags = {name: str(value) if isinstance(value, Path) else value for name, value in context.params.items()}

@@ -68,6 +68,8 @@ def load_tokenizer(model: str | PathLike[str], progress: Progress | None = None)
     """The tokenizer of a model alone; see ``load_model``."""
     path = resolve(model, progress)
     if path.is_dir():
+        if not any((path / name).is_file() for name in ("tokenizer.json", "config.json")):
+            ModelConfig.from_directory(path)  # which says that this is no model's folder
         return Tokenizer.from_directory(path)
     with model_file_errors():
         header = read_gguf_header(path)

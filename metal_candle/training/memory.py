@@ -47,8 +47,8 @@ from .trainer import AdapterTrainer
 
 SHARE = 0.9
 """How much of the device's memory a plan may use: the rest is for the system, the tokenizer, the interpreter."""
-BITS = 4.5
-"""Bits of a weight quantised to 4 bits in groups of 64, with its group's scale and bias."""
+BITS, GROUP = 4, 64
+"""A base of 4 bits has a scale and a bias for each group of weights."""
 
 
 DEPTHS = (2, 4)
@@ -308,8 +308,8 @@ class _Planner:
 
     def _weights_of_four_bits(self) -> int:
         inside = sum(place.in_features * place.out_features for place in self.model.projections())
-        rest = self.model.num_parameters() - inside
-        return int(inside * BITS / 8 + rest * self.model.dtype.size_in_bytes())
+        each = self.model.dtype.size_in_bytes()
+        return int(inside * (BITS / 8 + 2 * each / GROUP) + (self.model.num_parameters() - inside) * each)
 
 
 def _size(tensor: Any) -> int:

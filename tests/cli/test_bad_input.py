@@ -38,6 +38,9 @@ def refused(*arguments: object, exit_code: int = FAILED) -> str:
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    line = refused("finetune", "--model", tmp_path / "folder", "--output", tmp_path / "out")
+    assert "folder/config.json; a Hugging Face model folder has one" in line
     line = refused("finetune", "--model", tmp_path / "nowhere", "--output", tmp_path / "out")
     assert "model file not found" in line
     assert "takes a folder with config.json, a .gguf file, a hub id" in line
@@ -155,6 +158,8 @@ def test_what_a_resumed_run_contradicts(tmp_path: Path, tiny_model_dir: Folder, 
     reseeded = tiny_model_dir(seed=1)
     line = refused("finetune", "--resume", folder, "--model", reseeded, "--steps", 4)
     assert "the model: the weights have other values" in line
+    line = refused("finetune", "--resume", folder, "--steps", 1)
+    assert f"--steps 1 and --epochs 1 make 1 update, the run in {folder} has made 2" in line
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     (tmp_path / "moved.jsonl").write_text(rows.read_text())  # the same rows elsewhere are the same rows
     ok("finetune", "--resume", folder, "--data", tmp_path / "moved.jsonl", "--steps", 3, "--sample", "")
@@ -269,6 +274,8 @@ def test_flags_out_of_range(tmp_path: Path, tiny_model_dir: Folder, rows: Path, 
         (["--top-p", 2], "top-p is 2.0; takes"),
         (["--top-k", -3], "top-k is -3; takes"),
         (["--max-tokens", -1], "max_tokens"),
+        (["--raw", "--system", "be brief"], "--raw leaves out the chat template, which --system needs"),
+        (["--raw", "--chat"], "--raw leaves out the chat template, which --chat needs"),
     ],
 )
 def test_sampling_out_of_range(tiny_model_dir: Folder, flags: list[object], text: str) -> None:
@@ -314,5 +321,7 @@ def test_merge_refuses_to_write_over_something(tmp_path: Path, tiny_model_dir: F
     refused("merge", "--adapter", adapter, "--model", model, "--output", target)
     assert (target / "precious.txt").read_text() == "keep me"
     shutil.rmtree(target)
+    line = refused("merge", "--adapter", adapter, "--model", model, "--output", model, "--overwrite")
+    assert "is the model that the adapter is for, and would act twice in it; give another folder" in line
     ok("merge", "--adapter", adapter, "--model", model, "--output", target)
     assert (target / "config.json").is_file()

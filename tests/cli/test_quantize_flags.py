@@ -28,8 +28,10 @@ def test_finetune_and_generate_on_a_quantised_base(model: Path, tmp_path: Path) 
     assert text.strip()
 
 
-def test_inspect_says_how_weights_are_held(model: Path) -> None:
+def test_inspect_says_how_weights_are_held(model: Path, smollm2_gguf: Path) -> None:
     assert "quantised      no" in ok("inspect", "model", model)
+    line = "quantised      in the file (210 x Q4_1, 1 x Q8_0), here widened to f32; --quantize keep keeps it"
+    assert line in ok("inspect", "model", smollm2_gguf)
 
 
 @pytest.mark.parametrize(

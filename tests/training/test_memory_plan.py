@@ -99,6 +99,8 @@ def test_parts_add_up_and_say_what_they_are(tiny_model_dir: Callable[..., Path])
     assert "it fits" in table
     assert plan.alternatives["with gradient checkpointing"] < 0.7 * plan.peak
     assert plan.alternatives["on a base of 4 bits"] < plan.peak
+    four = load_model(folder, quantize=4).model
+    assert "on a base of 4 bits" not in plan_memory(four, lora, training, batch_of(2, 128), what_fits=True).alternatives
     assert plan.largest_rows is not None
     assert plan.largest_length is not None
     assert plan.largest_rows > 2
