@@ -59,7 +59,8 @@ def test_halves_are_rounded_once(dtype: DType, half: float) -> None:
 
 @KINDS
 def test_gelu_erf(kind: Any) -> None:
-    values = everywhere()
+    # Few enough that it is computed by erf; see test_gelu_erf for more.
+    values = everywhere()[::13]
     wide = values.astype(np.float64)
     want = 0.5 * wide * (1 + _erf(wide / math.sqrt(2)))
     # Where x is negative 1 + erf cancels: 4e-7 of x/2, down to -5.

@@ -21,6 +21,7 @@ from metal_candle.kernels.cross_entropy import cross_entropy
 from metal_candle.kernels.elementary import exp, sigmoid, silu
 from metal_candle.kernels.erf import erf
 from metal_candle.kernels.fused_lora import add_lora, lora
+from metal_candle.kernels.gelu_erf import gelu_erf
 from metal_candle.kernels.grouped_lora import Adapters, grouped_lora
 from metal_candle.kernels.head_cross_entropy import head_cross_entropy
 from metal_candle.kernels.kernel import Kernel
@@ -85,6 +86,7 @@ CASES = [
     Case(exp, ((70, 123),), "reference"),
     Case(sigmoid, ((3, 7),), "reference"),
     Case(silu, ((70, 123),), COMPILED),
+    Case(gelu_erf, ((70, 123),), COMPILED),
     Case(silu, ((),), COMPILED),
     Case(swiglu, ((70, 123), (70, 123)), COMPILED),
     Case(swiglu, ((1, 1, 5), (1, 1, 5)), COMPILED),

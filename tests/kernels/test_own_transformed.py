@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from metal_candle import features, settings
 from metal_candle.kernels import custom
 from metal_candle.kernels.elementary import exp, sigmoid, silu
+from metal_candle.kernels.gelu_erf import gelu_erf
 from metal_candle.kernels.grouped_lora import Adapters
 from metal_candle.kernels.head_cross_entropy import head_cross_entropy
 
@@ -19,7 +20,7 @@ from launched import Tolerance, assert_near, normal
 from opaque import Launching, opaque
 
 OWN = instantiations.kernels()
-KERNELS = {**OWN, **{kernel.name: kernel for kernel in (exp, sigmoid, silu, head_cross_entropy)}}
+KERNELS = {**OWN, **{kernel.name: kernel for kernel in (exp, gelu_erf, sigmoid, silu, head_cross_entropy)}}
 # Second derivatives are sums of products of three rounded numbers: 4 times what a gradient is allowed.
 NEAR = Tolerance(1e-4, 2e-5)
 
@@ -29,6 +30,7 @@ ARGUMENTS: dict[str, Sequence[Any]] = {
     "add_rms_norm": (normal(3, 33), normal(3, 33, key=1), normal(33, key=2), 1e-2),
     "cross_entropy": (normal(4, 1027), mx.array([0, 3, 1026, 5]), 0.1),
     "exp": (normal(3, 1500),),
+    "gelu_erf": (normal(3, 1500),),
     "grouped_lora": (
         normal(3, 9),
         normal(3, 33, key=1) / 6,

@@ -11,6 +11,7 @@ from metal_candle.kernels.attention import attention
 from metal_candle.kernels.cross_entropy import cross_entropy
 from metal_candle.kernels.elementary import exp, sigmoid, silu
 from metal_candle.kernels.fused_lora import add_lora, lora
+from metal_candle.kernels.gelu_erf import gelu_erf
 from metal_candle.kernels.head_cross_entropy import head_cross_entropy
 from metal_candle.kernels.kernel import Kernel
 from metal_candle.kernels.linear import linear
@@ -54,6 +55,8 @@ CASES = [
     Case(exp, ((70, 123),)),
     Case(sigmoid, ((70, 123),)),
     Case(silu, ((3, 70, 123),)),
+    Case(gelu_erf, ((3, 70, 123),)),
+    Case(gelu_erf, ((70,),)),
     Case(swiglu, ((70, 123), (70, 123))),
     Case(swiglu, ((3, 1000, 123), (3, 1000, 123))),
     Case(swiglu, ((), ())),

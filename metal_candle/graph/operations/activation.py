@@ -12,6 +12,7 @@ import numpy as np
 from ...kernels import elementary
 from ...kernels.choice import or_zero
 from ...kernels.erf import erf
+from ...kernels.gelu_erf import gelu_erf
 from ..operation import Gradients, Meta, Operation, Sample
 from .elementwise import ANY_SHAPE, UnaryAny, UnaryFloat, in_float32
 
@@ -124,22 +125,14 @@ class GeluErf(UnaryFloat):
 
     @staticmethod
     def function(x: mx.array) -> mx.array:
-        return in_float32(lambda wide: wide * GeluErf._normal(wide), x)
-
-    @staticmethod
-    def _normal(x: mx.array) -> mx.array:
-        return 0.5 * (1 + erf(x * math.sqrt(0.5)))
+        return gelu_erf.forward(x)[0]
 
     @staticmethod
     def numpy(x: Any) -> Any:
         return 0.5 * x * (1 + _numpy_erf(x / math.sqrt(2)))
 
     def vjp(self, cotangent: Any, inputs: Sequence[Any], output: Any, needs: Sequence[bool]) -> Gradients:
-        def slope(x: mx.array) -> mx.array:
-            density = elementary.exp.forward(-0.5 * mx.square(x))[0] * (1 / math.sqrt(2 * math.pi))
-            return GeluErf._normal(x) + x * density
-
-        return (cotangent * in_float32(slope, inputs[0]),)
+        return gelu_erf.vjp(cotangent, inputs, output, needs)
 
 
 class Erf(UnaryFloat):
