@@ -7,6 +7,7 @@ from metal_candle.graph.node import placeholder, record
 from metal_candle.graph.operation import Meta, Operation
 from metal_candle.graph.operations.fused import Sdpa
 from metal_candle.graph.operations.linalg import Linear
+from metal_candle.inference import host
 from metal_candle.inference.host import HostPlan
 from metal_candle.shape import Shape
 
@@ -63,9 +64,16 @@ def test_queries_that_see_no_key() -> None:
     np.testing.assert_array_equal(nothing, np.zeros((1, 2, 4, 6)))
 
 
-@pytest.mark.parametrize("shape", [(13,), (1, 13), (1, 1, 13), (4, 13), (2, 3, 13), (0, 13)])
+@pytest.mark.parametrize("shape", [(13,), (1, 13), (1, 1, 13), (4, 13), (2, 3, 13), (0, 13), (9, 1, 13)])
 def test_products_of_any_number_of_rows(shape: tuple[int, ...]) -> None:
     x, weight = normal(shape, (7, 13))
+    want = x.astype(np.float64) @ weight.astype(np.float64).T
+    assert_near(by_plan(Linear(), [x, weight]), want, VALUE[DType.F32])
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8])
+def test_products_by_several_threads(rows: int) -> None:
+    x, weight = normal((rows, 1, 64), (2 * host.PART // 64 + 3, 64))  # no number of threads divides it
     want = x.astype(np.float64) @ weight.astype(np.float64).T
     assert_near(by_plan(Linear(), [x, weight]), want, VALUE[DType.F32])
 
