@@ -69,6 +69,13 @@ def field_guide() -> list[str]:
     return [message.content for each in contents if isinstance(each, Conversation) for message in each.messages]
 
 
+def loaded_of(model: str, packed: bool) -> LoadedModel:
+    """In float32, or with packed weights: a GGUF file's as they are, a folder's quantised to 4 bits."""
+    if not packed:
+        return load_model(model)
+    return load_model(model, quantize=4, group_size=32) if Path(model).is_dir() else load_model(model, quantize="keep")
+
+
 def prompts_of(model: str, lengths: Sequence[int]) -> Prompts:
     """Tokens of the texts that come along, of another place for each prompt."""
     text = "\n".join(field_guide())
@@ -250,7 +257,7 @@ def main() -> None:
     for packed in (False, True):
         cases = [case for case in CASES if case.packed is packed and any(word in case.name for word in options.only)]
         if cases:
-            run(options, cases, load_model(options.model, quantize="keep" if packed else None), there)
+            run(options, cases, loaded_of(options.model, packed), there)
     print("\n" + load())
 
 
