@@ -37,8 +37,9 @@ def adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, path in enumerate(made.paths()):
         layer = made.layer_at(path)
         assert layer is not None
-        b = mx.random.normal(layer.lora_b().shape, scale=0.1, key=mx.random.key(number))
-        layer.lora_b().set(Tensor.from_mlx(b))
+        # Large enough to change a text, whatever was drawn before.
+        for var, scale in ((layer.lora_a(), 0.5), (layer.lora_b(), 0.5)):
+            var.set(Tensor.from_mlx(mx.random.normal(tuple(var.shape), scale=scale, key=mx.random.key(number))))
     made.save(folder, str(model))
     return folder
 
