@@ -7,13 +7,14 @@ from typing import Any, NamedTuple, Union
 
 import numpy as np
 
-from ..error import InferenceError
+from ..error import ArgumentTypeError, InferenceError
+from ..error.text import described
 from ..models.decoder import Decoder
 from ..tensor.cache_limit import bounded_cache
 from ..training.adapter import LoRAAdapter
 from ..training.registry import AdapterRegistry
 from .adapter_rows import AdapterRows, with_adapters
-from .config import GeneratorConfig
+from .config import GeneratorConfig, config_of
 from .generator import (
     Progress,
     checked_prompt,
@@ -55,8 +56,10 @@ class BatchGenerator:
     ) -> None:
         if not isinstance(model, Decoder):
             raise InferenceError.InvalidConfig(reason=f"the model is a {type(model).__name__}; a batch takes a Decoder")
-        self._model, self._config, self._eos_ids = model, config or GeneratorConfig(), frozenset(eos_token_ids)
-        _validate(self._config)
+        self._model, self._config, self._eos_ids = model, _checked(config), frozenset(eos_token_ids)
+        if adapters is not None and not isinstance(adapters, (Mapping, AdapterRegistry)):
+            got = f"BatchGenerator: got adapters {described(adapters)}"
+            raise ArgumentTypeError(f"{got}; takes a dict of adapters by name, or an AdapterRegistry")
         evaluate_weights(model)
         self._adapters = adapters
 
@@ -125,8 +128,8 @@ class BatchGenerator:
         **options: Any,
     ) -> list[list[int]]:
         """For each prompt its ids and those that follow. Options and errors as ``stream``."""
-        found = [list(prompt) for prompt in prompts]
-        for row, token in self.stream(prompts, adapters, configs, **options):
+        found = [checked_prompt(self._model, prompt) for prompt in _listed(prompts)]
+        for row, token in self.stream([*map(list, found)], adapters, configs, **options):
             found[row].append(token.token_id)
         return found
 
@@ -148,6 +151,7 @@ class BatchGenerator:
         adapters: Sequence[str | None] | None,
         configs: Sequence[GeneratorConfig] | None,
     ) -> list[_Row]:
+        prompts = _listed(prompts)
         for name, given in (("adapters", adapters), ("configs", configs)):
             if given is not None and len(given) != len(prompts):
                 raise InferenceError.InvalidConfig(
@@ -157,7 +161,7 @@ class BatchGenerator:
         limit, rows = self._config.limit(context), []
         for i, prompt in enumerate(prompts):
             config = self._config if configs is None else configs[i]
-            _validate(config)
+            _checked(config)
             ids = checked_prompt(self._model, prompt)
             expect_room(len(ids), limit, context)
             seed = config.seed if configs is not None or config.seed is None else config.seed + i
@@ -228,8 +232,15 @@ def _chosen(rows: Sequence[_Row], logits: Logits) -> list[BatchToken]:
     return found
 
 
-def _validate(config: GeneratorConfig) -> None:
-    config.validate()
+def _checked(given: GeneratorConfig | None) -> GeneratorConfig:
+    config = config_of("BatchGenerator", given)
     expect_no_texts(config)
     if config.cache == "rotating":
         raise InferenceError.InvalidConfig(reason="cache is 'rotating'; a batch takes growing or fixed")
+    return config
+
+
+def _listed(prompts: Sequence[Sequence[int]]) -> list[Any]:
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        raise ArgumentTypeError(f"BatchGenerator: got prompts {described(prompts)}; takes a list of lists of token ids")
+    return list(prompts)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Literal
 
 from ..constructors import Default
-from ..error import InferenceError
+from ..error import ArgumentTypeError, InferenceError
+from ..error.text import described
 from ..nn.kv_cache import Span
 from .sampling import Filters, SamplingStrategy, check_penalty, check_seed
 
@@ -57,10 +59,16 @@ class GeneratorConfig(Default):
 
     def validate(self) -> None:
         """Raise ``InferenceError.InvalidConfig`` or ``InvalidSampling`` for a value outside its range."""
+        if not isinstance(self.sampling, SamplingStrategy):
+            raise _invalid(f"sampling is {self.sampling!r}; takes a SamplingStrategy")
         _expect("max_tokens", self.max_tokens, 0)
         _expect("prefill_chunk", self.prefill_chunk, 1)
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+        if not _is_listed(self.stop) or not all(isinstance(text, str) and text for text in self.stop):
             raise _invalid(f"stop is {self.stop!r}; takes a list of texts that are not empty")
+        if not _is_listed(self.stop_tokens) or not all(isinstance(token, Integral) for token in self.stop_tokens):
+            raise _invalid(f"stop_tokens is {self.stop_tokens!r}; takes a list of token ids")
+        if self.eos_token_id is not None:
+            _expect("eos_token_id", self.eos_token_id, 0)
         self._validate_cache()
         self.filters()
         check_penalty(self.repetition_penalty)
@@ -102,6 +110,19 @@ class GeneratorConfig(Default):
     def room(self, context: int | None) -> int:
         """How many places of the cache are made at the start."""
         return (self.limit(context) or 0) if self.cache == "fixed" else 0
+
+
+def config_of(name: str, config: GeneratorConfig | None) -> GeneratorConfig:
+    """The configuration, or the default one. Raises ``ArgumentTypeError``, and as ``GeneratorConfig.validate``."""
+    if config is not None and not isinstance(config, GeneratorConfig):
+        raise ArgumentTypeError(f"{name}: got config {described(config)}; takes a GeneratorConfig")
+    found = config or GeneratorConfig()
+    found.validate()
+    return found
+
+
+def _is_listed(value: object) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
 
 
 def _invalid(reason: str) -> InferenceError:

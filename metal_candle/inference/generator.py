@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from operator import index
 from typing import Any
 
 import mlx.core as mx
 
 from ..constructors import New
-from ..error import InferenceError, InvalidIndexError
+from ..error import ArgumentTypeError, InferenceError, InvalidIndexError
+from ..error.text import described as shown
 from ..models.decoder import Decoder
 from ..tensor.cache_limit import bounded_cache
-from .config import GeneratorConfig
+from .config import GeneratorConfig, config_of
 from .prompt_cache import PromptCache
 from .sampling import StreamToken, checked, described, penalized, random_generator
 from .step import CachedStep, Logits, Step, step_of
@@ -30,8 +32,9 @@ class Generator(New):
     """
 
     def __init__(self, model: Any, config: GeneratorConfig | None = None, eos_token_ids: Iterable[int] = ()) -> None:
-        self._model, self._config = model, config or GeneratorConfig()
-        self._config.validate()
+        if not any(callable(getattr(model, name, None)) for name in ("forward", "next_logits")):
+            raise ArgumentTypeError(f"Generator: got {shown(model)}; takes a model, whose forward makes logits of ids")
+        self._model, self._config = model, config_of("Generator", config)
         expect_no_texts(self._config)
         evaluate_weights(model)
         self._eos = end_tokens_of(model, self._config, eos_token_ids)
@@ -107,14 +110,15 @@ class Generator(New):
 
     def generate(self, input_ids: Sequence[int], **options: Any) -> list[int]:
         """The prompt's ids and those that follow. Options and errors as ``stream``."""
-        return [*input_ids, *(token.token_id for token in self.stream(input_ids, **options))]
+        ids = checked_prompt(self._model, input_ids)
+        return [*ids, *(token.token_id for token in self.stream(ids, **options))]
 
     def generate_stream(
         self, input_ids: Sequence[int], callback: Callable[[StreamToken], bool | None], **options: Any
     ) -> list[int]:
         """As ``generate``; ``callback`` sees each token and stops by returning ``False``."""
-        ids = list(input_ids)
-        for token in self.stream(input_ids, **options):
+        ids = checked_prompt(self._model, input_ids)
+        for token in self.stream(list(ids), **options):
             ids.append(token.token_id)
             if callback(token) is False:
                 break
@@ -154,8 +158,14 @@ def end_tokens_of(model: Any, config: GeneratorConfig, others: Iterable[int]) ->
 
 
 def checked_prompt(model: Any, input_ids: Sequence[int]) -> list[int]:
-    """The ids as a list. Raises ``InvalidIndexError`` for one that is no token."""
-    ids = [int(i) for i in input_ids]
+    """The ids as a list. Raises ``InvalidIndexError`` for one that is no token, ``ArgumentTypeError`` for no ids."""
+    try:
+        ids = [index(i) for i in input_ids]
+    except TypeError as error:
+        reason = (
+            f"generate: got a prompt {shown(input_ids)}; takes a list of token ids, which a tokenizer makes of text"
+        )
+        raise ArgumentTypeError(reason) from error
     size = model.vocab_size() if hasattr(model, "vocab_size") else None
     for i in ids:
         if i < 0 or (size is not None and i >= size):

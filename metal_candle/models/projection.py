@@ -99,6 +99,7 @@ class ApplyAdapter(Protocol):
         """Whether an adapter acts."""
 
 
+@runtime_checkable
 class AdaptableModel(ApplyAdapter, Protocol):
     """What adapters and the trainer need of a model; ``Decoder`` has it, and so has every other base."""
 

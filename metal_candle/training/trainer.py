@@ -11,7 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..error import TrainingError
+from ..error import ArgumentTypeError, TrainingError
+from ..error.text import described
 from ..models.projection import AdaptableModel
 from ..nn.optim import AdamW, clip_factor, global_norm
 from ..tensor.cache_limit import bounded_cache
@@ -60,7 +61,18 @@ class AdapterTrainer:
         pad_id: int = 0,
         callbacks: Iterable[TrainingCallback] = (),
     ) -> None:
+        for name, given, kind in (("adapter", adapter, LoRAAdapter), ("config", config, TrainingConfig)):
+            if not isinstance(given, kind):
+                raise ArgumentTypeError(f"AdapterTrainer: got {name} {described(given)}; takes a {kind.__name__}")
+        if not isinstance(model, AdaptableModel):
+            raise ArgumentTypeError(
+                f"AdapterTrainer: got model {described(model)}; takes one of metal_candle.models, or an AdaptableModel"
+            )
         config.validate()
+        if not (type(pad_id) is int and 0 <= pad_id < model.vocab_size()):
+            raise TrainingError.InvalidConfig(
+                reason=f"pad_id is {described(pad_id)}; takes a token id below {model.vocab_size()}"
+            )
         if config.packing:
             check_packable(model)
         if config.gradient_checkpointing:

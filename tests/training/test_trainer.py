@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from metal_candle import Device, Tensor, TrainingError
+from metal_candle import ArgumentTypeError, Device, Tensor, TrainingError
 from metal_candle.models import load_model
 from metal_candle.nn import ParamsAdamW
 from metal_candle.training import (
@@ -215,3 +216,19 @@ def test_steps_are_traced_once_per_shape(tiny_model_dir: Callable[..., Path]) ->
 def test_settings_out_of_range_are_refused(settings: dict[str, object], text: str) -> None:
     with pytest.raises(TrainingError.InvalidConfig, match=text):
         TrainingConfig(**settings).validate()  # type: ignore[arg-type]
+
+
+def test_what_is_no_model_adapter_configuration_or_token_is_named(tiny_model_dir: Callable[..., Path]) -> None:
+    model = load_model(tiny_model_dir(num_hidden_layers=1)).model
+    adapter, config = LoRAAdapter.for_model(model), TrainingConfig()
+    wrong: list[tuple[tuple[Any, ...], str]] = [
+        (("smollm2", adapter, config), "AdapterTrainer: got model 'smollm2'; takes one of metal_candle.models"),
+        ((model, None, config), "got adapter None; takes a LoRAAdapter"),
+        ((model, adapter, 3), "got config 3; takes a TrainingConfig"),
+    ]
+    for arguments, words in wrong:
+        with pytest.raises(ArgumentTypeError, match=words):
+            AdapterTrainer(*arguments)
+    for pad in (None, -1, 64):
+        with pytest.raises(TrainingError.InvalidConfig, match=f"pad_id is {pad}; takes a token id below 64"):
+            AdapterTrainer(model, adapter, config, pad)  # type: ignore[arg-type]
