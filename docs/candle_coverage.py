@@ -233,7 +233,8 @@ def _table(section: Section) -> str:
     if section.tensor:
         lines += ["| candle | here | gradient | notes |", "| --- | --- | --- | --- |"]
     else:
-        lines += ["| candle | here | notes |", "| --- | --- | --- |"]
+        crate = "metal-candle" if section.candle.startswith("metal_candle") else "candle"
+        lines += [f"| {crate} | here | notes |", "| --- | --- | --- |"]
     return "\n".join([*lines, *(_row(section, name) for name in section.names)]) + "\n"
 
 

@@ -89,20 +89,26 @@ class DataError(ErrorGroup):
     InvalidFile: type[DataError]
 
 
-def _variant(group: type[Error], name: str, text: str, builtin: type[Exception], *fields: str) -> None:
-    """Add ``name`` to ``group``: a subclass of it and of ``builtin`` whose message is ``text``."""
+def _variant(
+    group: type[Error], variant: str, text: str, builtin: type[Exception], *fields: str, **optional: object
+) -> None:
+    """Add ``variant`` to ``group``: a subclass of it and of ``builtin`` whose message is ``text``.
+
+    ``optional`` are fields that may be left out, with their values then.
+    """
+    fields = (*fields, *optional)
 
     def __init__(self: Any, *args: object, **kwargs: object) -> None:
-        values = dict(zip(fields, args, strict=False), **kwargs)
+        values = {**optional, **dict(zip(fields, args, strict=False), **kwargs)}
         if set(values) != set(fields):
-            raise TypeError(f"{group.__name__}.{name} takes {', '.join(fields)}")
+            raise TypeError(f"{group.__name__}.{variant} takes {', '.join(fields)}")
         self.__dict__.update(values)
         Exception.__init__(self, text.format(**values))
 
     bases = (builtin,) if issubclass(builtin, group) else (group, builtin)
     doc = f"{text} Fields: {', '.join(fields)}."
     namespace = {"__init__": __init__, "__doc__": doc, "__module__": __name__}
-    setattr(group, name, type(name, bases, {**namespace, "__qualname__": f"{group.__name__}.{name}"}))
+    setattr(group, variant, type(variant, bases, {**namespace, "__qualname__": f"{group.__name__}.{variant}"}))
 
 
 _variant(ModelError, "FileNotFound", "model file not found: {path}", FileNotFoundError, "path")
@@ -121,9 +127,9 @@ _variant(
     "ShapeMismatch",
     "shape mismatch: {name} is {actual}, the configuration asks for {expected}",
     ShapeMismatchError,
-    "name",
     "expected",
     "actual",
+    name="a tensor",
 )
 _variant(ModelError, "DownloadFailed", "download failed: {reason}", OSError, "reason")
 _variant(ModelError, "TokenizerFailed", "tokenizer loading failed: {reason}", ValueError, "reason")

@@ -160,9 +160,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not names:
         return
     if not overwrite:
-        raise refuse(
-            "the folder is not empty; give another one, or overwrite=True (--overwrite) for a folder that holds a model"
-        )
+        raise refuse("the folder is not empty; give another one, or overwrite (--overwrite) where it holds a model")
     foreign = [name for name in names if name not in _MODEL_FILES and not _is_shard(name)]
     if foreign or "config.json" not in names:
         raise refuse(f"holds {foreign[0] if foreign else 'no config.json'}, so it is no model to overwrite")

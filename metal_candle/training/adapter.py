@@ -82,8 +82,7 @@ class LoRAAdapter(New):
         sizes = dict.fromkeys(TargetModule, (hidden_size, hidden_size))
         sizes[TargetModule.GateProj] = sizes[TargetModule.UpProj] = (hidden_size, intermediate_size)
         sizes[TargetModule.DownProj] = (intermediate_size, hidden_size)
-        config = config or LoRAAdapterConfig()
-        config.validate()
+        config = _checked(config)
         if ALL_NAMES in config.target_names():
             config = replace(config, target_modules=ALL_LINEAR)
         for name in config.target_names():
@@ -108,8 +107,7 @@ class LoRAAdapter(New):
         Raises ``TrainingError.InvalidLoRAConfig`` for a target that no module of the model is, or that names experts,
         embeddings or the head.
         """
-        config = config or LoRAAdapterConfig()
-        config.validate()
+        config = _checked(config)
         if ALL_NAMES in config.target_names():
             config = replace(config, target_modules=all_linear(model, config.rank))
         lora = config.to_lora_config()
@@ -232,6 +230,17 @@ class LoRAAdapter(New):
         adapter = cls.of_layers(config, layers, model.num_layers())
         adapter.set_training(False)
         return adapter
+
+
+def _checked(config: LoRAAdapterConfig | None) -> LoRAAdapterConfig:
+    """The configuration, or the default one. Raises ``TrainingError.InvalidLoRAConfig``."""
+    config = LoRAAdapterConfig() if config is None else config
+    if not isinstance(config, LoRAAdapterConfig):
+        raise TrainingError.InvalidLoRAConfig(
+            reason=f"an adapter's configuration is {described(config)}; takes a LoRAAdapterConfig, which has targets"
+        )
+    config.validate()
+    return config
 
 
 def expect_fits(model: AdaptableModel, adapter: LoRAAdapter) -> None:

@@ -170,7 +170,8 @@ def batch_of(rows: int, length: int, trained: int | None = None, packed: bool = 
     ids = np.zeros((rows, length), np.int32)
     if not packed:
         return Batch(ids, ids, mask)
-    return Batch(ids, ids, mask, ids + 1, ids + np.arange(length, dtype=np.int32))
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
+    return Batch(ids, ids, mask, np.ones_like(ids), positions)
 
 
 class _Nothing(Zeros):

@@ -122,3 +122,9 @@ def test_f64_stays_on_the_cpu(tmp_path: Path) -> None:
     assert (found.dtype, found.device) == (DType.F64, Device.Cpu)
     narrowed = ModelLoader().with_dtype("f32").load(tmp_path / "model.safetensors")["w"]
     assert (narrowed.dtype, narrowed.device) == (DType.F32, Device.default())
+
+
+def test_a_shape_mismatch_is_made_without_a_name_as_in_the_crate() -> None:
+    error = ModelError.ShapeMismatch(expected=(3, 2), actual=(2, 3))
+    assert str(error) == "shape mismatch: a tensor is (2, 3), the configuration asks for (3, 2)"
+    assert error.expected == (3, 2)

@@ -267,3 +267,11 @@ def test_a_half_input_gives_a_half_delta(dtype: str, dropout: float) -> None:
     assert layer.forward(LazyTensor.from_tensor(Tensor.ones((3, 8), dtype=dtype))).dtype is delta.dtype
     with pytest.raises(ArgumentTypeError, match="LoRALayer: got an ndarray; takes a tensor"):
         layer.forward(np.ones((3, 8)))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda config: LoRAAdapter(8, 16, 1, config), lambda config: Trainer(8, 16, 1, config)]
+)
+def test_an_adapters_configuration_is_not_a_layers(make: Callable[[Any], Any]) -> None:
+    with pytest.raises(TrainingError.InvalidLoRAConfig, match="takes a LoRAAdapterConfig, which has targets"):
+        make(LoRAConfig(rank=2))
