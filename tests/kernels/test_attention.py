@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from metal_candle import Error
 from metal_candle.kernels import attention as module
@@ -113,3 +114,29 @@ def test_more_queries_than_keys() -> None:
 def test_shapes_that_do_not_fit(bad: tuple[int, ...]) -> None:
     with pytest.raises(Error, match=r"attention: .* takes q \(b, h, t, d\)"):
         attention(heads(4, 3, 0), mx.zeros(bad), mx.zeros(bad), SCALE, None)
+
+
+@cpu_only
+@pytest.mark.parametrize(
+    "mask",
+    [None, "causal", (5, 1, 70, 70), (5, 1, 1, 70), (1, 4, 70, 70), (70, 70)],
+    ids=str,
+)
+def test_a_large_batch_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch, mask: Any) -> None:
+    q, k, v, cotangent = (mx.random.normal((5, n, 70, 8), key=mx.random.key(n)) for n in (4, 2, 2, 4))
+    given = [mx.random.normal(mask, key=mx.random.key(9))] if isinstance(mask, tuple) else [mask]
+    needs = (True,) * (4 if isinstance(mask, tuple) else 3)
+
+    def both() -> list[mx.array]:
+        outputs = attention.forward(q, k, v, 0.3, *given)
+        of_all = attention.vjp(cotangent, (q, k, v), outputs, needs, 0.3, *given)
+        of_result = attention.vjp(cotangent, (q, k, v), outputs[:1], needs, 0.3, *given)
+        return [x for x in (outputs[0], *of_all, *of_result) if x is not None]
+
+    whole = both()
+    assert len(module._parts(q, 70, given[0])) == 1
+    monkeypatch.setattr(module, "SCORES", 2 * 4 * 64 * 70)
+    assert [len(range(5)[rows]) for rows in module._parts(q, 70, given[0])] == [2, 2, 1]
+    for got, want in zip(both(), whole, strict=True):
+        # Of smaller parts other blocks of queries, so that sums are in another order.
+        np.testing.assert_allclose(np.array(got), np.array(want), rtol=1e-5, atol=1e-5)
