@@ -22,9 +22,9 @@ BLOCK = 64
 # Without one a block only has to stay in the cache, here as 1.2 MB of scores: forward, against 64 queries, 0.80 times
 # for 1 x 128 tokens in one block and 0.71 for 1 x 256 in two.
 SCORES = 300_000
-# So many are also the most of a block of all rows of a batch; of more, some rows at a time. Against all at once, forward
-# and with gradients: 12 heads of 32, no mask, 0.6 and 0.5 times for 32 x 32 tokens, 0.37 and 0.53 for 32 x 128; 9 heads
-# of 64, causal, 0.5 and 0.66 for 16 x 96, 0.57 and 0.69 for 8 x 128.
+# So many are also the most of a block of all rows of a batch; of more, some rows at a time. Against all at once,
+# forward and with gradients: 12 heads of 32, no mask, 0.6 and 0.5 times for 32 x 32 tokens, 0.37 and 0.53 for 32 x 128;
+# 9 heads of 64, causal, 0.5 and 0.66 for 16 x 96, 0.57 and 0.69 for 8 x 128.
 # Below this many scores, as when decoding, MLX's softmax costs less than the calls that replace it. Measured for
 # one query of 9 heads: 40 and 190 us with 64 keys, 217 and 282 with 512, 890 and 620 with 2048.
 FEW = 8192
