@@ -137,7 +137,7 @@ class TrainingState:
         except CheckpointError:
             raise
         except Error as error:
-            raise CheckpointError.InvalidFormat(reason=str(error)) from error
+            raise CheckpointError.InvalidFormat(reason=getattr(error, "reason", str(error))) from error
         try:
             return cls._of(record, arrays, str(file))
         except (KeyError, TypeError, AttributeError) as error:

@@ -164,7 +164,9 @@ def test_what_a_resumed_run_contradicts(tmp_path: Path, tiny_model_dir: Folder, 
     (tmp_path / "moved.jsonl").write_text(rows.read_text())  # the same rows elsewhere are the same rows
     ok("finetune", "--resume", folder, "--data", tmp_path / "moved.jsonl", "--steps", 3, "--sample", "")
     (folder / "training.state").write_bytes(b"not a state")
-    assert "training.state" in refused("finetune", "--resume", folder)
+    line = refused("finetune", "--resume", folder)
+    assert "training.state" in line
+    assert "model format" not in line
     (folder / "training.state").unlink()
     line = refused("finetune", "--resume", folder)
     assert "holds no training.state" in line
