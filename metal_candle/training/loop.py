@@ -42,6 +42,7 @@ def events(
     """What ``AdapterTrainer.run`` gives."""
     callbacks, failed = trainer.callbacks, None
     total = trainer.total_steps(train)
+    trainer.take_random_key()
     try:
         callbacks.start(trainer, total)
         yield from _steps(trainer, train, valid, total)

@@ -11,6 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from ..error import ArgumentTypeError, TrainingError
 from ..error.text import described
 from ..models.projection import AdaptableModel
@@ -86,6 +88,7 @@ class AdapterTrainer:
         self.pad_id = pad_id
         self._data: tuple[Sequence[Example], Sequence[Example]] | None = None
         self._resumed: TrainingState | None = None
+        self._key: mx.array | None = None
         self._fingerprint: DataFingerprint | None = None
         self._sums: list[Var] = []
         # Every shape of whole batches, and of an epoch's last one, which has fewer rows: none is traced twice.
@@ -160,6 +163,12 @@ class AdapterTrainer:
             self.callbacks.resume(self, resumed.callbacks)
             self._resumed = None  # only now: who is refused, or interrupted, is asked again
 
+    def take_random_key(self) -> None:
+        """Let this thread draw on from a state that was loaded: each thread has a generator of its own."""
+        key, self._key = self._key, None
+        if key is not None:
+            set_random_key(key)
+
     def batches(self, examples: Sequence[Example], epoch: int) -> Iterator[Batch]:
         """The batches of an epoch: a function of the data, the configuration and the epoch."""
         return epoch_batches(self.config, examples, epoch, self.pad_id)
@@ -172,6 +181,7 @@ class AdapterTrainer:
     def train_step(self, group: list[Batch]) -> StepMetrics:
         """One update from the batches of ``group``, whose tokens weigh alike. Raises as ``run``."""
         start = time.perf_counter()
+        self.take_random_key()
         rate = self.config.lr_scheduler.get_lr(self.step + 1)
         self.optimizer.set_learning_rate(rate)
         total = sum(batch.trained_tokens for batch in group)
@@ -244,7 +254,8 @@ class AdapterTrainer:
         arrays = {name: var.mlx() for name, var in adapter_variables(self.adapter).items()}
         for name, tensor in self.optimizer.state().items():
             arrays[f"optimizer.{name}"] = tensor.mlx()
-        arrays[RANDOM_KEY] = random_key()
+        arrays[RANDOM_KEY] = random_key() if self._key is None else self._key
+        mx.eval(arrays)  # another thread could not
         layers = {path: layer.config() for path in self.adapter.paths() if (layer := self.adapter.layer_at(path))}
         # Between load_state and run the data are not there yet, and the callbacks know of nothing.
         waiting = self._resumed
@@ -298,7 +309,7 @@ class AdapterTrainer:
             self.optimizer.load_state(optimizer_state(state.arrays, self.model.device))
             for name, var in adapter_variables(self.adapter).items():
                 var.set(Tensor.from_mlx(state.arrays[name], var.device))
-            set_random_key(state.arrays[RANDOM_KEY])
+            self._key = state.arrays[RANDOM_KEY]
             self.position, self.metrics, self._resumed = state.position, dict(state.metrics), state
 
     @classmethod

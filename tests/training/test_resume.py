@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,23 @@ def test_a_run_goes_on_bit_for_bit(folder: Path, whole: Any, tmp_path: Path, sto
     assert resumed.step == stop
     assert told(before) + told(resumed.run(TRAIN, VALID)) == whole[0]
     assert_same_bits(resumed, whole[1])
+
+
+def test_a_run_goes_on_in_another_thread(folder: Path, whole: Any) -> None:
+    """Each thread has a random generator of its own; the one that trains goes on from the state's."""
+    trainer = fresh(folder)
+    events = trainer.run(TRAIN, VALID)
+    while trainer.step < 2:
+        next(events)
+    events.close()  # type: ignore[attr-defined]
+    resumed = AdapterTrainer.resume(trainer.state(), load_model(folder).model)
+    Device.default().set_seed(99)
+    thread = threading.Thread(target=lambda: list(resumed.run(TRAIN, VALID)))
+    thread.start()
+    thread.join()
+    assert resumed.step == STEPS
+    found = arrays(resumed)
+    assert [name for name in found if name != "random.key" and not np.array_equal(found[name], whole[1][name])] == []
 
 
 def test_saving_changes_nothing_and_a_state_is_a_moment(folder: Path, whole: Any, tmp_path: Path) -> None:
