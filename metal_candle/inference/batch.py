@@ -10,10 +10,10 @@ import numpy as np
 from ..error import ArgumentTypeError, InferenceError
 from ..error.text import described
 from ..models.decoder import Decoder
-from ..tensor.cache_limit import bounded_cache
 from ..training.adapter import LoRAAdapter
 from ..training.registry import AdapterRegistry
 from .adapter_rows import AdapterRows, with_adapters
+from .computing import computing
 from .config import GeneratorConfig, config_of
 from .generator import (
     Progress,
@@ -95,7 +95,7 @@ class BatchGenerator:
             model = with_adapters(model, inputs)
         step = CachedStep(model, self._config, inputs)
         try:
-            with bounded_cache():
+            with computing(model):
                 logits = step.start([row.ids for row in rows], watched(len(rows[0].ids), cancel, progress))
         except Stopped:
             return
@@ -117,7 +117,7 @@ class BatchGenerator:
             if len(left) <= 3 * len(kept) // 4:
                 step.take(left)
                 kept = [kept[place] for place in left]
-            with bounded_cache():
+            with computing(model):
                 logits = step.advance([rows[i].ids[-1] for i in kept])
 
     def generate(

@@ -12,7 +12,7 @@ from ..constructors import New
 from ..error import ArgumentTypeError, InferenceError, InvalidIndexError
 from ..error.text import described as shown
 from ..models.decoder import Decoder
-from ..tensor.cache_limit import bounded_cache
+from .computing import computing
 from .config import GeneratorConfig, config_of
 from .prompt_cache import PromptCache
 from .sampling import StreamToken, checked, described, penalized, random_generator
@@ -73,7 +73,7 @@ class Generator(New):
         try:
             for count in range(config.max_tokens):
                 if count == 0:
-                    with bounded_cache():
+                    with computing(self._model):
                         step, logits = self._begin(ids, before, prompt_cache)
                 else:
                     assert step is not None
@@ -82,7 +82,7 @@ class Generator(New):
                     if limit is not None and len(ids) > limit:
                         raise InferenceError.CacheFull(position=len(ids), max_len=limit)
                     running, step = step, None
-                    with bounded_cache():
+                    with computing(self._model):
                         logits = running.feed(ids[-1:])
                     step = running
                 logits = checked(penalized(logits, ids, config.repetition_penalty))

@@ -33,7 +33,7 @@ from .frozen import (
     tensors_of,
 )
 from .layout import Causal, Layout, Packed
-from .projection import AdapterSource, Projection, TargetModule, expect_sizes
+from .projection import Adapter, AdapterSource, Projection, TargetModule, expect_sizes
 from .rotary import RotaryEmbedding
 
 TM = TargetModule
@@ -182,7 +182,11 @@ class Decoder(Module):
 
     def has_adapter(self) -> bool:
         """Whether an adapter acts in any projection."""
-        return any(projection.adapter is not None for projection in self.projections())
+        return bool(self.acting())
+
+    def acting(self) -> list[Adapter]:
+        """What acts in the projections that are adapted, first block first."""
+        return [projection.adapter for projection in self.projections() if projection.adapter is not None]
 
     def new_caches(self) -> list[ConcatKvCache]:
         """An empty key-value cache for each layer."""

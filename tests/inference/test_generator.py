@@ -274,3 +274,20 @@ def test_a_dtype_numpy_lacks_runs_with_mlx(tiny_model_dir: ModelDir) -> None:
     model = load_model(tiny_model_dir(eos_token_id=None), "bf16").model
     ids = Generator(model, GeneratorConfig(max_tokens=5)).generate(PROMPT)
     assert len(ids) == 10
+
+
+def test_dropout_of_an_adapter_in_training_does_not_act(model: Decoder) -> None:
+    config = LoRAAdapterConfig(rank=4, dropout=0.5, target_modules=tuple(TargetModule))
+    adapter = LoRAAdapter.for_model(model, config)
+    for _, layer in adapter.layers():
+        layer.lora_b().set(Tensor.randn(0.0, 0.5, layer.lora_b().shape))
+    model.apply_adapter(adapter)
+    try:
+        adapter.set_training(False)
+        generator = Generator(model, GeneratorConfig(max_tokens=8))
+        wanted = generator.generate([3, 4, 5])
+        adapter.set_training(True)
+        assert [generator.generate([3, 4, 5]) for _ in range(3)] == [wanted] * 3
+        assert all(layer.is_training() for _, layer in adapter.layers())
+    finally:
+        model.remove_adapter()

@@ -149,6 +149,10 @@ class MlxLmModel(Module):
         """Whether an adapter acts."""
         return bool(self._seats.layers)
 
+    def acting(self) -> list[Any]:
+        """What acts in the places that are adapted."""
+        return list(self._seats.layers.values())
+
     # --- records ------------------------------------------------------------------------------
 
     @scoped
