@@ -63,22 +63,24 @@ class AdapterTrainer:
         pad_id: int = 0,
         callbacks: Iterable[TrainingCallback] = (),
     ) -> None:
-        for name, given, kind in (("adapter", adapter, LoRAAdapter), ("config", config, TrainingConfig)):
-            if not isinstance(given, kind):
-                raise ArgumentTypeError(f"AdapterTrainer: got {name} {described(given)}; takes a {kind.__name__}")
+        if not isinstance(config, TrainingConfig):
+            raise ArgumentTypeError(f"AdapterTrainer: got config {described(config)}; takes a TrainingConfig")
+        config.validate()
+        if config.packing:
+            check_packable(model)
+        recomputable = check_recomputable(model) if config.gradient_checkpointing else None
         if not isinstance(model, AdaptableModel):
             raise ArgumentTypeError(
                 f"AdapterTrainer: got model {described(model)}; takes one of metal_candle.models, or an AdaptableModel"
             )
-        config.validate()
+        if not isinstance(adapter, LoRAAdapter):
+            raise ArgumentTypeError(f"AdapterTrainer: got adapter {described(adapter)}; takes a LoRAAdapter")
         if not (type(pad_id) is int and 0 <= pad_id < model.vocab_size()):
             raise TrainingError.InvalidConfig(
                 reason=f"pad_id is {described(pad_id)}; takes a token id below {model.vocab_size()}"
             )
-        if config.packing:
-            check_packable(model)
-        if config.gradient_checkpointing:
-            check_recomputable(model).gradient_checkpointing(True)
+        if recomputable is not None:
+            recomputable.gradient_checkpointing(True)
         model.apply_adapter(adapter)
         self.model, self.adapter, self.config = model, adapter, config
         self.optimizer = AdamW(adapter.trainable_variables(), config.optimizer_params())
