@@ -33,6 +33,7 @@ from .frozen import (
     tensors_of,
 )
 from .layout import Causal, Layout, Packed
+from .packed_blocks import PackedInBlocks
 from .projection import Adapter, AdapterSource, Projection, TargetModule, expect_sizes
 from .rotary import RotaryEmbedding
 
@@ -90,8 +91,12 @@ class Attention(Module):
         q, k = rope(q, cos, sin), rope(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)
-        mask = layout.mask(self._window)
-        out = ops.sdpa(q, k, v, mask, mask is None and t > 1, 1.0 / math.sqrt(self._size))
+        scale = 1.0 / math.sqrt(self._size)
+        if isinstance(layout, PackedInBlocks):
+            out = layout.attend(q, k, v, self._window, scale)
+        else:
+            mask = layout.mask(self._window)
+            out = ops.sdpa(q, k, v, mask, mask is None and t > 1, scale)
         return self.o_proj(out.transpose(1, 2).reshape((b, t, self._heads * self._size)))
 
 
@@ -227,8 +232,12 @@ class Decoder(Module):
         return linear_cross_entropy(picked, self.head_weight(), targets, reduction="none")
 
     def packed(self, segments: Any, positions: Any) -> Layout:
-        """The layout of rows packed into sequences: the number of each token's row and its place there, ``(b, t)``."""
-        return Packed(self.rotary, segments, positions)
+        """The layout of rows packed into sequences: the number of each token's row and its place there, ``(b, t)``.
+
+        Given by blocks, ``(b, n, t / n)`` with n above 1, no row may be longer than one, and attention goes by blocks.
+        """
+        kind = Packed if segments.rank == 2 else PackedInBlocks
+        return kind(self.rotary, segments, positions)
 
     def head_weight(self) -> Tensor:
         """The vocabulary head's weight, ``(vocabulary, hidden)``; with tied embeddings their table.

@@ -127,7 +127,10 @@ class PackableModel(Protocol):
     """A model to which the layout of a call's tokens can be told, so that rows can be packed into sequences."""
 
     def packed(self, segments: Any, positions: Any) -> Layout:
-        """The layout of packed rows: the number of each token's row and its place there, integers ``(b, t)``."""
+        """The layout of packed rows: the number of each token's row and its place there, integers ``(b, t)``.
+
+        Where no row is longer than one of n blocks of the sequence, they may be ``(b, n, t / n)``.
+        """
 
     def row_losses(self, ids: Any, rows: Any, targets: Any, layout: Layout | None = None) -> Any:
         """As ``AdaptableModel.row_losses``, of tokens that stand as ``layout`` says."""

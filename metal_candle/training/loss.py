@@ -12,6 +12,7 @@ from ..error import TrainingError
 from ..models.projection import AdaptableModel, PackableModel, RecomputableModel, WeighingModel
 from ..tensor.eager import Tensor
 from .data.batching import Batch
+from .data.packing import blocks_of
 from .data.shapes import rounded_rows
 
 # Rows are padded to a multiple, so that the number of shapes a compiled step sees stays small.
@@ -23,7 +24,8 @@ class Targets:
     """The trained positions of a batch: where they are, what is to be predicted there, how much it counts.
 
     ``ids`` ``(b, t)``; ``rows``, ``targets`` and ``weights`` ``(n,)``, ``rows`` counting through ``b · t``.
-    Padding rows have weight 0. ``segments`` and ``positions`` ``(b, t)`` are there where rows are packed.
+    Padding rows have weight 0. ``segments`` and ``positions`` are there where rows are packed: ``(b, t)``, or
+    ``(b, n, t / n)`` where attention goes by n blocks, which ``blocks_of`` tells.
     """
 
     ids: Tensor
@@ -49,7 +51,9 @@ def targets_of(batch: Batch, total: int, device: DeviceLike = None) -> Targets:
     weights[: len(rows)] = 1.0 / total
     arrays = [batch.inputs, padded, targets, weights]
     if batch.segments is not None and batch.positions is not None:
-        arrays += [batch.segments, batch.positions]
+        blocks = blocks_of(batch.positions)
+        shape = batch.inputs.shape if blocks == 1 else (len(batch.inputs), blocks, -1)
+        arrays += [batch.segments.reshape(shape), batch.positions.reshape(shape)]
     return Targets(*(Tensor.from_numpy(array, device) for array in arrays))
 
 

@@ -160,18 +160,20 @@ def longest_batch(training: TrainingConfig, examples: Sequence[Example], pad_id:
     )
 
 
-def batch_of(rows: int, length: int, trained: int | None = None, packed: bool = False) -> Batch:
+def batch_of(
+    rows: int, length: int, trained: int | None = None, packed: bool = False, longest: int | None = None
+) -> Batch:
     """A batch of ``rows`` rows of ``length`` tokens, the last ``trained`` of all positions trained, by default all.
 
-    ``packed``: as sequences of packed rows, here of one each.
+    ``packed``: as sequences of packed rows, each of ``longest`` tokens but for the last; by default of one each.
     """
     count = rows * length if trained is None else trained
     mask = np.arange(rows * length).reshape(rows, length) >= rows * length - count
     ids = np.zeros((rows, length), np.int32)
     if not packed:
         return Batch(ids, ids, mask)
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
-    return Batch(ids, ids, mask, np.ones_like(ids), positions)
+    numbers, positions = np.divmod(np.arange(length, dtype=np.int32), longest or length)
+    return Batch(ids, ids, mask, *(np.broadcast_to(each, (rows, length)) for each in (numbers + 1, positions)))
 
 
 class _Nothing(Zeros):
@@ -228,10 +230,11 @@ class _Planner:
         held = plan.weights + plan.adapter + plan.optimizer
         room = SHARE * plan.device - held
         share = plan.targets / (plan.rows * plan.length)
+        longest = None if batch.positions is None else int(batch.positions.max()) + 1
 
         def peak(rows: int, length: int) -> int:
             trained = max(1, round(share * rows * length))
-            return self._peak(self.training, batch_of(rows, length, trained, batch.segments is not None))
+            return self._peak(self.training, batch_of(rows, length, trained, longest is not None, longest))
 
         here = plan.peak - held
         other = 1 if plan.rows > 1 else 2

@@ -19,7 +19,7 @@ from metal_candle.training import (
     TrainingConfig,
 )
 from metal_candle.training.data import Example, batches, collate, pack, packed_batch_count, packed_batches
-from metal_candle.training.data.packing import LENGTHS, collate_packed
+from metal_candle.training.data.packing import BLOCKS, LENGTHS, blocks_of, collate_packed
 from metal_candle.training.loss import batch_loss, targets_of
 from metal_candle.training.steps import planned_steps
 
@@ -138,6 +138,93 @@ def test_the_mask_is_of_each_row_by_itself(tiny_model_dir: ModelDir) -> None:
     assert near.numpy()[0, 0].tolist()[2] == [0, 1, 1, 0, 0, 0]
     cos, _ = layout.tables()
     np.testing.assert_array_equal(cos.numpy()[0], model.rotary.rows(0, 6)[0][positions[0]])
+
+
+# --- by blocks --------------------------------------------------------------------------------
+
+SHORT = [row(length, line) for line, length in enumerate((12, 5, 17, 9, 2, 17, 4, 13, 16, 3, 8, 6))]
+
+
+@pytest.fixture
+def all_pairs(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Has attention score all pairs from here on."""
+    return lambda: monkeypatch.setattr("metal_candle.training.loss.blocks_of", lambda positions: 1)
+
+
+@each_base
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_by_blocks_loss_and_every_gradient_are_those_of_rows_apart(
+    tiny_model_dir: ModelDir, base: dict[str, Any], dtype: str, all_pairs: Callable[[], None]
+) -> None:
+    model, adapter = model_of(tiny_model_dir(**base), dtype)
+    together = collate_packed([SHORT[:7], SHORT[7:]], 2, 64)
+    assert targets_of(together, 1).tensors()[4].shape == (2, 4, 16)
+    by_blocks = loss_and_gradients(model, adapter, together)
+    apart = loss_and_gradients(model, adapter, collate(SHORT, 2, 64))
+    all_pairs()
+    whole = loss_and_gradients(model, adapter, together)
+    # As above.
+    tolerance = 2e-6 if dtype == "f32" else 2e-2
+    for loss, gradients in (apart, whole):
+        assert by_blocks[0] == pytest.approx(loss, rel=tolerance)
+        for mine, theirs in zip(by_blocks[1], gradients):
+            assert np.abs(theirs).max() > 0
+            assert np.abs(mine - theirs).max() < 5 * tolerance * np.abs(theirs).max()
+
+
+@each_base
+def test_by_blocks_another_row_changes_no_bit_of_a_row_s_losses(tiny_model_dir: ModelDir, base: dict[str, Any]) -> None:
+    model, _ = model_of(tiny_model_dir(**base))
+    changed = row(17, 99, seed=1)  # across the border of two blocks
+    before, after = (
+        row_losses(model, collate_packed([[*SHORT[:2], third, *SHORT[3:7]]], 2, 64)) for third in (SHORT[2], changed)
+    )
+    first = sum(each.trained_tokens for each in SHORT[:2])
+    second = first + changed.trained_tokens
+    np.testing.assert_array_equal(before[:first], after[:first])
+    np.testing.assert_array_equal(before[second:], after[second:])
+    assert np.abs(before[first:second] - after[first:second]).max() > 0.1
+
+
+def test_recomputed_blocks_of_the_network_see_the_same(tiny_model_dir: ModelDir) -> None:
+    model, adapter = model_of(tiny_model_dir())
+    batch = collate_packed([SHORT[:7], SHORT[7:]], 2, 64)
+    kept = loss_and_gradients(model, adapter, batch)
+    model.gradient_checkpointing()
+    again = loss_and_gradients(model, adapter, batch)
+    assert again[0] == kept[0]
+    for mine, theirs in zip(again[1], kept[1]):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+def test_the_mask_by_blocks_is_a_band_of_the_whole_mask(tiny_model_dir: ModelDir, window: int | None) -> None:
+    model, _ = model_of(tiny_model_dir())
+    segments = np.array([[1, 1, 1, 2, 2, 2, 2, 3, 4, 4, 0, 0], [1, 1, 1, 1, 2, 3, 3, 3, 3, 4, 4, 4]], np.int32)
+    positions = np.array([[0, 1, 2, 0, 1, 2, 3, 0, 0, 1, 0, 0], [0, 1, 2, 3, 0, 0, 1, 2, 3, 0, 1, 2]], np.int32)
+    one, many = (
+        model.packed(*(Tensor.from_numpy(each.reshape(shape)) for each in (segments, positions)))
+        for shape in ((2, 12), (2, 3, 4))
+    )
+    whole, band = one.mask(window).numpy(), many.mask(window).numpy().reshape(2, 3, 4, 8)
+    assert not band[:, 0, :, :4].any()
+    for block in range(1, 3):
+        rows, keys = slice(4 * block, 4 * block + 4), slice(4 * block - 4, 4 * block + 4)
+        # What padding sees is of no account.
+        np.testing.assert_array_equal(band[1, block], whole[1, 0, rows, keys])
+    np.testing.assert_array_equal(band[:, 0, :, 4:], whole[:, 0, :4, :4])
+    for mine, theirs in zip(many.tables(), one.tables()):
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+
+
+@pytest.mark.parametrize(
+    ("time", "longest", "blocks"),
+    [(64, 16, 4), (64, 17, 1), (64, 8, 8), (64, 4, 16), (64, 1, 16), (72, 9, 8), (72, 10, 4), (50, 3, 1), (3, 1, 1)],
+)
+def test_blocks_are_as_many_as_hold_the_longest_row(time: int, longest: int, blocks: int) -> None:
+    positions = np.arange(time, dtype=np.int32)[None] % longest
+    assert blocks_of(positions) == blocks
+    assert blocks in (*BLOCKS, 1)
 
 
 # --- packing ----------------------------------------------------------------------------------
