@@ -239,13 +239,13 @@ def test_no_more_than_a_chunk_of_logits_is_made(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(head, "CHUNK_BYTES", 128 * words * 4)
     hidden, weight, targets = normal(rows, 8), normal(words, 8, key=1), mx.zeros((rows,), mx.int32)
     made: list[tuple[int, ...]] = []
-    compute = head._loss_and_gradient
+    compute = head.loss_and_gradient
 
     def recorded(logits: mx.array, *rest: Any) -> tuple[mx.array, mx.array]:
         made.append(logits.shape)
         return compute(logits, *rest)
 
-    monkeypatch.setattr(head, "_loss_and_gradient", recorded)
+    monkeypatch.setattr(head, "loss_and_gradient", recorded)
     outputs = head_cross_entropy.forward(hidden, weight, targets)
     assert made == [(128, words), (128, words), (44, words)]
     head_cross_entropy.vjp(mx.ones((rows,)), (hidden, weight, targets), outputs, (True, False))
