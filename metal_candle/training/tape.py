@@ -99,7 +99,7 @@ def tape_of(arrays: Sequence[mx.array]) -> Tape:
     for each in primitives:
         for name in each.outputs:
             given.pop(name, None)
-    return Tape(_casts_made_again(primitives, given), given, results)
+    return Tape(_unpacked_again(_casts_made_again(primitives, given), given), given, results)
 
 
 def _casts_made_again(primitives: Sequence[Primitive], given: Mapping[str, tuple[Shape, mx.Dtype]]) -> list[Primitive]:
@@ -133,6 +133,55 @@ def _casts_made_again(primitives: Sequence[Primitive], given: Mapping[str, tuple
         names = renamed.get(at)
         found.append(replace(each, inputs=tuple(names.get(name, name) for name in each.inputs)) if names else each)
     return found
+
+
+def _unpacked_again(primitives: list[Primitive], given: Mapping[str, tuple[Shape, mx.Dtype]]) -> list[Primitive]:
+    """Quantised weights that are unpacked at each use, as MLX does, where exporting has merged it."""
+    # What is made of given arrays alone, without a product or a row picked; of "bits" codes were taken apart.
+    simple = _VIEWS | _RESHAPES | _ELEMENTWISE | {"Concatenate"}
+    maker: dict[str, Primitive] = {}
+    bits: set[str] = set()
+    for each in primitives:
+        if each.name in simple and all(name in given or name in maker for name in each.inputs):
+            maker.update(dict.fromkeys(each.outputs, each))
+            if each.name == "BitwiseBinary" or any(name in bits for name in each.inputs):
+                bits.update(each.outputs)
+    if not bits:
+        return primitives
+    found: list[Primitive] = []
+    taken: set[str] = set()
+    for at, each in enumerate(primitives):
+        if each.outputs[0] in bits:
+            continue  # it comes with its use
+        renamed: dict[str, str] = {}
+        for root in each.inputs:
+            if root in bits:
+                found += _copies(root, maker, bits, taken, f"@{at}", renamed)
+        taken.update(renamed)
+        names = tuple(renamed.get(name, name) for name in each.inputs)
+        found.append(replace(each, inputs=names) if renamed else each)
+    return found
+
+
+def _copies(
+    root: str, maker: Mapping[str, Primitive], bits: set[str], taken: set[str], suffix: str, renamed: dict[str, str]
+) -> list[Primitive]:
+    """What makes ``root``, under names of its own where others have the first ones; ``renamed`` gets all of them."""
+    made: list[Primitive] = []
+    stack = [(root, False)]
+    while stack:
+        name, ready = stack.pop()
+        if name in renamed:
+            continue
+        each = maker[name]
+        if not ready:
+            stack.append((name, True))
+            stack += [(source, False) for source in each.inputs if source in bits]
+            continue
+        renamed.update({out: out + suffix if out in taken else out for out in each.outputs})
+        inputs = tuple(renamed.get(source, source) for source in each.inputs)
+        made.append(replace(each, inputs=inputs, outputs=tuple(renamed[out] for out in each.outputs)))
+    return made
 
 
 def in_order(tape: Tape) -> list[Primitive]:

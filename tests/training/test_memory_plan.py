@@ -80,6 +80,17 @@ def test_plan_is_within_a_fifth_of_the_measured_peak(
     assert not model.has_adapter()
 
 
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_plan_of_a_quantised_base(tiny_model_dir: Callable[..., Path], bits: int, settings: Any) -> None:
+    # Wide and with few tokens, so that unpacked weights are much of the peak.
+    folder = tiny_model_dir(**{**SIZES, "hidden_size": 256, "intermediate_size": 1024, "head_dim": 64})
+    lora, training, batch = LoRAAdapterConfig(2, 8.0, 0.0, ALL), TrainingConfig(**settings), batch_of(1, 64)
+    model = load_model(folder, quantize=bits).model
+    plan = plan_memory(model, lora, training, batch)
+    assert above_weights(plan) == pytest.approx(measured(model, lora, training, batch), rel=WITHIN)
+
+
 def test_parts_add_up_and_say_what_they_are(tiny_model_dir: Callable[..., Path]) -> None:
     folder = tiny_model_dir(**SIZES)
     lora, training = LoRAAdapterConfig(4, 8.0, 0.0, ALL), TrainingConfig()
