@@ -11,6 +11,9 @@ from typing import Any
 
 # Every rewrite pass is checked in every test; a process that a test starts inherits it.
 os.environ.setdefault("METAL_CANDLE_CHECK", "1")
+# Beside other workers a BLAS's threads would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from metal_candle.formats import safetensors, sharded
 from metal_candle.models import fetch
