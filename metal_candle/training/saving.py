@@ -98,8 +98,10 @@ class SaveState(TrainingCallback):
     def _write(self, trainer: Any, state: TrainingState) -> None:
         self._waiting = None
         state.save(self.path)
-        self._written, self.saved_step = state.position, state.step
+        self.saved_step = state.step
         self._write_adapter(trainer, state)
+        # Only now: where an interrupt comes between the two, the end of the run writes both.
+        self._written = state.position
         trainer.callbacks.saved(trainer, self.path)
 
     def _write_adapter(self, trainer: Any, state: TrainingState) -> None:

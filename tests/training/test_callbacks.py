@@ -21,6 +21,7 @@ from metal_candle.training import (
     SaveState,
     TrainingCallback,
     TrainingConfig,
+    TrainingState,
 )
 from metal_candle.training.callbacks import Callbacks
 from metal_candle.training.data import Example
@@ -213,3 +214,26 @@ def test_progress_without_a_terminal(folder: Path, capsys: pytest.CaptureFixture
     assert lines[0].startswith("held-out loss ")
     assert lines[1].startswith("step 1/3  loss ")
     assert lines[-2].endswith("finishing")
+
+
+def test_an_interrupt_between_state_and_adapter_leaves_both_at_the_end(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = SaveState(tmp_path / "state", every=1, adapter=tmp_path)
+    trainer = trainer_of(folder, save, num_epochs=1)
+    write, interrupts = SaveState._write_adapter, [KeyboardInterrupt()]
+
+    def interrupted(*arguments: Any) -> None:
+        if interrupts and trainer.step:
+            raise interrupts.pop()
+        write(*arguments)
+
+    monkeypatch.setattr(SaveState, "_write_adapter", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(trainer.run(examples(6)))
+    assert not interrupts
+    kept = TrainingState.load(tmp_path / "state")
+    assert kept.step == trainer.step > 0
+    adapter = LoRAAdapter.load(tmp_path, trainer.model)
+    for (_, layer), (_, own) in zip(adapter.layers(), trainer.adapter.layers()):
+        assert np.array_equal(layer.lora_b().numpy(), own.lora_b().numpy())
