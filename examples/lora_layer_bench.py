@@ -9,33 +9,14 @@ lora_layer_bench.
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Callable
-from statistics import median
 from typing import Any
 
-import metal_candle as mc  # before mlx.core: on Linux it loads a fast BLAS for MLX
+import metal_candle as mc
 from metal_candle import LazyTensor, Tensor
 from metal_candle.training import LoRAConfig, LoRALayer
 
 import mlx.core as mx
-
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--rounds", type=int, default=30)
-arguments = parser.parse_args()
-
-
-def medians(forms: dict[str, Callable[[], mx.array]]) -> dict[str, float]:
-    """Median microseconds of each form; they take turns, so that a busy moment meets all of them."""
-    samples: dict[str, list[float]] = {name: [] for name in forms}
-    for turn in range(arguments.rounds + 2):
-        for name, form in forms.items():
-            start = time.perf_counter()
-            mx.eval(form())  # MLX returns before it has computed
-            if turn >= 2:  # the first turns record plans and compile kernels
-                samples[name].append((time.perf_counter() - start) * 1e6)
-    return {name: median(values) for name, values in samples.items()}
+from taking_turns import heading, line, rounds_asked_for
 
 
 def compare(size: int, rows: int, count: int) -> None:
@@ -66,17 +47,12 @@ def compare(size: int, rows: int, count: int) -> None:
         "lazy": lambda: chain(LazyTensor.from_tensor(x)).eval().mlx(),
         "compiled": lambda: compiled(x).mlx(),
     }
-    label = f"{size}, {rows} row{'s' if rows > 1 else ''}, x {count}"
-    times = medians(forms)
-    eager, lazy, replayed = (times[name] / times["mlx"] for name in ("eager", "lazy", "compiled"))
-    difference = (mx.abs(forms["compiled"]() - plain()).max() / mx.abs(plain()).max()).item()
-    print(f"{label:22}{times['mlx']:>10.0f}{eager:>14.2f}{lazy:>13.2f}{replayed:>17.2f}{difference:>13.1e}")
+    line(f"{size}, {rows} row{'s' if rows > 1 else ''}, x {count}", forms, ROUNDS)
 
 
+ROUNDS = rounds_asked_for(__doc__)
 mc.Device.default().set_seed(0)
-print(f"{mc.Device.default()}; medians of {arguments.rounds}")
-columns = f"{'mlx, us':>10}{'eager / mlx':>14}{'lazy / mlx':>13}{'compiled / mlx':>17}{'difference':>13}"
-print(f"{'size, rows, layers':22}{columns}")
+heading("size, rows, layers", ROUNDS)
 for size in (512, 1024, 2048):
     for rows, count in ((1, 1), (64, 1), (64, 8)):
         compare(size, rows, count)

@@ -7,32 +7,11 @@ Ratios are what to look at: times are this machine's, at this moment. metal-cand
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Callable
-from statistics import median
-
-import metal_candle as mc  # before mlx.core: on Linux it loads a fast BLAS for MLX
+import metal_candle as mc
 from metal_candle import LazyTensor, Tensor, compat
 
 import mlx.core as mx
-
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--rounds", type=int, default=30)
-arguments = parser.parse_args()
-
-
-def medians(forms: dict[str, Callable[[], mx.array]]) -> dict[str, float]:
-    """Median microseconds of each form; they take turns, so that a busy moment meets all of them."""
-    samples: dict[str, list[float]] = {name: [] for name in forms}
-    for turn in range(arguments.rounds + 2):
-        for name, form in forms.items():
-            start = time.perf_counter()
-            mx.eval(form())  # MLX returns before it has computed
-            if turn >= 2:  # the first turns record plans and compile kernels
-                samples[name].append((time.perf_counter() - start) * 1e6)
-    return {name: median(values) for name, values in samples.items()}
-
+from taking_turns import heading, line, rounds_asked_for
 
 compiled = mc.compile(lambda xs, alpha: compat.rms_norm(xs, alpha, 1e-5))
 
@@ -47,14 +26,11 @@ def compare(shape: tuple[int, ...]) -> None:
         "lazy": lambda: compat.rms_norm(LazyTensor.from_tensor(x), alpha, 1e-5).eval().mlx(),
         "compiled": lambda: compiled(x, alpha).mlx(),
     }
-    times = medians(forms)
-    eager, lazy, replayed = (times[name] / times["mlx"] for name in ("eager", "lazy", "compiled"))
-    difference = mx.abs(forms["compiled"]() - forms["mlx"]()).max().item()
-    print(f"{shape!s:18}{times['mlx']:>10.0f}{eager:>14.2f}{lazy:>13.2f}{replayed:>17.2f}{difference:>13.1e}")
+    line(str(shape), forms, ROUNDS)
 
 
+ROUNDS = rounds_asked_for(__doc__)
 mc.Device.default().set_seed(0)
-print(f"{mc.Device.default()}; medians of {arguments.rounds}")
-print(f"{'shape':18}{'mlx, us':>10}{'eager / mlx':>14}{'lazy / mlx':>13}{'compiled / mlx':>17}{'difference':>13}")
+heading("shape", ROUNDS)
 for shape in [(1, 512), (64, 1024), (4, 128, 576), (1, 16384)]:
     compare(shape)

@@ -44,6 +44,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     def run_example(name: str, *arguments: str) -> list[str]:
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
         monkeypatch.setattr(metal_candle.models, "load_model", cached_load)
+        monkeypatch.syspath_prepend(EXAMPLES)  # as where a script is run
         monkeypatch.chdir(tmp_path)
         try:
             runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
@@ -183,8 +184,8 @@ def test_adapter_swap_demo(run: Run) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rows", "tolerance"),
-    # Probabilities; rows of up to 16384 normal numbers, whose squares MLX sums plainly; relative to the largest.
-    [("softmax_bench", 4, 1e-6), ("rmsnorm_bench", 4, 3e-5), ("lora_layer_bench", 9, 1e-5)],
+    # Relative to the largest number. Float32 sums of up to 49152 exponentials and of 16384 squares, plainly added.
+    [("softmax_bench", 4, 3e-5), ("rmsnorm_bench", 4, 1e-5), ("lora_layer_bench", 9, 1e-5)],
 )
 def test_benches(run: Run, name: str, rows: int, tolerance: float) -> None:
     first, heading, *table = run(name, "--rounds", "2")
