@@ -171,12 +171,9 @@ class Projection(Module):
 
     def __init__(self, linear: FrozenLinear, layer: int, target: TargetModule) -> None:
         self.linear, self.layer, self.target = linear, layer, target
-        self.adapter: Adapter | None = None
-
-    @property
-    def path(self) -> str:
+        self.path = f"model.layers.{layer}.{target.parent}.{target.value}"
         """Its Hugging Face path: "model.layers.0.self_attn.q_proj"."""
-        return f"model.layers.{self.layer}.{self.target.parent}.{self.target.value}"
+        self.adapter: Adapter | None = None
 
     @property
     def in_features(self) -> int:

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..error import CheckpointError
+from ..graph.evaluate import on_device
 from ..models.projection import AdaptableModel, Place, TargetModule
-from ..tensor.eager import Tensor
-from .formats.stored import Factors, StoredAdapter, ends_with, in_order
+from .formats.stored import Factors, StoredAdapter, ends_with, in_order, widened_together
 from .lora import LoRAConfig, LoRALayer
 
 
@@ -39,7 +39,6 @@ def layers_for(stored: StoredAdapter, model: AdaptableModel) -> dict[str, LoRALa
     """
     places = model.projections()
     _check_places(stored, places, model.num_layers())
-    layers = {}
     for place in places:
         if (factors := stored.factors.get(place.path)) is None:
             continue
@@ -47,15 +46,19 @@ def layers_for(stored: StoredAdapter, model: AdaptableModel) -> dict[str, LoRALa
         if found != wanted:
             reason = f"{place.path} maps {found[0]} to {found[1]} there, {wanted[0]} to {wanted[1]} here"
             raise _of_another_model(stored, reason)
-        if not factors.norm() < float("inf"):
+    with on_device(model.device):
+        widened = widened_together(stored.factors)
+    layers = {}
+    for place in places:
+        if (factors := widened.get(place.path)) is None:
+            continue
+        if not factors.is_finite():
             reason = f"{stored.source}: the factors of {place.path} hold numbers that are not finite"
             raise CheckpointError.InvalidFormat(reason=reason)
         # alpha over rank is the scale in force, also where the file says so by another rule.
         config = LoRAConfig(factors.rank, factors.alpha, stored.dropout, "uniform")
-        layer = LoRALayer.for_factors(*wanted, config, model.device)
-        layer.lora_a().set(Tensor.from_mlx(factors.a, model.device).to_dtype("f32"))
-        layer.lora_b().set(Tensor.from_mlx(factors.b, model.device).to_dtype("f32"))
-        layers[place.path] = layer
+        sizes, pair = (place.in_features, place.out_features), (factors.a, factors.b)
+        layers[place.path] = LoRALayer.for_factors(*sizes, config, model.device, pair)
     return layers
 
 

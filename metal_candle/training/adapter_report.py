@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..models.projection import AdaptableModel
-from .formats.stored import Factors, block_of
+from .formats.stored import Factors, block_of, widened_together
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ def report_of(factors: Mapping[str, Factors], model: AdaptableModel | None = Non
                 norm = mx.linalg.norm(place.dense_weight().mlx().astype(mx.float32)).item()
                 weights[place.path] = float(norm)  # type: ignore[arg-type]
     modules = tuple(
-        ModuleChange(path, each.rank, each.scale, each.norm(), weights.get(path)) for path, each in factors.items()
+        ModuleChange(path, each.rank, each.scale, each.norm(), weights.get(path))
+        for path, each in widened_together(factors).items()
     )
     return AdapterReport(modules, None if model is None else model.num_layers())

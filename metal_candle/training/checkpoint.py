@@ -17,7 +17,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..error import ArgumentTypeError, CheckpointError, Error
+from ..error import ArgumentTypeError, CheckpointError
 from ..error.text import described, shown
 from ..files import parse_json_object
 from ..formats import safetensors
@@ -30,7 +30,7 @@ from .adapter import LoRAAdapter
 from .adapter_files import stored_from
 from .formats import metal_candle
 from .formats.stored import Factors
-from .formats.tensors import invalid, read_header, unreadable
+from .formats.tensors import invalid, open_tensors, reading
 
 MOST = 32
 """How many names of a kind an error lists."""
@@ -122,18 +122,16 @@ def load_checkpoint(adapter: LoRAAdapter, path: str | PathLike[str]) -> Checkpoi
     there, cut short or damaged.
     """
     file = Path(path)
-    header = read_header(file)
+    tensors = open_tensors(file)
+    header = tensors.header
     places = _places(adapter)
     _expect_tensors(file, header, places)
     if metal_candle.HEADER in header.metadata:
-        _expect_scales(file, adapter, metal_candle.load(file).factors)
+        _expect_scales(file, adapter, metal_candle.load(tensors).factors)
     text = header.metadata.get(metal_candle.METADATA)
     metadata = None if text is None else CheckpointMetadata.from_json(text, file)
-    try:
-        reader = safetensors.Reader(file)
-        values = [(var, reader.array(name).astype(var.dtype.mlx_)) for name, var in places.items()]
-    except (Error, OSError, KeyError) as error:  # replaced or cut short since its header was read
-        raise unreadable(f"{file}: changed while it was read: {error}") from error
+    with reading():
+        values = [(var, tensors.array(name).astype(var.dtype.mlx_)) for name, var in places.items()]
     if wrong := next((name for (name, _), (_, value) in zip(places.items(), values) if not _finite(value)), None):
         raise invalid(file, f"{wrong} holds numbers that are not finite")
     set_all([(leaf(value, var.device), [var]) for var, value in values])

@@ -9,11 +9,13 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import mlx.core as mx
+
 from .. import features
 from ..constructors import Default
 from ..device import Device, DeviceLike
 from ..dtype import DType
-from ..error import ArgumentTypeError, ArgumentValueError, TrainingError
+from ..error import ArgumentTypeError, ArgumentValueError, ShapeMismatchError, TrainingError
 from ..error.text import described
 from ..graph.operations.counts import integer, number
 from ..graph.operations.fused import AddLoRA, LoRA
@@ -85,18 +87,32 @@ class LoRALayer(Module):
 
     @classmethod
     def for_factors(
-        cls, in_features: int, out_features: int, config: LoRAConfig, device: DeviceLike = None
+        cls,
+        in_features: int,
+        out_features: int,
+        config: LoRAConfig,
+        device: DeviceLike = None,
+        factors: tuple[mx.array, mx.array] | None = None,
     ) -> LoRALayer:
-        """A layer for factors that are there, to set ``lora_a()`` and ``lora_b()`` to: nothing is drawn.
+        """A layer of factors that are there, A ``(in, rank)`` and B ``(rank, out)`` in F32: nothing is drawn.
 
-        It may have any rank, as PEFT's may: a rank above ``min(in, out)`` adds nothing, but files have it. Raises
-        ``TrainingError.InvalidLoRAConfig``.
+        Without them it starts from zeros, to be set. It may have any rank, as PEFT's may: a rank above ``min(in, out)``
+        adds nothing, but files have it. Raises ``TrainingError.InvalidLoRAConfig``, and ``ShapeMismatchError`` for
+        factors of other sizes or dtypes.
         """
         layer = cls.__new__(cls)
         layer._begin(in_features, out_features, config)
-        where = device or Device.default()
-        layer._a = Var.zeros((in_features, config.rank), DType.F32, where)
-        layer._b = Var.zeros((config.rank, out_features), DType.F32, where)
+        where = Device.default() if device is None else device
+        shapes = (in_features, config.rank), (config.rank, out_features)
+        if factors is None:
+            layer._a, layer._b = (Var.zeros(shape, DType.F32, where) for shape in shapes)
+            return layer
+        for name, array, shape in zip("AB", factors, shapes):
+            if array.shape != shape or array.dtype != mx.float32:
+                raise ShapeMismatchError(
+                    f"LoRALayer.for_factors: got {name} {array.shape} {DType.of(array.dtype)}; takes {shape} f32"
+                )
+        layer._a, layer._b = (Var.from_tensor(Tensor.from_mlx(array, where)) for array in factors)
         return layer
 
     def _begin(self, in_features: int, out_features: int, config: LoRAConfig) -> None:

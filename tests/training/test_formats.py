@@ -6,6 +6,8 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,12 @@ def test_the_norm_is_that_of_the_product(dtype: mx.Dtype) -> None:
         a, b = (np.array(each.astype(mx.float32)).astype(np.float64) for each in (factors.a, factors.b))
         # double precision on both sides
         assert math.isclose(factors.norm(), np.linalg.norm(factors.scale * (a @ b)), rel_tol=1e-12)
+
+
+def test_the_norm_of_what_is_not_finite_is_no_number() -> None:
+    factors = random_factors()[Q0]
+    for wrong in (math.inf, math.nan):
+        assert math.isnan(replace(factors, b=mx.full(factors.b.shape, wrong)).norm())
 
 
 def test_blocks_of_paths() -> None:
@@ -290,6 +298,42 @@ def test_an_adapter_goes_out_and_in(tmp_path: Path, model: Any, format: str) -> 
     assert again.config() == config
     assert same_factors(again.stored().factors, adapter.stored().factors)
     assert again.report() == adapter.report()
+
+
+@pytest.mark.parametrize("format", ["peft", "mlx-lm", "metal-candle"])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_what_one_thread_reads_another_may_use(tmp_path: Path, model: Any, format: str, dtype: mx.Dtype) -> None:
+    """MLX leaves what is not computed to the thread that recorded it."""
+    factors = random_factors(dtype=dtype)
+    write(target(tmp_path, format), random_adapter(factors), format)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(read, target(tmp_path, format)).result()
+        adapter = pool.submit(LoRAAdapter.load, target(tmp_path, format), model).result()
+    assert same_factors(found.factors, factors)
+    assert math.isclose(adapter.report().norm, math.hypot(*(each.norm() for each in factors.values())))
+
+
+@pytest.mark.parametrize("format", ["peft", "mlx-lm", "metal-candle"])
+def test_a_file_is_the_one_that_was_recognised(tmp_path: Path, format: str) -> None:
+    """A run saves while somebody loads: the numbers belong to the header that was checked."""
+    first, second = random_factors(seed=1), random_factors(seed=2)
+    place = target(tmp_path, format)
+    write(place, random_adapter(first), format)
+    found = recognise(place)
+    write(place, random_adapter(second), format)
+    load = {"peft": peft.load, "mlx-lm": mlx_lm.load}.get(format)
+    kept = metal_candle.load(found.file) if load is None else load(place, found.file)
+    assert same_factors(kept.factors, first)
+    assert same_factors(read(place).factors, second)
+
+
+def test_a_file_that_is_cut_short_meanwhile_is_refused(tmp_path: Path) -> None:
+    peft.save(tmp_path, random_adapter())
+    found = recognise(tmp_path)
+    with found.weights.open("r+b") as file:
+        file.truncate(found.weights.stat().st_size - 4)
+    with pytest.raises(CheckpointError.LoadFailed, match="cut short since the file was opened"):
+        peft.load(tmp_path, found.file)
 
 
 def test_modules_keep_their_ranks_and_scales_through_an_adapter(tmp_path: Path, model: Any) -> None:

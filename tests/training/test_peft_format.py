@@ -271,7 +271,7 @@ FIRST = f"base_model.model.{PATHS[0]}"
             "is a whole weight (modules_to_save, or full fine-tuning), which is not supported",
         ),
         (lambda t: t.update({f"{FIRST}.lora_C.weight": mx.ones(4)}), "is not a LoRA factor of a linear"),
-        (lambda t: t.update({f"{FIRST}.lora_A.weight": mx.ones((4, 24), mx.int32)}), "is int32; takes F32"),
+        (lambda t: t.update({f"{FIRST}.lora_A.weight": mx.ones((4, 24), mx.int32)}), "is I32; takes F32"),
         (lambda t: t.clear(), "holds no LoRA factors"),
     ],
 )

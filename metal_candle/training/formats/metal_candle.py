@@ -20,9 +20,10 @@ import mlx.core as mx
 from ...error import CheckpointError
 from ...files import parse_json_object
 from ...formats import safetensors
+from ...formats.safetensors import Reader
 from ...models.projection import TargetModule
 from .stored import Factors, Format, StoredAdapter
-from .tensors import a_dropout, a_factor, a_rank, invalid, layers_or_none, names_or_none, read_header, read_pairs
+from .tensors import a_dropout, a_factor, a_rank, invalid, layers_or_none, names_or_none, open_tensors, read_pairs
 
 HEADER = "adapter_config"
 """The header's key for the JSON object with ``rank``, ``alpha``, ``dropout``, ``target_modules`` …"""
@@ -104,17 +105,17 @@ def save(path: str | PathLike[str], adapter: StoredAdapter, metadata: Mapping[st
 # --- reading ----------------------------------------------------------------------------------
 
 
-def load(path: str | PathLike[str], alpha: float | None = None) -> StoredAdapter:
-    """Read a file that ``save``, ``save_checkpoint`` or the crate wrote; dtypes are kept.
+def load(path: str | PathLike[str] | Reader, alpha: float | None = None) -> StoredAdapter:
+    """Read a file, or one that is open, that ``save``, ``save_checkpoint`` or the crate wrote; dtypes are kept.
 
     ``alpha`` is for files that do not say theirs, as the crate's. Raises ``CheckpointError.LoadFailed`` for a damaged
     file and ``CheckpointError.InvalidFormat`` for one that is no such adapter, says no alpha where none is given, or
     contradicts itself or ``alpha``.
     """
-    file = Path(path)
-    header = read_header(file).metadata
+    tensors = path if isinstance(path, Reader) else open_tensors(path)
+    file, header = Path(tensors.source), tensors.header.metadata
     pairs: dict[str, tuple[mx.array, mx.array]] = {}
-    for key, pair in read_pairs(file, _FACTOR, "layers.{i}.{module}.lora_a and .lora_b").items():
+    for key, pair in read_pairs(tensors, _FACTOR, "layers.{i}.{module}.lora_a and .lora_b").items():
         module = path_from_key(key)
         if module in pairs:
             raise invalid(file, f"{module} is there twice, as {key_of(module)} and by its path; save the adapter again")
@@ -136,10 +137,10 @@ def load(path: str | PathLike[str], alpha: float | None = None) -> StoredAdapter
     return StoredAdapter(rank, scale, factors, format=Format.MetalCandle, source=str(file))
 
 
-def base_model(path: Path) -> str | None:
+def base_model(file: Reader) -> str | None:
     """The model a file says it is for, ``None`` where it says none. Raises ``CheckpointError``."""
-    header = read_header(path).metadata
-    named = _config(path, header).get("base_model") if HEADER in header else None
+    header = file.header.metadata
+    named = _config(Path(file.source), header).get("base_model") if HEADER in header else None
     return None if named is None else str(named)
 
 

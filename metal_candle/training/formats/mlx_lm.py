@@ -13,10 +13,21 @@ from typing import Any
 
 from ...error import CheckpointError
 from ...files import read_json_object
+from ...formats.safetensors import Reader
 from ...models.projection import TargetModule
 from .folder import CONFIG, check_agreement, plain_number, save_folder
 from .stored import Factors, Format, Pair, StoredAdapter, block_of
-from .tensors import a_dropout, a_factor, a_rank, invalid, layers_or_none, names_or_none, read_pairs, unreadable
+from .tensors import (
+    a_dropout,
+    a_factor,
+    a_rank,
+    invalid,
+    layers_or_none,
+    names_or_none,
+    open_tensors,
+    read_pairs,
+    unreadable,
+)
 from .uniform import with_one_rank, with_one_scale
 
 WEIGHTS = "adapters.safetensors"
@@ -84,24 +95,24 @@ def _count(adapter: StoredAdapter, num_layers: int | None) -> int:
 # --- reading ----------------------------------------------------------------------------------
 
 
-def load(directory: str | PathLike[str], weights: str | PathLike[str] | None = None) -> StoredAdapter:
+def load(directory: str | PathLike[str], file: Reader | None = None) -> StoredAdapter:
     """Read an adapter folder written by ``save`` or by mlx-lm; dtypes are kept.
 
-    ``weights`` is the file of tensors where it has another name: mlx-lm's copies of earlier steps.
+    ``file`` is the file of tensors where that is open already, or has another name: mlx-lm's copies of earlier steps.
 
     Raises ``CheckpointError.LoadFailed`` for a file that is missing or truncated and
     ``CheckpointError.InvalidFormat`` for one that is no LoRA adapter (DoRA, full fine-tuning), or contradicts itself.
     """
     folder = Path(directory)
-    file = Path(weights) if weights is not None else folder / WEIGHTS
+    weights = folder / WEIGHTS if file is None else Path(file.source)
     if not folder.is_dir():
         raise unreadable(f"{folder}: no such adapter folder")
-    if missing := [path.name for path in (folder / CONFIG, file) if not path.is_file()]:
+    if missing := [path.name for path in (folder / CONFIG, weights) if not path.is_file()]:
         raise unreadable(f"{folder}: no {' and no '.join(missing)}; an mlx-lm adapter has {CONFIG} and {WEIGHTS}")
     config = _Config(folder / CONFIG)
-    pairs = read_pairs(file, _FACTOR, "….lora_a and ….lora_b")
-    factors = {path: _factors(file, path, pair, config) for path, pair in pairs.items()}
-    _check_blocks(file, factors, config)
+    pairs = read_pairs(file or open_tensors(weights), _FACTOR, "….lora_a and ….lora_b")
+    factors = {path: _factors(weights, path, pair, config) for path, pair in pairs.items()}
+    _check_blocks(weights, factors, config)
     return StoredAdapter(
         rank=config.rank,
         scale=config.scale,
@@ -112,7 +123,7 @@ def load(directory: str | PathLike[str], weights: str | PathLike[str] | None = N
         last_blocks=config.num_layers if config.num_layers > 0 and config.layers is None else None,
         base_model=config.base_model,
         format=Format.MlxLm,
-        source=str(directory if weights is None else weights),
+        source=str(directory),
     )
 
 

@@ -15,10 +15,11 @@ import mlx.core as mx
 
 from ...error import CheckpointError
 from ...formats import safetensors
+from ...formats.safetensors import Reader
 from .folder import CONFIG, save_folder
 from .peft_config import PeftConfig, config_of
 from .stored import Factors, Format, Pair, StoredAdapter
-from .tensors import invalid, read_pairs, unreadable
+from .tensors import invalid, open_tensors, read_pairs, unreadable
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -44,25 +45,28 @@ def save(directory: str | PathLike[str], adapter: StoredAdapter) -> None:
     save_folder(Path(directory), config_of(adapter), WEIGHTS, tensors, safetensors.PT, others=("adapters.safetensors",))
 
 
-def load(directory: str | PathLike[str], weights: str | PathLike[str] | None = None) -> StoredAdapter:
+def load(directory: str | PathLike[str], file: Reader | None = None) -> StoredAdapter:
     """Read an adapter folder written by ``save`` or by PEFT; dtypes are kept.
 
-    ``weights`` is the file of tensors where it has another name than PEFT's.
+    ``file`` is the file of tensors where that is open already, or has another name than PEFT's.
 
     Raises ``CheckpointError.LoadFailed`` for a file that is missing or truncated and
     ``CheckpointError.InvalidFormat`` for one that is no LoRA adapter, uses a variant of LoRA that is not
     supported, or contradicts itself.
     """
     folder = Path(directory)
-    file = Path(weights) if weights is not None else folder / WEIGHTS
-    if not (folder / CONFIG).is_file() or not file.is_file():
-        raise unreadable(what_is_missing(folder, file))
+    weights = folder / WEIGHTS if file is None else Path(file.source)
+    if not (folder / CONFIG).is_file() or not weights.is_file():
+        raise unreadable(what_is_missing(folder, weights))
     config = PeftConfig(folder / CONFIG)
+    file = file or open_tensors(weights)
     pairs = read_pairs(file, _FACTOR, f"{PREFIX}….lora_A.weight and ….lora_B.weight")
+    factors = {path: _factors(weights, path, pair, config) for path, pair in pairs.items()}
+    mx.eval([array for each in factors.values() for array in (each.a, each.b)])
     return StoredAdapter(
         rank=config.rank,
         scale=config.scale(config.rank, config.alpha),
-        factors={path: _factors(file, path, pair, config) for path, pair in pairs.items()},
+        factors=factors,
         dropout=config.dropout,
         targets=config.targets,
         layers=config.layers,

@@ -8,11 +8,11 @@ from os import PathLike
 from pathlib import Path
 
 from ...files import read_json_object
-from ...formats.safetensors import Header
+from ...formats.safetensors import Header, Reader
 from . import metal_candle, mlx_lm, peft
 from .folder import CONFIG
 from .stored import Format, StoredAdapter, block_of, ends_with
-from .tensors import invalid, read_header, unreadable, what_is
+from .tensors import invalid, open_tensors, unreadable, what_is
 
 _CANDLE_LORA = re.compile(r"(?:.+\.)?[ab]\d+\.weight")
 _WEIGHTS = (peft.WEIGHTS, mlx_lm.WEIGHTS)
@@ -20,10 +20,16 @@ _WEIGHTS = (peft.WEIGHTS, mlx_lm.WEIGHTS)
 
 @dataclass(frozen=True)
 class Found:
-    """An adapter on disk: its format, and its file of tensors."""
+    """An adapter on disk."""
 
     format: Format
-    weights: Path
+    file: Reader
+    """Its file of tensors, open, the header checked."""
+
+    @property
+    def weights(self) -> Path:
+        """The path of that file."""
+        return Path(self.file.source)
 
 
 def recognise(path: str | PathLike[str]) -> Found:
@@ -43,7 +49,8 @@ def recognise(path: str | PathLike[str]) -> Found:
         raise invalid(place, "is a GGUF file; adapters are written in that format (convert --to gguf), not read")
     if start[:2] in (b"PK", b"\x80\x02"):
         raise invalid(place, "is a pickle of PyTorch, which is not read; save the adapter as safetensors")
-    return Found(_format_of(weights, read_header(weights)), weights)
+    file = open_tensors(weights)
+    return Found(_format_of(weights, file.header), file)
 
 
 def read(path: str | PathLike[str], alpha: float | None = None) -> StoredAdapter:
@@ -53,11 +60,10 @@ def read(path: str | PathLike[str], alpha: float | None = None) -> StoredAdapter
     """
     found = recognise(path)
     if found.format is Format.MetalCandle:
-        adapter = metal_candle.load(found.weights, alpha)
+        adapter = metal_candle.load(found.file, alpha)
     else:
         load = peft.load if found.format is Format.Peft else mlx_lm.load
-        usual = Path(path).is_dir() and found.weights.name in _WEIGHTS
-        adapter = load(path) if usual else load(found.weights.parent, found.weights)
+        adapter = replace(load(found.weights.parent, found.file), source=str(path))
         if alpha is not None and alpha != adapter.alpha:
             said = f"says alpha {adapter.alpha:g} (scale times rank)"
             raise invalid(path, f"{said}, and {alpha:g} was given; leave it out")
@@ -69,7 +75,7 @@ def base_model(path: str | PathLike[str]) -> str | None:
     """The model an adapter says it is for, without reading its tensors' numbers. Raises as ``recognise``."""
     found = recognise(path)
     if found.format is Format.MetalCandle:
-        return metal_candle.base_model(found.weights)
+        return metal_candle.base_model(found.file)
     config = read_json_object(found.weights.parent / CONFIG, unreadable)
     named = config.get("base_model_name_or_path" if found.format is Format.Peft else "model")
     return None if named is None else str(named)

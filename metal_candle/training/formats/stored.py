@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -59,10 +59,28 @@ class Factors:
 
         The product is not formed: ``‖A B‖² = tr(BᵀAᵀA B) = Σ (AᵀA) ∘ (B Bᵀ)``, two matrices of rank by rank.
         """
-        a, b = (np.array(each.astype(mx.float32)).astype(np.float64) for each in (self.a, self.b))
+        a, b = (each.astype(np.float64) for each in self._numbers())
         with np.errstate(all="ignore"):  # what is not finite comes out as such
             squared = float(((a.T @ a) * (b @ b.T)).sum())
         return abs(self.scale) * (math.sqrt(max(squared, 0.0)) if math.isfinite(squared) else math.nan)
+
+    def is_finite(self) -> bool:
+        """Whether no number of A and B is infinite or NaN."""
+        return all(bool(np.isfinite(each).all()) for each in self._numbers())
+
+    def _numbers(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """A and B in F32, in MLX's memory where they are so there."""
+        a, b = (np.array(each.astype(mx.float32), copy=False) for each in (self.a, self.b))
+        return a, b
+
+
+def widened_together(factors: Mapping[str, Factors]) -> dict[str, Factors]:
+    """Factors in F32, computed: all in one evaluation, where one for each takes longer than its numbers."""
+    widened = {
+        path: replace(each, a=each.a.astype(mx.float32), b=each.b.astype(mx.float32)) for path, each in factors.items()
+    }
+    mx.eval([array for each in widened.values() for array in (each.a, each.b)])
+    return widened
 
 
 @dataclass(frozen=True)

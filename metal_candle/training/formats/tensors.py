@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from ...error import CheckpointError, Error, IoError, ModelError, UnsupportedSafeTensorDtypeError
+from ...error import CheckpointError, Error
 from ...error.text import shown
 from ...formats import safetensors
 from .stored import Pair, in_order
+
+FLOATS = ("F32", "BF16", "F16")
+"""The dtypes of factors."""
 
 
 def invalid(source: object, reason: str) -> CheckpointError:
@@ -26,47 +30,51 @@ def unreadable(reason: str) -> CheckpointError:
     return CheckpointError.LoadFailed(reason=reason)
 
 
-def read_header(path: str | PathLike[str]) -> safetensors.Header:
-    """The names, shapes and metadata of a file. Raises ``CheckpointError.LoadFailed``."""
+@contextmanager
+def reading() -> Iterator[None]:
+    """Raise ``CheckpointError.LoadFailed`` for what goes wrong in the block when a file is read."""
     try:
-        return safetensors.read_header(path)
+        yield
+    except CheckpointError:
+        raise
     except (Error, OSError) as error:
         raise unreadable(str(error).removeprefix("invalid model format: ")) from error
 
 
-def read_tensors(path: Path) -> dict[str, mx.array]:
-    """The tensors of a file, read. Raises ``CheckpointError.LoadFailed``."""
-    try:
-        tensors = safetensors.load_file(path)
-        mx.eval(list(tensors.values()))
-    except (ModelError, IoError, UnsupportedSafeTensorDtypeError) as error:
-        raise unreadable(str(error).removeprefix("invalid model format: ")) from error
-    except RuntimeError as error:  # MLX reads when it evaluates
-        raise unreadable(f"{path}: {' '.join(str(error).split())}") from error
-    return tensors
+def open_tensors(path: str | PathLike[str]) -> safetensors.Reader:
+    """A file with its header checked, held open: it stays what it is when another takes its name.
+
+    Raises ``CheckpointError.LoadFailed``.
+    """
+    with reading():
+        return safetensors.Reader(path)
 
 
-def read_pairs(path: Path, factor: re.Pattern[str], takes: str) -> dict[str, Pair]:
+def read_pairs(file: safetensors.Reader, factor: re.Pattern[str], takes: str) -> dict[str, Pair]:
     """Module path to its A and B as they stand in the file; ``factor`` has the groups ``path`` and ``factor``.
 
     Raises ``CheckpointError.InvalidFormat`` for a tensor that is no factor, naming what it is, and for a factor
-    without the other.
+    without the other; ``CheckpointError.LoadFailed`` for a file that is cut short meanwhile.
     """
-    found: dict[str, dict[str, mx.array]] = {}
-    for key, tensor in read_tensors(path).items():
+    found: dict[str, dict[str, str]] = {}
+    for key, info in file.header.tensors.items():
         match = factor.fullmatch(key)
         if match is None:
-            raise invalid(path, f"tensor {key} {what_is(key)}; takes {takes}")
-        if not mx.issubdtype(tensor.dtype, mx.floating):
-            raise invalid(path, f"tensor {key} is {str(tensor.dtype).rpartition('.')[2]}; takes F32, BF16 or F16")
-        found.setdefault(match["path"], {})[match["factor"].upper()] = tensor
+            raise invalid(file.source, f"tensor {shown(key)} {what_is(key)}; takes {takes}")
+        if info.dtype not in FLOATS:
+            raise invalid(file.source, f"tensor {shown(key)} is {info.dtype}; takes {', '.join(FLOATS)}")
+        found.setdefault(match["path"], {})[match["factor"].upper()] = key
     if not found:
-        raise invalid(path, "holds no LoRA factors")
-    for module, factors in found.items():
-        if len(factors) == 1:
-            there, lacking = ("A", "B") if "A" in factors else ("B", "A")
-            raise invalid(path, f"{module} has lora_{there} but no lora_{lacking}; save the adapter again")
-    return {module: (found[module]["A"], found[module]["B"]) for module in sorted(found, key=in_order)}
+        raise invalid(file.source, "holds no LoRA factors")
+    for module, keys in found.items():
+        if len(keys) == 1:
+            there, lacking = ("A", "B") if "A" in keys else ("B", "A")
+            raise invalid(file.source, f"{module} has lora_{there} but no lora_{lacking}; save the adapter again")
+    modules = sorted(found, key=in_order)
+    with reading():
+        pairs = {module: (file.array(found[module]["A"]), file.array(found[module]["B"])) for module in modules}
+    mx.eval(list(pairs.values()))  # only this thread can
+    return pairs
 
 
 def what_is(key: str) -> str:
