@@ -100,6 +100,14 @@ class ApplyAdapter(Protocol):
 
 
 @runtime_checkable
+class ActingModel(Protocol):
+    """A model that shows what acts in it."""
+
+    def acting(self) -> Sequence[Adapter]:
+        """What acts in the places that are adapted."""
+
+
+@runtime_checkable
 class AdaptableModel(ApplyAdapter, Protocol):
     """What adapters and the trainer need of a model; ``Decoder`` has it, and so has every other base."""
 
@@ -162,8 +170,8 @@ def expect_sizes(place: Place, adapter: Adapter | None) -> None:
 class RecomputableModel(Protocol):
     """A model whose gradient may compute each block again instead of keeping what is in it."""
 
-    def gradient_checkpointing(self, on: bool = True) -> None:
-        """Switch it on or off."""
+    def gradient_checkpointing(self, on: bool = True) -> bool:
+        """Switch it on or off. Gives what it was before."""
 
 
 class Projection(Module):

@@ -7,7 +7,7 @@ from os import PathLike
 from ..constructors import Default, New
 from ..error import ArgumentTypeError, TrainingError
 from ..error.text import described, shown
-from ..models.projection import ApplyAdapter
+from ..models.projection import ActingModel, ApplyAdapter
 from .adapter import LoRAAdapter
 from .checkpoint import load_checkpoint
 
@@ -19,6 +19,9 @@ class AdapterRegistry(New, Default):
     out, and the model's weights are never touched. A switch sets one reference for each projection of the model,
     however many adapters there are and whatever their size. A function that ``compile`` made keeps a plan for each
     adapter it has met. Without a model the registry remembers which adapter is active, for ``get_active()``.
+
+    What a trainer, another registry or ``apply_adapter`` put into the model counts: active is the registered adapter
+    that acts there, and none is while one acts that is not registered.
     """
 
     def __init__(self, model: ApplyAdapter | None = None) -> None:
@@ -28,10 +31,11 @@ class AdapterRegistry(New, Default):
             )
         self._model = model
         self._adapters: dict[str, LoRAAdapter] = {}
-        self._active: str | None = None
+        # The one that was activated last; another may act in the model since.
+        self._activated: str | None = None
 
     def __repr__(self) -> str:
-        return f"AdapterRegistry({len(self)} adapters, active: {self._active!r})"
+        return f"AdapterRegistry({len(self)} adapters, active: {self.active_adapter()!r})"
 
     def __len__(self) -> int:
         return len(self._adapters)
@@ -62,8 +66,10 @@ class AdapterRegistry(New, Default):
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter, and deactivate it if it is active. Raises ``TrainingError.InvalidConfig``."""
         self._expect_known(name)
-        if name == self._active:
+        if name == self.active_adapter():
             self.deactivate()
+        if name == self._activated:
+            self._activated = None
         del self._adapters[name]
 
     def activate(self, name: str) -> None:
@@ -74,21 +80,35 @@ class AdapterRegistry(New, Default):
         self._expect_known(name)
         if self._model is not None:
             self._model.apply_adapter(self._adapters[name])
-        self._active = name
+        self._activated = name
 
     def deactivate(self) -> None:
         """Let none be active, nor act in the model: also one that a trainer or another registry applied."""
         if self._model is not None:
             self._model.remove_adapter()
-        self._active = None
+        self._activated = None
 
     def active_adapter(self) -> str | None:
-        """The active adapter's name."""
-        return self._active
+        """The active adapter's name.
+
+        A model that does not show what acts in it, by ``acting()``, is asked only whether an adapter does.
+        """
+        if self._model is None:
+            return self._activated
+        if not isinstance(self._model, ActingModel):
+            return self._activated if self._model.has_adapter() else None
+        acting = {id(layer) for layer in self._model.acting()}
+        names = dict.fromkeys([self._activated, *self._adapters] if acting else [self._activated])
+        return next((name for name in names if name is not None and self._layers(name) == acting), None)
+
+    def _layers(self, name: str) -> set[int]:
+        adapter = self._adapters[name]
+        return {id(adapter.layer_at(path)) for path in adapter.paths()}
 
     def get_active(self) -> LoRAAdapter | None:
         """The active adapter."""
-        return None if self._active is None else self._adapters[self._active]
+        name = self.active_adapter()
+        return None if name is None else self._adapters[name]
 
     def get_adapter(self, name: str) -> LoRAAdapter | None:
         """The adapter of that name, or ``None``."""

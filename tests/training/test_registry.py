@@ -110,6 +110,47 @@ def test_deactivate_takes_out_what_a_trainer_left_in_the_model(model: Decoder) -
     assert np.array_equal(model(IDS).numpy(), plain)
 
 
+def test_what_was_applied_past_the_registry_counts(model: Decoder) -> None:
+    registry = AdapterRegistry(model)
+    adapters = {name: adapter_of(model, seed) for seed, name in enumerate("ab")}
+    for name, adapter in adapters.items():
+        registry.add_adapter(name, adapter)
+    model.apply_adapter(adapters["b"])
+    assert (registry.active_adapter(), registry.get_active()) == ("b", adapters["b"])
+    registry.activate("a")
+    model.apply_adapter(adapters["b"])
+    assert repr(registry) == "AdapterRegistry(2 adapters, active: 'b')"
+    model.apply_adapter(adapter_of(model, 2))
+    assert (registry.active_adapter(), registry.get_active()) == (None, None)
+    registry.unload_adapter("a")
+    assert model.has_adapter()  # "a" did not act any more
+    model.remove_adapter()
+    assert registry.active_adapter() is None
+    registry.activate("b")
+    model.remove_adapter()
+    assert registry.active_adapter() is None
+
+
+def test_an_adapter_without_layers_may_be_the_active_one(model: Decoder) -> None:
+    registry = AdapterRegistry(model)
+    registry.add_adapter("none", adapter_of(model, 0, ()))
+    assert registry.active_adapter() is None
+    registry.activate("none")
+    assert registry.active_adapter() == "none"
+    model.apply_adapter(adapter_of(model, 1))
+    assert registry.active_adapter() is None
+
+
+def test_one_adapter_by_two_names_is_active_by_the_one_that_was_asked_for(model: Decoder) -> None:
+    registry, adapter = AdapterRegistry(model), adapter_of(model, 0)
+    for name in "ab":
+        registry.add_adapter(name, adapter)
+    registry.activate("b")
+    assert registry.active_adapter() == "b"
+    model.apply_adapter(adapter)
+    assert registry.active_adapter() == "b"
+
+
 def test_an_adapter_of_fewer_targets_leaves_nothing_of_the_one_before(model: Decoder) -> None:
     registry = AdapterRegistry(model)
     registry.add_adapter("all", adapter_of(model, 0))

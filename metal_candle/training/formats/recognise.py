@@ -43,8 +43,8 @@ def recognise(path: str | PathLike[str]) -> Found:
     weights = _weights_in(place) if place.is_dir() else place
     if not weights.is_file():
         raise unreadable(f"{place}: no such adapter; takes a folder or a .safetensors file")
-    with weights.open("rb") as file:
-        start = file.read(4)
+    with weights.open("rb") as opened:
+        start = opened.read(4)
     if start == b"GGUF":
         raise invalid(place, "is a GGUF file; adapters are written in that format (convert --to gguf), not read")
     if start[:2] in (b"PK", b"\x80\x02"):
