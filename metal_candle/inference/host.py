@@ -7,14 +7,12 @@ SmolLM2-135M is 800 operations and 211 such products.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from ..dtype import DType
@@ -25,47 +23,9 @@ from ..graph.operations.grouped_lora import GroupedLoRA
 from ..graph.operations.index import Embedding
 from ..graph.operations.linalg import Linear
 from ..graph.operations.norm import WeightedRMSNorm
-
-PART = 1 << 20
-"""Least products that are worth another thread: 0.2 ms of reading a weight against 0.05 ms of waking it."""
-
-FEW = 8
-"""Rows up to which a dot product for each is no slower than a BLAS's matrix-matrix product."""
-
-
-@lru_cache(maxsize=1)
-def _threads() -> tuple[ThreadPoolExecutor, int]:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return ThreadPoolExecutor(count, thread_name_prefix="metal-candle-host"), count
-
-
-def _linear(x: Any, weight: Any) -> Any:
-    """``x · weightᵀ``: for few rows, as in a step, the weight is read once, as it lies in memory.
-
-    A dot product per row of the weight and of ``x``, in NumPy: 16 to 20 GB/s on one thread for one row of ``x``, 8 for
-    eight. A BLAS's matrix-vector product is no faster (14 to 25 GB/s on two threads), its matrix-matrix product, which
-    copies the weight first, takes 10 GB/s for eight rows, and both fall to 0.5 GB/s when their threads wait for each
-    other on a busy machine.
-    """
-    size_out, rows = weight.shape[0], x.reshape(-1, x.shape[-1])
-    if len(rows) > FEW:
-        return (rows @ weight.T).reshape(*x.shape[:-1], size_out)
-    out, columns = np.empty((len(rows), size_out), x.dtype), rows.T
-
-    def multiply(part: slice) -> None:
-        out[:, part] = np.matmul(weight[part, None, :], columns)[:, 0].T
-
-    work = weight.size * len(rows)
-    parts = min(work // PART, _threads()[1]) if work >= 2 * PART else 1
-    if parts > 1:
-        bounds = np.linspace(0, size_out, parts + 1, dtype=int).tolist()
-        others = [_threads()[0].submit(multiply, slice(*pair)) for pair in pairwise(bounds[1:])]
-        multiply(slice(0, bounds[1]))
-        for other in others:
-            other.result()
-    else:
-        multiply(slice(None))
-    return out.reshape(*x.shape[:-1], size_out)
+from ..graph.operations.quantized import QuantizedEmbedding, QuantizedLinear
+from ..kernels.quantized_linear import AFFINE, DENSE
+from .host_products import linear, packed_linear, packed_rows
 
 
 def _rms_norm(x: Any, weight: Any, eps: float) -> Any:
@@ -132,7 +92,9 @@ def _columns(ranks: tuple[int, ...], scales: tuple[float, ...]) -> tuple[Any, An
 _FUNCTIONS: dict[type[Operation], Callable[..., Any]] = {
     Embedding: lambda table, ids: table[ids],
     GroupedLoRA: _grouped_lora,
-    Linear: _linear,
+    Linear: linear,
+    QuantizedEmbedding: packed_rows,
+    QuantizedLinear: packed_linear,
     Rope: _rope,
     Sdpa: _attention,
     Swiglu: _swiglu,
@@ -141,7 +103,18 @@ _FUNCTIONS: dict[type[Operation], Callable[..., Any]] = {
 
 
 def _function(operation: Operation) -> Callable[..., Any] | None:
+    if isinstance(operation, (QuantizedLinear, QuantizedEmbedding)) and (
+        operation.mode != AFFINE or operation.bits == DENSE
+    ):
+        return None
     return _FUNCTIONS.get(type(operation)) or type(operation).numpy
+
+
+def _held(value: Any) -> Any:
+    """A weight where it lies. NumPy has no bfloat16: scales of a quantised one are widened."""
+    if isinstance(value, mx.array) and value.dtype == mx.bfloat16:
+        value = value.astype(mx.float32)
+    return None if value is None else np.array(value, copy=False)
 
 
 class HostPlan:
@@ -151,7 +124,7 @@ class HostPlan:
         given = set(inputs)
         order = topological_order([output], stop=lambda node: node in given or node.value is not None)
         slots = {node: slot for slot, node in enumerate(order)}
-        self._table: list[Any] = [None if node.value is None else np.array(node.value, copy=False) for node in order]
+        self._table: list[Any] = [_held(node.value) for node in order]
         self._inputs = [slots[node] for node in inputs]
         self._output = slots[output]
         self._steps = []
@@ -162,15 +135,20 @@ class HostPlan:
                 self._steps.append((function, [slots[source] for source in node.inputs], extra, slots[node]))
 
     @staticmethod
-    def takes(output: GraphNode) -> bool:
-        """Whether every operation has a NumPy function and all is float32 on the CPU."""
+    def refusal(output: GraphNode) -> str | None:
+        """Why a plan does not take it, if it does not: all has to be computed in float32 on the CPU, by operations
+        that have a NumPy function."""
         for node in topological_order([output], stop=lambda node: node.value is not None):
-            placeholder = node.value is None and not node.inputs
-            if not node.device.is_cpu() or not (placeholder or node.dtype is DType.F32):
-                return False
-            if node.inputs and node.value is None and _function(node.operation) is None:
-                return False
-        return True
+            name = type(node.operation).__name__
+            if not node.device.is_cpu():
+                return f"{name} is on {node.device!r}"
+            if node.value is not None or not node.inputs:
+                continue
+            if node.dtype is not DType.F32:
+                return f"{name} is computed in {node.dtype}"
+            if _function(node.operation) is None:
+                return f"{name} has no NumPy function"
+        return None
 
     def run(self, values: Sequence[Any]) -> Any:
         """The output's array for these values of the inputs."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 
+from .. import settings
 from ..dtype import DType
 from ..error import InferenceError
 from ..graph.evaluate import on_device
@@ -61,7 +62,7 @@ class CachedStep:
     """A decoder's step: prompts in one evaluation or several, then one token for each row from a recorded plan.
 
     The step is recorded once per prompt, with what the model and its adapters are then, and replayed for each
-    token: by NumPy where ``HostPlan.takes`` it, else by MLX. Rows of unequal length end together, so that all of
+    token: by NumPy where ``HostPlan`` takes it, else by MLX. Rows of unequal length end together, so that all of
     them append at the same place; a mask hides the places before a row begins.
     """
 
@@ -195,7 +196,10 @@ class CachedStep:
     def _record(self) -> None:
         output, inputs = self._recorded(self._buffers)
         self._held = self._constants(output)
-        self._plan = HostPlan(output, inputs) if HostPlan.takes(output) else Replay([output], inputs)
+        refusal = HostPlan.refusal(output)
+        if "graph" in settings.DEBUG.words:
+            settings.log("graph", "a step of generation: %s", "by NumPy" if refusal is None else f"by MLX: {refusal}")
+        self._plan = HostPlan(output, inputs) if refusal is None else Replay([output], inputs)
 
     def _recorded(self, buffers: Sequence[tuple[KvBuffer, KvBuffer]]) -> tuple[GraphNode, list[GraphNode]]:
         """A step for one token of each row, and its inputs: ids ``(b, 1)``, rotary tables, masks, others."""

@@ -35,7 +35,7 @@ def model(tiny_model_dir: ModelDir) -> Decoder:
 @pytest.fixture(params=["numpy", "mlx"])
 def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "mlx":
-        monkeypatch.setattr(HostPlan, "takes", staticmethod(lambda output: False))
+        monkeypatch.setattr(HostPlan, "refusal", staticmethod(lambda output: "off"))
 
 
 def masked_forward(model: Decoder, ids: list[int], window: int, keep: int) -> np.ndarray:

@@ -228,11 +228,16 @@ def feed_all(model: Decoder, ids: list[int]) -> np.ndarray:
     return np.array([step.feed(ids[:3]), *(step.feed([i]) for i in ids[3:])])
 
 
-def test_numpy_and_mlx_give_the_same_steps(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bits", [None, 4, 8])
+def test_numpy_and_mlx_give_the_same_steps(
+    bits: int | None, tiny_model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_model_dir(eos_token_id=None, hidden_size=32, intermediate_size=64)
+    model = load_model(folder, quantize=bits, group_size=bits and 32, quantize_embeddings=bits is not None).model
     ids = Generator(model, GeneratorConfig(max_tokens=20)).generate(PROMPT)
     by_numpy = feed_all(model, ids)
     taken: list[bool] = []
-    monkeypatch.setattr(HostPlan, "takes", staticmethod(lambda output: bool(taken.append(False))))
+    monkeypatch.setattr(HostPlan, "refusal", staticmethod(lambda output: taken.append(False) or "off"))
     by_mlx = feed_all(model, ids)
     assert taken == [False]
     # The same operations in float32, summed in other orders.
@@ -241,8 +246,8 @@ def test_numpy_and_mlx_give_the_same_steps(model: Decoder, monkeypatch: pytest.M
 
 def test_large_weights_are_read_by_several_threads(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = feed_all(model, PROMPT)
-    monkeypatch.setattr("metal_candle.inference.host.PART", 64)
-    monkeypatch.setattr("metal_candle.inference.host._threads", _three_threads())
+    monkeypatch.setattr("metal_candle.inference.host_products.PART", 64)
+    monkeypatch.setattr("metal_candle.inference.host_products._threads", _three_threads())
     np.testing.assert_array_equal(feed_all(model, PROMPT), whole)
 
 
