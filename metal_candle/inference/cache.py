@@ -14,6 +14,7 @@ from ..error import (
     InvalidIndexError,
     ShapeMismatchError,
 )
+from ..nn.expected import expect_config
 from ..nn.kv_cache import KvCache
 from ..nn.kv_cache.pair import expect_pair
 from ..shape import expect_rank
@@ -49,9 +50,9 @@ class KVCache(New):
     """
 
     def __init__(self, config: KVCacheConfig | None = None, device: DeviceLike = None) -> None:
-        self._config = config or KVCacheConfig()
+        self._config = KVCacheConfig() if config is None else expect_config("KVCache", config, KVCacheConfig)
         self._config.validate()
-        self._device = device or Device.default()
+        self._device = Device.of(device)
         self._layers: dict[int, KvCache] = {}
 
     def __repr__(self) -> str:

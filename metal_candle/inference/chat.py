@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any, Union
 
 from ..error import InferenceError
+from ..error.expect import expect, listed
 from ..models.loaded import LoadedModel
-from .batch import Adapters, BatchGenerator
-from .config import GeneratorConfig
+from .batch import Adapters, BatchGenerator, expect_adapters
+from .config import GeneratorConfig, config_of
 from .generator import Generator
 from .sampling import StreamToken
 from .stop import TextStops, end_tokens
@@ -28,8 +29,9 @@ class TextGenerator:
     def __init__(
         self, loaded: LoadedModel, config: GeneratorConfig | None = None, adapters: Adapters | None = None
     ) -> None:
-        self._tokenizer, self._config = loaded.tokenizer, config or GeneratorConfig()
-        self._config.validate()
+        expect("TextGenerator", loaded, LoadedModel, "a LoadedModel, which load_model gives")
+        expect_adapters("TextGenerator", adapters)
+        self._tokenizer, self._config = loaded.tokenizer, config_of("TextGenerator", config)
         self._model, self._adapters = loaded.model, adapters
         self._of_ids, self._ends = replace(self._config, stop=()), end_tokens(loaded.tokenizer)
         self._generator = Generator(loaded.model, self._of_ids, eos_token_ids=self._ends)
@@ -47,8 +49,9 @@ class TextGenerator:
         if isinstance(prompt, str):
             ids = self._tokenizer.encode(prompt, add_special_tokens=True)
         else:
+            messages = listed("TextGenerator", prompt, "a text or a list of messages", "prompt")
             # The template writes the special tokens out.
-            text = self._tokenizer.apply_chat_template(prompt, add_generation_prompt=True)
+            text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)
             ids = self._tokenizer.encode(text)
         if not ids:
             raise InferenceError.InvalidConfig(reason="the prompt is empty; takes at least one token to go on from")
@@ -97,7 +100,7 @@ class TextGenerator:
         as ``BatchGenerator.stream``.
         """
         batch = BatchGenerator(self._model, self._of_ids, self._adapters, self._ends)
-        ids = [self.encode(prompt) for prompt in prompts]
+        ids = [self.encode(prompt) for prompt in listed("generate_batch", prompts, "a list of prompts", "prompts")]
         found = []
         for prompt, whole in zip(ids, batch.generate(ids, adapters, **options)):
             answer = _Answer(self._tokenizer, self._config)

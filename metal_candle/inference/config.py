@@ -63,6 +63,8 @@ class GeneratorConfig(Default):
             raise _invalid(f"sampling is {self.sampling!r}; takes a SamplingStrategy")
         _expect("max_tokens", self.max_tokens, 0)
         _expect("prefill_chunk", self.prefill_chunk, 1)
+        if not isinstance(self.stop_on_eos, bool):
+            raise _invalid(f"stop_on_eos is {self.stop_on_eos!r}; takes True or False")
         if not _is_listed(self.stop) or not all(isinstance(text, str) and text for text in self.stop):
             raise _invalid(f"stop is {self.stop!r}; takes a list of texts that are not empty")
         if not _is_listed(self.stop_tokens) or not all(isinstance(token, Integral) for token in self.stop_tokens):
@@ -116,7 +118,7 @@ def config_of(name: str, config: GeneratorConfig | None) -> GeneratorConfig:
     """The configuration, or the default one. Raises ``ArgumentTypeError``, and as ``GeneratorConfig.validate``."""
     if config is not None and not isinstance(config, GeneratorConfig):
         raise ArgumentTypeError(f"{name}: got config {described(config)}; takes a GeneratorConfig")
-    found = config or GeneratorConfig()
+    found = GeneratorConfig() if config is None else config
     found.validate()
     return found
 

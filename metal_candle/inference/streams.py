@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from ..error.expect import expect, expect_function
+
 T = TypeVar("T")
 
 
@@ -36,6 +38,12 @@ class Stopped(Exception):
     """A computation was cancelled between two of its pieces."""
 
 
+def expect_watchers(op: str, cancel: object, progress: object = None) -> None:
+    """Raise ``ArgumentTypeError`` for a ``cancel`` that is no ``Cancellation``, a ``progress`` that is no function."""
+    expect(op, cancel, (Cancellation, type(None)), "a Cancellation or None", "cancel")
+    expect_function(op, progress, "progress")
+
+
 async def in_thread(
     stream: Callable[[Cancellation], Iterator[T]], cancel: Cancellation | None = None
 ) -> AsyncGenerator[T, None]:
@@ -44,6 +52,7 @@ async def in_thread(
     However the iterator is left (at its end, early, by an error, by cancelling the task that waits for it) the stream
     is stopped before its next token or piece, and closed, and the thread ends; who leaves waits for that.
     """
+    expect_watchers("stream", cancel)
     own = Cancellation()
     tokens = stream(own if cancel is None else _Either(own, cancel))
     loop = asyncio.get_running_loop()

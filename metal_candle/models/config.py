@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import MISSING, dataclass, field, fields
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from ..error import ModelError
+from ..error.expect import expect, expect_path
+from ..error.text import shown
 from ..files import parse_json_object, read_json_object
 
 ARCHITECTURES = {
@@ -28,6 +32,8 @@ ROPE_FIELDS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 """The supported kinds of RoPE scaling, each with the numbers it needs."""
+
+_LAYER_TYPES = ("full_attention", "sliding_attention")
 
 # What transformers assumes when the key is absent and that differs from our own default.
 _ABSENT_MEANS: dict[str, dict[str, object]] = {
@@ -78,6 +84,10 @@ class ModelConfig:
     quantization: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            value, takes = getattr(self, item.name), str(item.type)
+            if value is not None or not takes.endswith("| None"):
+                setattr(self, item.name, _typed(value, takes, item.name))
         if not self.model_type:
             names = {name: kind for kind, name in ARCHITECTURES.items()}
             first = self.architectures[0] if self.architectures else "llama"
@@ -95,11 +105,13 @@ class ModelConfig:
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
         """Read the text of a ``config.json``. Raises ``ModelError.InvalidConfig``; does not ``validate``."""
+        expect("ModelConfig", text, str, "the text of a config.json")
         return cls.from_dict(parse_json_object(text, "config", _invalid), "config")
 
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> ModelConfig:
         """Read a ``config.json``. Raises ``ModelError.InvalidConfig``; does not ``validate``."""
+        expect_path("ModelConfig", path)
         return cls.from_dict(read_json_object(path, _invalid), str(path))
 
     @classmethod
@@ -108,14 +120,16 @@ class ModelConfig:
 
         Raises ``ModelError.FileNotFound`` when the folder has none, ``ModelError.InvalidConfig`` else.
         """
+        expect_path("ModelConfig", path)
         file = Path(path) / "config.json"
-        if not file.is_file():
-            raise ModelError.FileNotFound(path=f"{file}; a Hugging Face model folder has one")
+        if not os.path.isfile(file):
+            raise ModelError.FileNotFound(path=f"{shown(file, 300)}; a Hugging Face model folder has one")
         return cls.from_file(file).validated(str(file))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str) -> ModelConfig:
         """Read the object of a ``config.json``; ``source`` names it in errors. Does not ``validate``."""
+        expect("ModelConfig", values, dict, "the object of a config.json, a dict")
         values = {**_ABSENT_MEANS.get(str(values.get("model_type")), {}), **values}
         values["explicit_head_dim"] = values.get("head_dim")
         values.setdefault("torch_dtype", values.get("dtype"))  # the newer name of the same thing
@@ -205,6 +219,9 @@ class ModelConfig:
             raise _invalid(f"partial_rotary_factor is {self.partial_rotary_factor}; takes 1.0")
         if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
             raise _invalid(f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} layers")
+        unknown = [kind for kind in self.layer_types or () if kind not in _LAYER_TYPES]
+        if unknown and self.model_type != "llama":  # which pays no regard to them
+            raise _invalid(f"layer_types has {unknown[0]!r}; takes {', '.join(_LAYER_TYPES)}")
         self._validate_rope()
         if self.quantization is not None and (method := self.quantization.get("quant_method")) is not None:
             raise _invalid(f"quantization of method {method!r} is not supported; takes MLX's, which mlx-lm writes")
@@ -241,10 +258,10 @@ _PLAIN: dict[str, type] = {"bool": bool, "str": str, "dict[str, Any]": dict}
 def _typed(value: Any, takes: str, name: str) -> Any:
     """``value`` as the annotation ``takes`` wants it, or ``ModelError.InvalidConfig`` naming ``name``."""
     for kind in takes.split(" | "):
-        if kind == "int" and isinstance(value, int | float) and not isinstance(value, bool):
-            if float(value).is_integer():
+        if kind == "int" and isinstance(value, Integral | float) and not isinstance(value, bool):
+            if isinstance(value, Integral) or value.is_integer():
                 return int(value)
-        elif kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
+        elif kind == "float" and isinstance(value, Integral | float) and not isinstance(value, bool):
             return float(value)
         elif kind in _PLAIN and isinstance(value, _PLAIN[kind]):
             return value

@@ -10,7 +10,8 @@ import math
 from functools import partial
 from typing import Any
 
-from ..error import ModelError
+from ..error import ArgumentValueError, ModelError
+from ..error.expect import expect, listed, wrong
 from ..graph.scopes import scoped
 from ..nn import ops
 from ..nn.checkpointing import checkpoint
@@ -21,6 +22,8 @@ from ..nn.module import Module
 from ..nn.quantized_linear import QuantizedWeight, quantized_cross_entropy
 from ..nn.rotary_emb import rope
 from ..nn.var_builder import VarBuilder
+from ..shape import expect_rank
+from ..tensor.arguments import boolean, expect_tensor
 from ..tensor.eager import Tensor
 from .config import ModelConfig
 from .frozen import (
@@ -138,6 +141,8 @@ class Decoder(Module):
     """A causal language model. Weights have the names transformers gives them."""
 
     def __init__(self, config: ModelConfig, vb: VarBuilder) -> None:
+        expect(type(self).__name__, config, ModelConfig, "a ModelConfig", "config")
+        expect(type(self).__name__, vb, VarBuilder, "a VarBuilder", "vb")
         config.validate()
         self.config = config
         inner = vb.pp("model")
@@ -156,9 +161,13 @@ class Decoder(Module):
         self.device, self.dtype = vb.device(), vb.dtype()
         self._recomputes = False
 
-    def gradient_checkpointing(self, on: bool = True) -> None:
-        """Whether a gradient computes each block again instead of keeping what is in it; without caches only."""
-        self._recomputes = on
+    def gradient_checkpointing(self, on: bool = True) -> bool:
+        """Whether a gradient computes each block again instead of keeping what is in it; without caches only.
+
+        Gives what it was before.
+        """
+        before, self._recomputes = self._recomputes, boolean("gradient_checkpointing", "on", on)
+        return before
 
     def projections(self) -> list[Projection]:
         """Every projection, first layer first: where adapters act."""
@@ -170,6 +179,8 @@ class Decoder(Module):
         Raises ``ModelError.InvalidConfig``, and changes nothing, if it spans another number of blocks or a layer of it
         has other sizes than the projection.
         """
+        if not all(hasattr(adapter, name) for name in ("num_layers", "layer_at")):
+            raise wrong("apply_adapter", adapter, "an adapter: a LoRAAdapter")
         if adapter.num_layers() != len(self.layers):
             raise ModelError.InvalidConfig(
                 reason=f"the adapter spans {adapter.num_layers()} layers, the model has {len(self.layers)}"
@@ -203,6 +214,10 @@ class Decoder(Module):
 
         ``layout`` says where the tokens stand; without one they follow those in the caches.
         """
+        expect_tensor(type(self).__name__, ids, "ids")
+        expect_rank(ids.shape, 2, f"{type(self).__name__} ids")
+        if caches is not None:
+            self._expect_caches(caches)
         layout = layout or Causal.after(caches[0] if caches else None, self.rotary, ids)
         xs = self.embed_tokens(ids)
         if self._recomputes and caches is None:
@@ -214,6 +229,16 @@ class Decoder(Module):
         for i, layer in enumerate(self.layers):
             xs = layer.forward(xs, None if caches is None else caches[i], layout)
         return self.norm(xs)
+
+    def _expect_caches(self, caches: list[ConcatKvCache]) -> None:
+        """Raise ``ArgumentTypeError`` or ``ArgumentValueError`` for what is no list of a cache for each block."""
+        op, takes = type(self).__name__, "a list of caches, one for each block, as new_caches() makes it"
+        found = listed(op, caches, takes, "caches")
+        for cache in found:
+            if not hasattr(cache, "current_seq_len"):
+                raise wrong(op, cache, takes, "a cache")
+        if len(found) != len(self.layers):
+            raise ArgumentValueError(f"{op}: got {len(found)} caches for {len(self.layers)} blocks; takes {takes}")
 
     def forward(self, xs: Any, caches: list[ConcatKvCache] | None = None, layout: Layout | None = None) -> Any:
         """The logits ``(b, t, vocabulary)`` of ids ``(b, t)``, each position seeing those before it."""
@@ -236,6 +261,8 @@ class Decoder(Module):
 
         Given by blocks, ``(b, n, t / n)`` with n above 1, no row may be longer than one, and attention goes by blocks.
         """
+        for name, tensor in (("segments", segments), ("positions", positions)):
+            expect_tensor("packed", tensor, name)
         kind = Packed if segments.rank == 2 else PackedInBlocks
         return kind(self.rotary, segments, positions)
 

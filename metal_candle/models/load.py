@@ -18,10 +18,12 @@ from ..error import (
     UnexpectedShapeError,
     UnsupportedSafeTensorDtypeError,
 )
+from ..error.expect import expect
 from ..formats.gguf import read_gguf_header
 from ..formats.sharded import load_directory
 from ..nn.quantized_linear import QuantizedWeight
 from ..nn.var_builder import VarBuilder
+from ..tensor.arguments import boolean
 from .architecture import MLX_LM_EXTRA, foreign_architecture, has_mlx_lm, unknown_architecture
 from .config import ModelConfig
 from .decoder import Decoder, check_all_used
@@ -43,6 +45,8 @@ def build(
     Raises ``ModelError.InvalidFormat`` for a missing or surplus tensor, with the nearest names, and
     ``ModelError.ShapeMismatch`` with both shapes.
     """
+    expect("build", config, ModelConfig, "a ModelConfig", "config")
+    expect("build", weights, Mapping, "a dict of arrays by name", "weights")
     quantized = {name: weight for name, weight in weights.items() if isinstance(weight, QuantizedWeight)}
     plain = {name: weight for name, weight in weights.items() if name not in quantized}
     vb = FrozenBuilder.on(VarBuilder.from_tensors(plain, dtype, device), quantized)
@@ -122,8 +126,8 @@ def load_model(
         from .mlx_lm.load import load_mlx_lm
 
         return replace(load_mlx_lm(path, target, device, progress), name=str(model))
-    where = device or Device.default()
-    packer = Packer(quantize, target, Device.of(where), group_size, quantize_embeddings)
+    where, tables = Device.of(device), boolean("load_model", "quantize_embeddings", quantize_embeddings)
+    packer = Packer(quantize, target, where, group_size, tables)
     if path.is_dir():
         config, tokenizer = ModelConfig.from_directory(path), Tokenizer.from_directory(path)
         weights = _load_weights(path)

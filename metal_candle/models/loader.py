@@ -9,8 +9,9 @@ from os import PathLike, fspath
 from ..constructors import New
 from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
-from ..error import ArgumentTypeError, ModelError, UnsupportedSafeTensorDtypeError
-from ..error.text import described, shown
+from ..error import ModelError, UnsupportedSafeTensorDtypeError
+from ..error.expect import expect, expect_path
+from ..error.text import shown
 from ..nn.weight_files import open_weights
 from ..shape import Shape, ShapeLike
 from ..tensor.eager import Tensor
@@ -29,7 +30,7 @@ class ModelLoader(New):
     """
 
     def __init__(self, device: DeviceLike = None) -> None:
-        self._device = Device.default() if device is None else Device.of(device)
+        self._device = Device.of(device)
         self._dtype: DType | None = None
 
     def __repr__(self) -> str:
@@ -65,6 +66,7 @@ class ModelLoader(New):
         Raises ``ModelError.InvalidFormat`` naming all tensors that are missing, and ``ModelError.ShapeMismatch``
         naming the first of another shape.
         """
+        expect("load_with_validation", expected, Mapping, "a dict of shapes by name", "expected")
         found = self.inspect(path)
         missing = [name for name in expected if name not in found]
         if missing:
@@ -92,8 +94,7 @@ class ModelLoader(New):
 
 
 def _is_gguf(path: str | PathLike[str]) -> bool:
-    if not isinstance(path, (str, PathLike)):
-        raise ArgumentTypeError(f"ModelLoader: got {described(path)}; takes a path")
+    expect_path("ModelLoader", path)
     return str(fspath(path)).lower().endswith(".gguf")
 
 

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..error import ArgumentValueError
+from ..error import ArgumentValueError, InvalidIndexError
+from ..error.expect import expect, wrong
 from ..nn.kv_cache import ConcatKvCache
 from ..nn.var_builder import VarBuilder
+from ..tensor.arguments import expect_tensor
 from .config import ModelConfig
 from .decoder import Decoder, DecoderLayer
 from .layout import Layout
@@ -25,7 +27,10 @@ class QwenDecoderLayer(DecoderLayer):
 
     def __init__(self, config: ModelConfig, layer_idx: int, vb: VarBuilder) -> None:
         config = as_qwen(config)
+        expect("QwenDecoderLayer", vb, VarBuilder, "a VarBuilder", "vb")
         config.validate()
+        if type(layer_idx) is not int or not 0 <= layer_idx < config.num_hidden_layers:
+            raise InvalidIndexError("QwenDecoderLayer", layer_idx, config.num_hidden_layers)
         self._rotary = RotaryEmbedding(config, vb.dtype(), vb.device())
         super().__init__(config, layer_idx, self._rotary, vb)
 
@@ -37,6 +42,9 @@ class QwenDecoderLayer(DecoderLayer):
         ``adapter`` acts in this call, in place of one that was applied, in each projection of the block it has a layer
         for.
         """
+        expect_tensor("QwenDecoderLayer", xs)
+        if adapter is not None and not hasattr(adapter, "layer_at"):
+            raise wrong("QwenDecoderLayer", adapter, "an adapter: a LoRAAdapter")
         with self._adapted(adapter):
             return super().forward(xs, None, layout_of(self._rotary, xs, mask))
 
@@ -77,6 +85,7 @@ class Qwen(Decoder):
         says all that is hidden, and comes without ``caches`` and ``layout``. Raises ``ArgumentTypeError``,
         ``ArgumentValueError``, ``ShapeMismatchError``, and ``InvalidIndexError`` for an id that is no token.
         """
+        expect_tensor("Qwen", input_ids, "ids")
         if attention_mask is not None:
             if caches is not None or layout is not None:
                 raise ArgumentValueError("Qwen: got attention_mask beside caches or layout; takes it alone")
@@ -86,6 +95,7 @@ class Qwen(Decoder):
 
 def as_qwen(config: ModelConfig) -> ModelConfig:
     """The configuration with a Qwen's ``model_type``, and so with its biases: Qwen2's unless it says Qwen3."""
+    expect("Qwen", config, ModelConfig, "a ModelConfig", "config")
     if config.model_type in FAMILY:
         return config
     return replace(config, model_type=FAMILY[0], architectures=[])

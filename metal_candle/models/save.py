@@ -17,9 +17,11 @@ import mlx.core as mx
 
 from ..dtype import DType, DTypeLike
 from ..error import CannotFindTensorError, CheckpointError, Error, UnexpectedShapeError, UnsupportedDTypeForOpError
+from ..error.expect import expect, expect_path, integer
 from ..files import write_json, write_text
 from ..formats import safetensors, sharded
 from ..nn.quantized_linear import QuantizedWeight
+from ..tensor.arguments import boolean
 from ..tensor.base import TensorBase
 from .decoder import Decoder
 from .quantization import quantization_entry
@@ -59,6 +61,12 @@ def save_model(
     for an override that is no weight of the model, ``UnsupportedDTypeForOpError`` for other dtypes than F32,
     BF16 and F16.
     """
+    expect_path("save_model", directory)
+    expect("save_model", model, Decoder, "a Decoder", "model")
+    expect("save_model", tokenizer, Tokenizer, "a Tokenizer", "tokenizer")
+    expect("save_model", overrides, (Mapping, type(None)), "a dict of weights by name", "overrides")
+    shard_bytes = integer("save_model", shard_bytes, "shard_bytes", 1)
+    overwrite = boolean("save_model", "overwrite", overwrite)
     target = DType.of(dtype)
     if target not in _DTYPE_NAMES:
         raise UnsupportedDTypeForOpError("save_model", target, "f32, bf16 or f16")
@@ -84,6 +92,9 @@ def _weights(
         before = quantized.pop(name, None) or weights.pop(name, None)
         if before is None:
             raise CannotFindTensorError(name, difflib.get_close_matches(name, [*weights, *quantized], n=3))
+        expect(
+            "save_model", tensor, (TensorBase, QuantizedWeight), "a tensor or a QuantizedWeight", f"override {name!r}:"
+        )
         if tensor.shape != before.shape:
             raise UnexpectedShapeError(name, before.shape, tensor.shape)
         if isinstance(tensor, QuantizedWeight):

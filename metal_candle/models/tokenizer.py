@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -10,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
-from ..error import ModelError
+from ..error import InvalidIndexError, ModelError
+from ..error.expect import expect, expect_path, integer, listed, wrong
+from ..error.text import shown
 from ..files import read_json_object, read_text, write_json, write_text
+from ..tensor.arguments import boolean
 from .gguf_tokenizer import end_token_ids, special_token_id, tokenizer_json
 
 if TYPE_CHECKING:
     from ..quantized.gguf_file import Content
 
+_MESSAGES = "a list of messages, each a dict with role and content"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -34,6 +39,10 @@ class Tokenizer:
     def __init__(
         self, tokenizer: tokenizers.Tokenizer, config: dict[str, Any], eos_token_ids: Iterable[int] = ()
     ) -> None:
+        expect("Tokenizer", tokenizer, tokenizers.Tokenizer, "a tokenizers.Tokenizer")
+        expect("Tokenizer", config, dict, "the content of tokenizer_config.json, a dict", "config")
+        found = listed("Tokenizer", eos_token_ids, "token ids", "eos_token_ids")
+        ends = [integer("Tokenizer", i, "an end token") for i in found]
         tokenizer.no_truncation()  # a tokenizer.json may carry the settings of somebody's last call
         tokenizer.no_padding()
         self._tokenizer = tokenizer
@@ -41,7 +50,7 @@ class Tokenizer:
         self._special = {name: _token_text(config.get(name)) for name in _SPECIAL}
         self.chat_template = _template_text(config.get("chat_template"))
         eos = self.eos_token_id
-        self.eos_token_ids = frozenset(eos_token_ids) | frozenset(() if eos is None else [eos])
+        self.eos_token_ids = frozenset(ends) | frozenset(() if eos is None else [eos])
         self._missing_bytes = _missing_bytes(tokenizer)
 
     # --- where it comes from ------------------------------------------------------------------
@@ -54,11 +63,12 @@ class Tokenizer:
         ``chat_template.jinja``, and the end tokens of ``generation_config.json`` and ``config.json``.
         Raises ``ModelError.FileNotFound`` or ``ModelError.TokenizerFailed``.
         """
+        expect_path("Tokenizer", path)
         folder = Path(path)
         file = folder / "tokenizer.json"
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise ModelError.FileNotFound(
-                path=f"{file}; save the tokenizer with transformers (use_fast=True) to have one"
+                path=f"{shown(file, 300)}; save the tokenizer with transformers (use_fast=True) to have one"
             )
         tokenizer = _parse(read_text(file, _failed), str(file))
         named = _optional(folder / "special_tokens_map.json")
@@ -80,6 +90,8 @@ class Tokenizer:
         """
         if isinstance(content, dict):
             metadata = content
+        elif not hasattr(content, "metadata"):
+            raise wrong("Tokenizer.from_gguf", content, "a GGUF's Content, or its metadata as a dict")
         else:
             metadata = {key: value.plain() for key, value in content.metadata.items()}
         tokenizer = _parse(json.dumps(tokenizer_json(metadata), ensure_ascii=False), "GGUF metadata")
@@ -103,6 +115,7 @@ class Tokenizer:
 
         Raises ``CheckpointError.SaveFailed``.
         """
+        expect_path("Tokenizer.save", directory)
         write_text(Path(directory) / "tokenizer.json", self._tokenizer.to_str(pretty=False))
         write_json(Path(directory) / "tokenizer_config.json", self._config)
 
@@ -134,6 +147,7 @@ class Tokenizer:
 
     def token_to_id(self, token: str) -> int | None:
         """The id of one token's text, or ``None``."""
+        expect("token_to_id", token, str, "a text")
         index: int | None = self._tokenizer.token_to_id(token)
         return index
 
@@ -149,9 +163,11 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[list[int]]:
         """``encode`` of many texts, on all cores."""
-        for text in texts:
+        found = listed("encode_batch", texts, "a list of texts", "texts")
+        for text in found:
             _expect_unicode(text)
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        special = boolean("encode", "add_special_tokens", add_special_tokens)
+        encodings = self._tokenizer.encode_batch_fast(found, add_special_tokens=special)
         return [encoding.ids for encoding in encodings]
 
     def truncate(self, max_length: int | None) -> None:
@@ -162,8 +178,9 @@ class Tokenizer:
         if max_length is None:
             self._tokenizer.no_truncation()
             return
+        length = integer("truncate", max_length, "max_length", 0)
         try:
-            self._tokenizer.enable_truncation(max_length)
+            self._tokenizer.enable_truncation(length)
         except Exception as error:  # the library raises plain Exception for whatever it does not like
             raise _failed(f"max_length {max_length}: {' '.join(str(error).split())}") from error
 
@@ -172,12 +189,17 @@ class Tokenizer:
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of ``text`` and the characters each stands for, as (start, end); raises as ``encode``."""
         _expect_unicode(text)
-        encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        special = boolean("encode", "add_special_tokens", add_special_tokens)
+        encoding = self._tokenizer.encode(text, add_special_tokens=special)
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of ``ids``; bytes that make no UTF-8 become U+FFFD."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        found = [integer("decode", i, "an id", 0) for i in listed("decode", ids, "a list of token ids", "ids")]
+        try:
+            return str(self._tokenizer.decode(found, boolean("decode", "skip_special_tokens", skip_special_tokens)))
+        except OverflowError as error:  # the library's ids have 32 bits
+            raise InvalidIndexError("decode", max(found), self.vocab_size) from error
 
     def decode_stream(self, skip_special_tokens: bool = True) -> DecodeStream:
         """A decoder that takes ids one by one."""
@@ -188,6 +210,7 @@ class Tokenizer:
 
         A byte-level vocabulary may lack some bytes, and such a tokenizer has no unknown token.
         """
+        expect("unencodable", text, str, "a text")
         if not self._missing_bytes:
             return []
         return [c for c in dict.fromkeys(text) if self._missing_bytes.intersection(c.encode("utf-8", "replace"))]
@@ -211,9 +234,12 @@ class Tokenizer:
             raise ModelError.ChatTemplateFailed(
                 reason="the model has no chat template; give plain text, or a model tuned for chat"
             )
+        turns = listed("apply_chat_template", messages, _MESSAGES, "messages")
+        for turn in turns:
+            expect("apply_chat_template", turn, Mapping, _MESSAGES, "a message")
         special = {name: text or "" for name, text in self._special.items()}
         given = {**special, "add_generation_prompt": add_generation_prompt, **variables}
-        return render(self.chat_template, messages, **given)
+        return render(self.chat_template, turns, **given)
 
 
 class DecodeStream:
@@ -252,6 +278,7 @@ def _parse(text: str, source: str) -> tokenizers.Tokenizer:
 
 
 def _expect_unicode(text: str) -> None:
+    expect("encode", text, str, "a text")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -11,9 +11,11 @@ from ..constructors import New
 from ..device import Device, DeviceLike
 from ..dtype import DType
 from ..error import ArgumentTypeError, ArgumentValueError, ShapeMismatchError
+from ..error.expect import expect, integer
 from ..error.text import described
 from ..nn.rotary_emb import rope_thd
 from ..nn.var_builder import VarBuilder
+from ..tensor.arguments import expect_tensor
 from ..tensor.base import TensorBase
 from . import decoder, rotary
 from .config import ModelConfig
@@ -31,7 +33,7 @@ class RotaryEmbedding(rotary.RotaryEmbedding, New):
         self, head_dim: int, max_seq_len: int = 2048, theta: float = 10000.0, device: DeviceLike = None
     ) -> None:
         config = _config(head_dim, 1, 1, 1, max_seq_len, theta)
-        super().__init__(config, DType.F32, Device.of(device) if device is not None else Device.default())
+        super().__init__(config, DType.F32, Device.of(device))
         self._head_dim, self._most = head_dim, max_seq_len
 
     def apply_rotary_emb(self, x: Any, seq_len: int, offset: int = 0) -> Any:
@@ -40,12 +42,11 @@ class RotaryEmbedding(rotary.RotaryEmbedding, New):
         In its dtype. Raises ``ShapeMismatchError`` for other sizes, and ``ArgumentValueError`` for positions beyond
         ``max_seq_len``.
         """
-        if not isinstance(x, TensorBase):
-            raise ArgumentTypeError(f"apply_rotary_emb: got {described(x)}; takes a tensor")
+        expect_tensor("apply_rotary_emb", x)
         if len(x.shape) != 4 or x.shape[1] != seq_len or x.shape[3] != self._head_dim:
             takes = f"(b, {seq_len}, heads, {self._head_dim})"
             raise ShapeMismatchError(f"apply_rotary_emb: got {tuple(x.shape)}; takes {takes}")
-        if not 0 <= offset <= self._most - seq_len:
+        if not 0 <= integer("apply_rotary_emb", offset, "offset") <= self._most - seq_len:
             raise ArgumentValueError(
                 f"apply_rotary_emb: got positions {offset} to {offset + seq_len - 1}; takes 0 to {self._most - 1}"
             )
@@ -63,11 +64,13 @@ class Attention(decoder.Attention):
     def __init__(
         self, hidden_size: int, num_heads: int, num_kv_heads: int, max_seq_len: int, rope_theta: float, vb: VarBuilder
     ) -> None:
+        expect("Attention", vb, VarBuilder, "a VarBuilder", "vb")
         config = _config(hidden_size, 1, num_heads, num_kv_heads, max_seq_len, rope_theta)
         super().__init__(config, 0, rotary.RotaryEmbedding(config, vb.dtype(), vb.device()), vb)
 
     def forward(self, xs: Any, mask: Any = None) -> Any:  # type: ignore[override]
         """What each position gathers from itself and those before it, or from those that an additive mask leaves."""
+        expect_tensor("Attention", xs)
         return super().forward(xs, None, layout_of(self._rotary, xs, mask))
 
 
@@ -75,6 +78,7 @@ class MLP(decoder.MLP):
     """``down(silu(gate(x)) · up(x))``, ``(…, hidden)`` to the same, without biases."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, vb: VarBuilder) -> None:
+        expect("MLP", vb, VarBuilder, "a VarBuilder", "vb")
         super().__init__(_config(hidden_size, intermediate_size, 1, 1, 1, 10000.0, False), 0, vb)
 
 

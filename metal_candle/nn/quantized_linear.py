@@ -13,6 +13,7 @@ import mlx.core as mx
 from ..device import Device
 from ..dtype import DType, DTypeLike
 from ..error import ArgumentValueError, ShapeMismatchError
+from ..error.expect import expect
 from ..graph.evaluate import on_device
 from ..graph.operations.binary import Add
 from ..graph.operations.quantized import QuantizedEmbedding as QuantizedEmbeddingOperation
@@ -40,10 +41,10 @@ def check_packing(op: str, bits: object, group_size: object, mode: object = AFFI
             raise ArgumentValueError(f"{op}: got bits {bits!r}; takes {_listed(AFFINE_BITS)}")
         if type(group_size) is not int or group_size not in AFFINE_GROUPS:
             raise ArgumentValueError(f"{op}: got group_size {group_size!r}; takes {_listed(AFFINE_GROUPS)}")
-    elif mode not in MODES:
+    elif not isinstance(mode, str) or mode not in MODES:
         raise ArgumentValueError(f"{op}: got mode {mode!r}; takes {_listed((AFFINE, *MODES))}")
-    elif (bits, group_size) != MODES[str(mode)]:
-        own_bits, own_group = MODES[str(mode)]
+    elif (bits, group_size) != MODES[mode]:
+        own_bits, own_group = MODES[mode]
         got = f"got bits {bits!r} and group_size {group_size!r} in mode {mode!r}"
         raise ArgumentValueError(f"{op}: {got}; takes {own_bits} and {own_group}")
 
@@ -172,8 +173,7 @@ class QuantizedLinear(Module):
     """
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None = None) -> None:
-        if not isinstance(weight, QuantizedWeight):
-            raise ArgumentValueError(f"QuantizedLinear: got {type(weight).__name__}; takes a QuantizedWeight")
+        expect("QuantizedLinear", weight, QuantizedWeight, "a QuantizedWeight")
         if bias is not None:
             expect_tensor("QuantizedLinear", bias, "bias")
             if tuple(bias.shape) != (weight.shape[0],):
@@ -209,6 +209,7 @@ class QuantizedLinear(Module):
 
     def forward(self, xs: T) -> T:
         """The product. Raises ``ShapeMismatchBinaryOpError`` where the last dim is not ``in``."""
+        expect_tensor("QuantizedLinear", xs)
         operation = QuantizedLinearOperation(*self._weight.packing())
         parts = [xs._lift(part) for part in self._weight.parts()]
         if xs.rank == 1:
@@ -227,6 +228,7 @@ class QuantizedEmbedding(Module):
     """Rows of a frozen quantised table for ids: ``(…)`` to ``(…, in)`` in ``dtype``."""
 
     def __init__(self, table: QuantizedWeight, dtype: DTypeLike = DType.F32) -> None:
+        expect("QuantizedEmbedding", table, QuantizedWeight, "a QuantizedWeight")
         self._table, self._dtype = table, DType.of(dtype)
 
     def quantized_weight(self) -> QuantizedWeight:
@@ -239,6 +241,7 @@ class QuantizedEmbedding(Module):
 
     def forward(self, xs: T) -> T:
         """The rows. Raises ``InvalidIndexError`` for an id outside the table when it is evaluated."""
+        expect_tensor("QuantizedEmbedding", xs)
         parts = [xs._lift(part) for part in self._table.parts()]
         rows = xs._record(QuantizedEmbeddingOperation(*self._table.packing()), *parts)
         return rows.to_dtype(self._dtype)  # type: ignore[attr-defined, no-any-return]
@@ -253,6 +256,8 @@ def quantized_cross_entropy(hidden: T, head: QuantizedWeight, targets: TensorBas
     As ``linear_cross_entropy`` with ``reduction="none"``: the logits never exist at once, and the head is never
     unpacked as a whole. The hidden states have a gradient. Raises as it does.
     """
+    expect_tensor("quantized_cross_entropy", hidden, "hidden")
+    expect("quantized_cross_entropy", head, QuantizedWeight, "a QuantizedWeight", "head")
     ids: Any = hidden._lift(targets)
     parts = [hidden._lift(part) for part in head.parts()]
     return hidden._record(QuantizedHeadCrossEntropy(*head.packing()), ids, *parts)

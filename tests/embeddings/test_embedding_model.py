@@ -177,13 +177,15 @@ def test_the_encoder_by_itself(folder: Path) -> None:
 def test_input_that_is_no_list_of_texts(model: EmbeddingModel) -> None:
     with pytest.raises(EmbeddingError.EmptyInput, match="cannot encode empty text"):
         model.encode([])
-    with pytest.raises(ArgumentTypeError, match="encode: got a text; takes a list of texts"):
+    with pytest.raises(ArgumentTypeError, match="encode: got 'hello'; takes a list of texts"):
         model.encode("hello")
-    with pytest.raises(ArgumentTypeError, match="encode: got int at 1; takes a list of texts"):
+    with pytest.raises(ArgumentTypeError, match="encode: got text 1: 3; takes a list of texts"):
         model.encode(["a", 3])  # type: ignore[list-item]
+    with pytest.raises(ArgumentTypeError, match="encode: got None; takes a list of texts"):
+        model.encode(None)  # type: ignore[arg-type]
     with pytest.raises(EmbeddingError.TokenizationFailed, match=r"U\+D800 at character 1"):
         model.encode(["ab", "a\ud800"])
-    with pytest.raises(ArgumentValueError, match="encode: got batch_size 0; takes a number from 1"):
+    with pytest.raises(ArgumentValueError, match="encode: got batch_size 0; takes an integer from 1"):
         model.encode(["a"], batch_size=0)
 
 
@@ -252,7 +254,7 @@ def test_what_a_folder_asks_for_and_is_not_there(
 
 @pytest.mark.parametrize("length", [-1, 0, 1])
 def test_lengths_without_room_are_refused(length: int, folder: Path) -> None:
-    with pytest.raises(EmbeddingError.InvalidConfig, match=f"max_seq_length is {length}; takes at least"):
+    with pytest.raises(EmbeddingError.InvalidConfig, match=f"max_seq_length is {length}; takes a"):
         EmbeddingModel.from_config(EmbeddingConfig(folder, max_seq_length=length))
 
 

@@ -6,7 +6,13 @@ from typing import Any
 
 import metal_candle as mc
 from metal_candle import DType, LazyTensor, Tensor, Var
-from metal_candle.error import ArgumentValueError, InvalidIndexError, ShapeMismatchBinaryOpError, ShapeMismatchError
+from metal_candle.error import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    InvalidIndexError,
+    ShapeMismatchBinaryOpError,
+    ShapeMismatchError,
+)
 from metal_candle.nn.linear import Linear
 from metal_candle.nn.loss import linear_cross_entropy
 from metal_candle.nn.quantized_linear import (
@@ -168,6 +174,9 @@ def test_the_way_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(wanted[1][1], wanted[0][1], **NEAR)
 
 
+ODD: Any = [1]
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "words"),
     [
@@ -212,6 +221,20 @@ def test_the_way_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             lambda: QuantizedLinear(weight())(Tensor.new(numbers(2, 64))),
             ShapeMismatchBinaryOpError,
             "qmatmul",
+        ),
+        (lambda: weight(4, 32, ODD), ArgumentValueError, "quantize: got mode [1]; takes affine, mxfp4"),
+        (lambda: QuantizedLinear(ODD), ArgumentTypeError, "QuantizedLinear: got a list; takes a QuantizedWeight"),
+        (
+            lambda: QuantizedLinear(weight()).forward(ODD),
+            ArgumentTypeError,
+            "QuantizedLinear: got a list; takes a tensor",
+        ),
+        (lambda: QuantizedEmbedding(ODD), ArgumentTypeError, "QuantizedEmbedding: got a list; takes a QuantizedWeight"),
+        (lambda: QuantizedEmbedding(weight()).forward(ODD), ArgumentTypeError, "Embedding: got a list; takes a tensor"),
+        (
+            lambda: quantized_cross_entropy(Tensor.new(numbers(2, 128)), ODD, Tensor.new([1, 2])),
+            ArgumentTypeError,
+            "quantized_cross_entropy: got head a list; takes a QuantizedWeight",
         ),
     ],
 )

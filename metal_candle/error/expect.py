@@ -1,0 +1,54 @@
+"""Arguments of a wrong type, told where they are given: the operation, what it got, what it takes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import Any
+
+from .tensor import ArgumentTypeError, ArgumentValueError
+from .text import described
+
+
+def expect(op: str, given: object, kind: type[Any] | tuple[type[Any], ...], takes: str, name: str = "") -> None:
+    """Raise ``ArgumentTypeError`` unless ``given`` is of a kind; ``name`` says which of several arguments it is."""
+    if not isinstance(given, kind):
+        raise wrong(op, given, takes, name)
+
+
+def expect_path(op: str, given: object, takes: str = "a path", name: str = "") -> None:
+    """Raise ``ArgumentTypeError`` unless it is a text or a path."""
+    expect(op, given, (str, PathLike), takes, name)
+
+
+def expect_function(op: str, given: object, name: str) -> None:
+    """Raise ``ArgumentTypeError`` unless it can be called or is ``None``."""
+    if given is not None and not callable(given):
+        raise wrong(op, given, "a function or None", name)
+
+
+def listed(op: str, given: Any, takes: str, name: str = "") -> list[Any]:
+    """What can be iterated over as a list. Raises ``ArgumentTypeError`` for anything else, a text and a dict too."""
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise wrong(op, given, takes, name)
+    return list(given)
+
+
+def wrong(op: str, given: object, takes: str, name: str = "") -> ArgumentTypeError:
+    """The error of an argument of another type; not raised."""
+    return ArgumentTypeError(f"{op}: got {name + ' ' if name else ''}{described(given)}; takes {takes}")
+
+
+def integer(op: str, given: Any, name: str, least: int | None = None) -> int:
+    """An integer of any kind as an ``int``. Raises ``ArgumentTypeError``, ``ArgumentValueError`` below ``least``."""
+    takes = "an integer" if least is None else f"an integer from {least}"
+    try:
+        value = None if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        value = None
+    if value is None:
+        raise wrong(op, given, takes, name)
+    if least is not None and value < least:
+        raise ArgumentValueError(f"{op}: got {name} {described(value)}; takes {takes}")
+    return value
