@@ -1,15 +1,12 @@
-"""The examples run: the script as a process, the notebook cell by cell."""
+"""The scripts of ``examples/`` run, each as a process of its own."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -70,13 +67,3 @@ def test_digits_without_a_file_to_load(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.splitlines()) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of the kernel's own libraries
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
-def test_notebook(path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)
-    os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
-    assert all("error" not in (out.output_type for out in cell.get("outputs", [])) for cell in notebook.cells)
