@@ -8,7 +8,7 @@ from os import PathLike
 
 from .. import nn, safetensors
 from ..constructors import Default, New
-from ..error import ArgumentTypeError, TrainingError
+from ..error import TrainingError
 from ..error.text import described, shown
 from ..graph.node import current_trace, topological_order
 from ..graph.operation import to_numpy
@@ -21,8 +21,17 @@ from ..tensor.base import TensorBase
 from ..tensor.eager import CellTensor, Tensor
 from ..tensor.grad_store import backward
 from ..tensor.var import Var
+from .arguments import NUMBER, PATH, TEXT, Kind, a, optional, takes
 
 MOMENTS = ("m", "v")
+TENSOR = a(TensorBase, "a tensor")
+GRADIENTS = Kind(
+    "a dict from Var to gradient",
+    lambda grads: (
+        isinstance(grads, Mapping)
+        and all(isinstance(var, Var) and isinstance(grad, TensorBase) for var, grad in grads.items())
+    ),
+)
 _RANGES: dict[str, Range] = {
     "learning_rate": MORE_THAN_0,
     "beta1": BELOW_1,
@@ -44,10 +53,10 @@ class AdamWConfig(Default):
 
     def validate(self) -> None:
         """Raise ``TrainingError.InvalidConfig`` for numbers outside their ranges."""
-        for name, (takes, holds) in _RANGES.items():
+        for name, (range_, holds) in _RANGES.items():
             value = getattr(self, name)
             if not holds(number("AdamWConfig", name, value)):
-                raise TrainingError.InvalidConfig(reason=f"AdamWConfig: {name} is {described(value)}; takes {takes}")
+                raise TrainingError.InvalidConfig(reason=f"AdamWConfig: {name} is {described(value)}; takes {range_}")
 
     def to_params(self) -> ParamsAdamW:
         """The same as ``nn.AdamW`` takes it."""
@@ -63,9 +72,8 @@ class AdamW(New):
     variable that has a gradient. Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101.
     """
 
+    @takes(config=optional(a(AdamWConfig)))
     def __init__(self, config: AdamWConfig | None = None, vars: Iterable[Var] | None = None) -> None:
-        if config is not None and not isinstance(config, AdamWConfig):
-            raise ArgumentTypeError(f"AdamW: got config {described(config)}; takes an AdamWConfig")
         self._config = config or AdamWConfig()
         self._config.validate()
         self._rate = self._config.learning_rate
@@ -106,14 +114,14 @@ class AdamW(New):
 
     # --- steps --------------------------------------------------------------------------------
 
+    @takes(name=TEXT, tensor=TENSOR)
     def add_parameter(self, name: str, tensor: TensorBase) -> None:
         """Make a parameter known by name, with moments of zero. Raises ``TrainingError.StateError`` for a known one."""
-        if not isinstance(tensor, TensorBase):
-            raise ArgumentTypeError(f"add_parameter {shown(name)}: got {described(tensor)}; takes a tensor")
         if name in self._named:
             raise TrainingError.StateError(reason=f"add_parameter: {shown(name)} is known already; takes a new name")
         self._named[name] = self._group([Var.from_tensor(Tensor.from_mlx(tensor.mlx(), tensor.device))])
 
+    @takes(name=TEXT, param=TENSOR, grad=TENSOR)
     def step(self, name: str, param: TensorBase, grad: TensorBase) -> Tensor:
         """The new value of a parameter, as a new tensor. Raises ``TrainingError.StateError`` for an unknown name."""
         if name not in self._named:
@@ -125,16 +133,16 @@ class AdamW(New):
         group.step({var: Tensor._from_node(grad._node)})
         return Tensor.from_mlx(var.mlx(), var.device)
 
+    @takes(var=a(Var), grad=TENSOR)
     def step_var(self, var: Var, grad: TensorBase) -> None:
         """One update of a variable, which is known from then on."""
-        if not isinstance(var, Var):
-            raise ArgumentTypeError(f"step_var: got {described(var)}; takes a Var")
         if var.id() not in self._group_of:
             self._register([var])
         elif len(self._group_of[var.id()].vars()) > 1:
             self._take_apart(self._group_of[var.id()])
         self._group_of[var.id()].step({var: Tensor._from_node(grad._node)})
 
+    @takes(grads=GRADIENTS, max_norm=optional(NUMBER))
     def step_vars(self, grads: Mapping[Var, Tensor], max_norm: float | None = None) -> Tensor | None:
         """One update of every variable of ``grads``, all together; those it does not know are known from then on.
 
@@ -152,13 +160,12 @@ class AdamW(New):
             group.step({var: grads[var] for var in grads if self._group_of[var.id()] is group}, factor)
         return norm
 
+    @takes(loss=a(TensorBase, "a loss"), max_norm=optional(NUMBER))
     def backward_step(self, loss: TensorBase, max_norm: float | None = None) -> Tensor | None:
         """Gradients of ``loss``, and one update by them of the variables: its own, or all that have a gradient.
 
         ``max_norm`` clips as in ``step_vars``. candle: ``Optimizer::backward_step``.
         """
-        if not isinstance(loss, TensorBase):
-            raise ArgumentTypeError(f"backward_step: got {described(loss)}; takes a loss")
         groups = self._groups_of_vars()
         if self._fixed and len(groups) == 1:
             return groups[0].backward_step(loss, max_norm)
@@ -169,6 +176,7 @@ class AdamW(New):
 
     # --- state --------------------------------------------------------------------------------
 
+    @takes(parameter=Kind("a name or a Var", lambda parameter: isinstance(parameter, (str, Var))))
     def moments(self, parameter: str | Var) -> tuple[Tensor, Tensor]:
         """Copies of a parameter's m and v, in its shape, by its name or variable.
 
@@ -227,10 +235,12 @@ class AdamW(New):
         for group, own in states.items():
             group.load_state(own)
 
+    @takes(path=PATH)
     def save(self, path: str | PathLike[str]) -> None:
         """``state()`` as a safetensors file, written whole or not at all. Raises ``CheckpointError.SaveFailed``."""
         safetensors.save(self.state(), path, {"optimizer": "AdamW"})
 
+    @takes(path=PATH)
     def load(self, path: str | PathLike[str]) -> None:
         """``load_state`` of a file that ``save`` wrote. Raises as that and ``safetensors.load``."""
         self.load_state(safetensors.load(path, "cpu"))

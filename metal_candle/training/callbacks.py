@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..error import ArgumentTypeError, TrainingError
+from ..error.expect import listed
 from ..error.text import described
+from .arguments import INTEGER, NUMBER, at_least, takes
 from .events import EvalMetrics, StepMetrics
 
 
@@ -54,7 +56,7 @@ class Callbacks:
 
     def __init__(self, callbacks: Iterable[TrainingCallback] = ()) -> None:
         """Raises ``ArgumentTypeError`` for what is no ``TrainingCallback``."""
-        self._callbacks = list(callbacks)
+        self._callbacks = listed("callbacks", callbacks, "a list of TrainingCallback objects")
         for callback in self._callbacks:
             if not isinstance(callback, TrainingCallback):
                 raise ArgumentTypeError(f"callbacks: got {described(callback)}; takes TrainingCallback objects")
@@ -127,11 +129,11 @@ class EarlyStopping(TrainingCallback):
     Raises ``TrainingError.InvalidConfig`` for a patience below 1 and a ``min_delta`` below 0.
     """
 
+    @takes(patience=INTEGER, min_delta=NUMBER)
     def __init__(self, patience: int = 3, min_delta: float = 0.0) -> None:
-        if patience < 1:
-            raise TrainingError.InvalidConfig(reason=f"patience is {patience}; takes at least 1")
+        at_least("EarlyStopping", 1, patience=patience)
         if not 0 <= min_delta < math.inf:
-            raise TrainingError.InvalidConfig(reason=f"min_delta is {min_delta}; takes at least 0")
+            raise TrainingError.InvalidConfig(reason=f"EarlyStopping: min_delta is {min_delta}; takes at least 0")
         self.patience, self.min_delta = patience, min_delta
         self._resumed = False
         self._forget()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..error import ArgumentTypeError, CheckpointError
+from ..error import CheckpointError
 from ..error.text import described, shown
 from ..files import parse_json_object
 from ..formats import safetensors
@@ -28,6 +28,7 @@ from ..tensor.base import TensorBase
 from ..tensor.var import Var
 from .adapter import LoRAAdapter
 from .adapter_files import stored_from
+from .arguments import PATH, a, optional, takes
 from .formats import metal_candle
 from .formats.stored import Factors
 from .formats.tensors import invalid, open_tensors, reading
@@ -94,6 +95,7 @@ class CheckpointMetadata:
         return cls(**{each.name: values[each.name] for each in fields(cls)})
 
 
+@takes(adapter=a(LoRAAdapter), path=PATH, metadata=optional(a(CheckpointMetadata)))
 def save_checkpoint(
     adapter: LoRAAdapter, path: str | PathLike[str], metadata: CheckpointMetadata | None = None
 ) -> None:
@@ -102,8 +104,6 @@ def save_checkpoint(
     Raises ``CheckpointError.SaveFailed`` where it cannot be written, and ``CheckpointError.InvalidFormat`` for an
     adapter without layers, or with a layer that has more than A and B, which the format has no place for.
     """
-    if metadata is not None and not isinstance(metadata, CheckpointMetadata):
-        raise ArgumentTypeError(f"save_checkpoint: got metadata {described(metadata)}; takes a CheckpointMetadata")
     layers = {module: layer for module in adapter.paths() if (layer := adapter.layer_at(module)) is not None}
     for module, layer in layers.items():
         if len(layer.trainable_variables()) != 2:
@@ -113,6 +113,7 @@ def save_checkpoint(
     metal_candle.save(path, stored, {} if metadata is None else {metal_candle.METADATA: metadata.to_json()})
 
 
+@takes(adapter=a(LoRAAdapter), path=PATH)
 def load_checkpoint(adapter: LoRAAdapter, path: str | PathLike[str]) -> CheckpointMetadata | None:
     """Set the adapter's variables to what the file holds, and give its metadata, or ``None`` if it has none.
 

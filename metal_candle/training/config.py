@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 
 from ..constructors import Default
 from ..error import TrainingError
 from ..error.text import described
 from ..nn.optim import ParamsAdamW
 from .adamw import AdamWConfig
+from .arguments import FLAG, INTEGER, NUMBER, Kind, a, optional
 from .schedule import LRScheduler
 
 MAY_CHANGE = ("num_epochs", "max_steps", "eval_every", "cache_limit")
@@ -49,25 +49,14 @@ class TrainingConfig(Default):
 
     def validate(self) -> None:
         """Raise ``TrainingError.InvalidConfig`` for numbers outside their ranges."""
-        for name in ("num_epochs", "batch_size", "accumulation_steps", "max_length", "eval_every", "seed"):
-            _expect(name, getattr(self, name), Integral, "an integer")
-        for name in ("max_steps", "cache_limit"):
-            if getattr(self, name) is not None:
-                _expect(name, getattr(self, name), Integral, "an integer")
-        if self.max_grad_norm is not None:
-            _expect("max_grad_norm", self.max_grad_norm, Real, "a number")
-        _expect("lr_scheduler", self.lr_scheduler, LRScheduler, "an LRScheduler")
-        if not isinstance(self.optimizer_config, ParamsAdamW):
-            _expect("optimizer_config", self.optimizer_config, AdamWConfig, "an AdamWConfig")
-        for name in ("num_epochs", "batch_size", "accumulation_steps", "max_length"):
-            if getattr(self, name) < 1:
-                raise TrainingError.InvalidConfig(reason=f"{name} is {getattr(self, name)}; takes at least 1")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise TrainingError.InvalidConfig(reason=f"max_steps is {self.max_steps}; takes at least 1")
-        if self.cache_limit is not None and self.cache_limit < 0:
-            raise TrainingError.InvalidConfig(reason=f"cache_limit is {self.cache_limit}; takes at least 0")
-        if self.eval_every < 0:
-            raise TrainingError.InvalidConfig(reason=f"eval_every is {self.eval_every}; takes at least 0")
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            if not kind.holds(value):
+                raise TrainingError.InvalidConfig(reason=f"{name} is {described(value)}; takes {kind.takes}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise TrainingError.InvalidConfig(reason=f"{name} is {value}; takes at least {least}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise TrainingError.InvalidConfig(reason=f"max_grad_norm is {self.max_grad_norm}; takes more than 0")
         if not 0 <= self.seed < 2**63:
@@ -76,7 +65,27 @@ class TrainingConfig(Default):
         self.optimizer_config.validate()
 
 
-def _expect(name: str, value: object, kind: type, takes: str) -> None:
-    """Raise ``TrainingError.InvalidConfig`` for a value of another type."""
-    if isinstance(value, bool) or not isinstance(value, kind):
-        raise TrainingError.InvalidConfig(reason=f"{name} is {described(value)}; takes {takes}")
+_KINDS = {
+    "num_epochs": INTEGER,
+    "lr_scheduler": a(LRScheduler, "an LRScheduler"),
+    "optimizer_config": Kind("an AdamWConfig", lambda config: isinstance(config, (AdamWConfig, ParamsAdamW))),
+    "max_grad_norm": optional(NUMBER),
+    "batch_size": INTEGER,
+    "accumulation_steps": INTEGER,
+    "max_steps": optional(INTEGER),
+    "max_length": INTEGER,
+    "packing": FLAG,
+    "gradient_checkpointing": FLAG,
+    "cache_limit": optional(INTEGER),
+    "eval_every": INTEGER,
+    "seed": INTEGER,
+}
+_LEAST = {
+    "num_epochs": 1,
+    "batch_size": 1,
+    "accumulation_steps": 1,
+    "max_steps": 1,
+    "max_length": 1,
+    "cache_limit": 0,
+    "eval_every": 0,
+}

@@ -8,10 +8,12 @@ from typing import Any, Union
 from ..constructors import New
 from ..device import DeviceLike
 from ..error import ArgumentTypeError, TrainingError
+from ..error.expect import listed
 from ..error.text import described
 from ..tensor.base import TensorBase
 from .adamw import AdamW, config_of
 from .adapter import LoRAAdapter, LoRAAdapterConfig
+from .arguments import FUNCTION, INTEGER, a, at_least, optional, takes
 from .callbacks import Callbacks, TrainingCallback
 from .config import TrainingConfig
 from .events import StepMetrics
@@ -29,6 +31,12 @@ class Trainer(New):
     for numbers outside their ranges, the schedule's included.
     """
 
+    @takes(
+        hidden_size=INTEGER,
+        intermediate_size=INTEGER,
+        num_layers=INTEGER,
+        training_config=optional(a(TrainingConfig)),
+    )
     def __init__(
         self,
         hidden_size: int,
@@ -38,6 +46,7 @@ class Trainer(New):
         training_config: TrainingConfig | None = None,
         device: DeviceLike = None,
     ) -> None:
+        at_least("Trainer", 1, hidden_size=hidden_size, intermediate_size=intermediate_size, num_layers=num_layers)
         self._config = training_config or TrainingConfig()
         self._config.validate()
         self._adapter = LoRAAdapter(hidden_size, intermediate_size, num_layers, lora_config, device)
@@ -63,6 +72,7 @@ class Trainer(New):
         """``global_step()``, as callbacks read it."""
         return self.global_step()
 
+    @takes(forward_fn=FUNCTION)
     def train(
         self,
         dataset: Sequence[tuple[TensorBase, TensorBase]],
@@ -79,11 +89,14 @@ class Trainer(New):
             raise TrainingError.InvalidConfig(
                 reason=f"the data set is a {type(dataset).__name__}, which one epoch uses up; takes a list of pairs"
             )
-        pairs = list(dataset)
+        pairs = listed("Trainer.train", dataset, "a list of pairs (ids, targets)", "dataset")
         for pair in pairs:
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                raise ArgumentTypeError(f"train: got {described(pair)} in the data set; takes pairs (ids, targets)")
-        told = Callbacks(map(_callback, callbacks))
+                raise ArgumentTypeError(
+                    f"Trainer.train: got {described(pair)} in the data set; takes pairs (ids, targets)"
+                )
+        several = listed("callbacks", callbacks, "a list of TrainingCallback objects and functions")
+        told = Callbacks(map(_callback, several))
         modes = [(layer, layer.is_training()) for _, layer in self._adapter.layers()]
         self._adapter.set_training(True)
         error: BaseException | None = None

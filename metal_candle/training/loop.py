@@ -43,6 +43,7 @@ def events(
     callbacks, failed = trainer.callbacks, None
     total = trainer.total_steps(train)
     trainer.take_random_key()
+    trainer.resume_callbacks()
     try:
         callbacks.start(trainer, total)
         yield from _steps(trainer, train, valid, total)

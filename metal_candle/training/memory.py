@@ -24,7 +24,7 @@ from ..error import TrainingError
 from ..graph.operations.random import next_key
 from ..models.config import ModelConfig
 from ..models.decoder import Decoder
-from ..models.projection import AdaptableModel
+from ..models.projection import AdaptableModel, RecomputableModel
 from ..nn.backends import Zeros
 from ..nn.init import Init
 from ..nn.var_builder import VarBuilder
@@ -36,9 +36,10 @@ from ..tensor.memory import device_memory
 from ..tensor.program import trace
 from ..tensor.var import Var
 from .adapter import LoRAAdapter, LoRAAdapterConfig
+from .arguments import FLAG, INTEGER, Kind, a, at_least, optional, takes
 from .config import TrainingConfig
 from .data.batching import Batch
-from .data.tokenizing import Example
+from .data.tokenizing import EXAMPLES, Example
 from .loss import targets_of
 from .state import random_key, set_random_key
 from .steps import epoch_batches
@@ -123,6 +124,13 @@ def _lines(sizes: dict[str, int]) -> list[str]:
     return [f"{name:<{width}}  {size / 2**20:>10,.1f} MiB" for name, size in sizes.items()]
 
 
+@takes(
+    model=Kind("a ModelConfig, or a model", lambda model: isinstance(model, (ModelConfig, AdaptableModel))),
+    lora=a(LoRAAdapterConfig),
+    training=a(TrainingConfig),
+    batch=a(Batch),
+    what_fits=FLAG,
+)
 def plan_memory(
     model: ModelConfig | AdaptableModel,
     lora: LoRAAdapterConfig,
@@ -152,6 +160,7 @@ def plan_memory(
         set_random_key(key)
 
 
+@takes(training=a(TrainingConfig), examples=EXAMPLES, pad_id=INTEGER)
 def longest_batch(training: TrainingConfig, examples: Sequence[Example], pad_id: int = 0) -> Batch:
     """The batch of the first epoch that takes most: the most tokens, then the longest, then the most trained."""
     return max(
@@ -160,6 +169,7 @@ def longest_batch(training: TrainingConfig, examples: Sequence[Example], pad_id:
     )
 
 
+@takes(rows=INTEGER, length=INTEGER, trained=optional(INTEGER), packed=FLAG, longest=optional(INTEGER))
 def batch_of(
     rows: int, length: int, trained: int | None = None, packed: bool = False, longest: int | None = None
 ) -> Batch:
@@ -168,6 +178,8 @@ def batch_of(
     ``packed``: as sequences of packed rows, each of ``longest`` tokens but for the last; by default of one each.
     """
     count = rows * length if trained is None else trained
+    at_least("batch_of", 1, rows=rows, length=length, longest=longest or length)
+    at_least("batch_of", 0, trained=count)
     mask = np.arange(rows * length).reshape(rows, length) >= rows * length - count
     ids = np.zeros((rows, length), np.int32)
     if not packed:
@@ -249,7 +261,7 @@ class _Planner:
         longest = _largest(lambda n: square * n * n + linear * n + constant <= room, plan.length)
         config = getattr(self.model, "config", None)
         alternatives = {}
-        if hasattr(self.model, "gradient_checkpointing"):
+        if isinstance(self.model, RecomputableModel):
             turned = not plan.checkpointing
             name = "with gradient checkpointing" if turned else "without gradient checkpointing"
             alternatives[name] = held + self._peak(replace(self.training, gradient_checkpointing=turned), batch)
@@ -276,19 +288,14 @@ class _Planner:
     @contextmanager
     def _trainer(self, training: TrainingConfig) -> Iterator[AdapterTrainer]:
         """A trainer of a new adapter, which leaves the model as it was."""
-        before = getattr(self.model, "_recomputes", False)
         adapter = LoRAAdapter.for_model(self.model, self.lora)
         try:
             trainer = AdapterTrainer(self.model, adapter, training)
-            if hasattr(self.model, "gradient_checkpointing"):
-                self.model.gradient_checkpointing(training.gradient_checkpointing)
             if training.accumulation_steps > 1:
                 trainer._sums = [Var.zeros(var.shape, var.dtype, var.device) for var in adapter.trainable_variables()]
             yield trainer
         finally:
             self.model.remove_adapter()
-            if hasattr(self.model, "gradient_checkpointing"):
-                self.model.gradient_checkpointing(before)
 
     @staticmethod
     def _step(trainer: AdapterTrainer, batch: Batch) -> Usage:

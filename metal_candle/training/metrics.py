@@ -15,14 +15,32 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from ..error import CheckpointError
-from ..files import write_atomically
+from ..error import ArgumentTypeError, CheckpointError, Error
+from ..error.expect import listed
+from ..files import parse_json_object, write_atomically
+from .arguments import (
+    DICT,
+    FLAG,
+    FUNCTION,
+    INTEGER,
+    LIST,
+    NUMBER,
+    PATH,
+    TEXT,
+    Kind,
+    at_least,
+    expect,
+    list_of,
+    optional,
+    takes,
+)
 from .callbacks import TrainingCallback
 from .events import EvalMetrics, StepMetrics
 from .position import Position
 
 Record = Mapping[str, Any]
 
+RECORDS = list_of(Mapping, "a list of records, as read_metrics gives")
 TRAINING = "loss"
 HELD_OUT = "held_out_loss"
 
@@ -37,6 +55,7 @@ class MetricsLog(TrainingCallback):
     Raises ``CheckpointError.SaveFailed`` when the file cannot be opened or written.
     """
 
+    @takes(path=PATH, append=FLAG, extra=optional(FUNCTION))
     def __init__(
         self,
         path: str | PathLike[str],
@@ -48,9 +67,15 @@ class MetricsLog(TrainingCallback):
         self._extra = extra
         self._file: IO[str] = self._opened("a" if append else "w")
 
+    @takes(record=DICT)
     def write(self, record: Record) -> None:
-        """Append one record."""
-        line = json.dumps({name: _finite(value) for name, value in record.items()}, ensure_ascii=False)
+        """Append one record. Raises ``ArgumentTypeError`` for values that JSON does not know."""
+        if self._file.closed:
+            raise CheckpointError.SaveFailed(reason=f"{self.path}: the log is closed")
+        try:
+            line = json.dumps({name: _finite(value) for name, value in record.items()}, ensure_ascii=False)
+        except (TypeError, ValueError) as error:
+            raise ArgumentTypeError(f"MetricsLog.write: {error}; takes what JSON can hold") from error
         try:
             self._file.write(line + "\n")
             self._file.flush()
@@ -126,7 +151,9 @@ class MetricsLog(TrainingCallback):
                 os.fsync(self._file.fileno())
 
     def _more(self) -> Mapping[str, Any]:
-        return {} if self._extra is None else self._extra()
+        more = {} if self._extra is None else self._extra()
+        expect("MetricsLog", "from extra", more, DICT)
+        return more
 
     def _reopen(self) -> None:
         if self._file.closed:
@@ -157,10 +184,15 @@ def _belongs(line: bytes, position: Position) -> int | None:
     return step if step <= position.step else None
 
 
+def _broken(reason: str) -> Error:
+    return CheckpointError.LoadFailed(reason=reason)
+
+
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@takes(path=PATH)
 def read_metrics(path: str | PathLike[str]) -> list[dict[str, Any]]:
     """The records of a metrics file. A last line that a crash cut short is left out.
 
@@ -175,24 +207,26 @@ def read_metrics(path: str | PathLike[str]) -> list[dict[str, Any]]:
         if not line:
             continue
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            records.append(parse_json_object(line, f"{path}:{number}", _broken))
+        except CheckpointError:
             if number == len(lines):  # no line feed after it: the write did not finish
                 break
-            reason = f"{path}:{number}: broken JSON: {error.msg}"
-            raise CheckpointError.LoadFailed(reason=reason) from error
+            raise
     return records
 
 
+@takes(name=TEXT)
 def loss_series(records: Iterable[Record], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of one measured loss, ``loss`` or ``held_out_loss``, where it is a number."""
-    points = [(record["step"], record[name]) for record in records if _measured(record, name)]
+    every = listed("loss_series", records, RECORDS.takes)
+    expect("loss_series", "records", every, RECORDS)
+    points = [(record["step"], record[name]) for record in every if _measured(record, name)]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def _measured(record: Record, name: str) -> bool:
-    value = record.get(name)
-    return "step" in record and isinstance(value, (int, float)) and math.isfinite(value)
+    value: Any = record.get(name)
+    return INTEGER.holds(record.get("step")) and NUMBER.holds(value) and math.isfinite(value)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -204,6 +238,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
+@takes(path=PATH, title=TEXT)
 def plot_loss(records: Iterable[Record], path: str | PathLike[str], title: str = "Loss") -> None:
     """Draw training and held-out loss over the steps into a PNG, whole or not at all.
 
@@ -214,7 +249,7 @@ def plot_loss(records: Iterable[Record], path: str | PathLike[str], title: str =
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    records = list(records)
+    records = listed("plot_loss", records, RECORDS.takes)
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -244,15 +279,22 @@ def plot_loss(records: Iterable[Record], path: str | PathLike[str], title: str =
         figure.savefig(beside, format="png")
 
 
+def _are_numbers(values: object) -> bool:
+    return LIST.holds(values) and all(map(NUMBER.holds, values))  # type: ignore[call-overload]
+
+
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """Bits of a Braille cell's dots, by row and column (Unicode block U+2800)."""
 
 
+@takes(values=Kind("a list of numbers", _are_numbers), width=INTEGER, height=INTEGER)
 def render_curve(values: Sequence[float], width: int = 60, height: int = 8) -> str:
     """A curve as text: ``height`` lines of Braille dots, ``width`` cells wide, with the range at the left.
 
     Values that are not finite leave a gap. More values than dots are averaged; fewer are joined by lines.
+    Raises ``TrainingError.InvalidConfig`` for a width or height below 1.
     """
+    at_least("render_curve", 1, width=width, height=height)
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""

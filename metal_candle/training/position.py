@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..error.expect import integer
+
 
 @dataclass(frozen=True)
 class Position:
@@ -13,3 +15,7 @@ class Position:
     epoch: int = 0
     batch: int = 0
     evaluated: int = -1
+
+    def __post_init__(self) -> None:
+        for name, least in (("step", 0), ("epoch", 0), ("batch", 0), ("evaluated", -1)):
+            integer("Position", getattr(self, name), name, least)

@@ -72,7 +72,7 @@ def made_of(kind: type[C], values: Mapping[str, Any], source: str) -> C:
         )
     try:
         return kind(**values)
-    except TypeError as error:  # a field without default is missing
+    except (TypeError, ValueError) as error:  # a field without default is missing, or none that it takes
         raise CheckpointError.InvalidFormat(reason=f"{source}: {kind.__name__}: {error}") from error
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..error import CheckpointError, TrainingError
 from ..files import remove_leftovers
+from .arguments import DICT, INTEGER, PATH, TEXT, at_least, optional, takes
 from .callbacks import TrainingCallback
 from .events import EvalMetrics, StepMetrics
 from .position import Position
@@ -28,6 +29,7 @@ class SaveState(TrainingCallback):
     Give it after the callbacks whose own state has to be of the same moment: ``MetricsLog``, ``EarlyStopping``.
     """
 
+    @takes(path=PATH, every=INTEGER, adapter=optional(PATH), base_model=optional(TEXT), notes=optional(DICT))
     def __init__(
         self,
         path: str | PathLike[str],
@@ -38,8 +40,7 @@ class SaveState(TrainingCallback):
         notes: Mapping[str, Any] | None = None,
     ) -> None:
         """Raises ``TrainingError.InvalidConfig`` for a negative ``every``."""
-        if every < 0:
-            raise TrainingError.InvalidConfig(reason=f"SaveState: every is {every}; takes at least 0")
+        at_least("SaveState", 0, every=every)
         self.path, self.every, self.adapter = Path(path), every, None if adapter is None else Path(adapter)
         self.saved_step: int | None = None
         self._base_model, self._notes = base_model, dict(notes or {})
@@ -115,6 +116,7 @@ class SaveBest(TrainingCallback):
     ``best`` is that loss, ``best_step`` the step; both survive a resume.
     """
 
+    @takes(adapter=PATH, base_model=optional(TEXT))
     def __init__(self, adapter: str | PathLike[str], base_model: str | None = None) -> None:
         self.adapter, self._base_model = Path(adapter), base_model
         self.best, self.best_step = math.inf, -1

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from ..error import TrainingError
+from .arguments import COUNT, INTEGER, NUMBER, Kind, expect, takes
+
+_KINDS: dict[Any, Kind] = {"int": INTEGER, "float": NUMBER}
+"""What a schedule's field may be, by its annotation."""
 
 
 def _is_rate(value: float) -> bool:
-    return isinstance(value, Real) and 0 < value < math.inf
-
-
-def _is_count(value: int) -> bool:
-    return isinstance(value, Integral) and value > 0
+    return 0 < value < math.inf
 
 
 def _require(good: bool, reason: str) -> None:
@@ -25,16 +24,28 @@ def _require(good: bool, reason: str) -> None:
 
 @dataclass(frozen=True)
 class LRScheduler:
-    """Base of the schedules. ``get_lr(step)`` counts from 0; ``validate()`` raises ``InvalidConfig``."""
+    """Base of the schedules. ``get_lr(step)`` counts from 0; ``validate()`` raises ``InvalidConfig``.
+
+    What is no number, or no whole one where steps are counted, is refused by ``ArgumentTypeError``.
+    """
 
     Constant: ClassVar[type[Constant]]
     Linear: ClassVar[type[Linear]]
     Cosine: ClassVar[type[Cosine]]
     WarmupCosine: ClassVar[type[WarmupCosine]]
 
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if each.type in _KINDS:
+                expect(type(self).__name__, each.name, getattr(self, each.name), _KINDS[each.type])
+
+    @takes(step=COUNT)
     def get_lr(self, step: int) -> float:
-        """The rate of a step."""
-        raise AssertionError("a schedule defines get_lr")
+        """The rate of a step. Raises ``TrainingError.InvalidConfig`` for numbers that give none."""
+        raise TrainingError.InvalidConfig(
+            reason=f"{type(self).__name__} has no get_lr; takes LRScheduler.constant, linear, cosine, warmup_cosine, "
+            "or a class of your own with get_lr"
+        )
 
     def validate(self) -> None:
         """Raise ``TrainingError.InvalidConfig`` for numbers that make no schedule."""
@@ -66,6 +77,7 @@ class Constant(LRScheduler):
 
     lr: float
 
+    @takes(step=COUNT)
     def get_lr(self, step: int) -> float:
         """``lr``."""
         return self.lr
@@ -82,13 +94,14 @@ class Linear(LRScheduler):
     warmup_steps: int
     max_lr: float
 
+    @takes(step=COUNT)
     def get_lr(self, step: int) -> float:
         """The rate of a step."""
         return self.max_lr * step / self.warmup_steps if step < self.warmup_steps else self.max_lr
 
     def validate(self) -> None:
         """Both must be positive."""
-        _require(_is_count(self.warmup_steps), f"warmup_steps is {self.warmup_steps}; takes more than 0")
+        _require(self.warmup_steps > 0, f"warmup_steps is {self.warmup_steps}; takes more than 0")
         _require(_is_rate(self.max_lr), f"max_lr is {self.max_lr}; takes more than 0")
 
 
@@ -100,6 +113,7 @@ class Cosine(LRScheduler):
     max_lr: float
     min_lr: float
 
+    @takes(step=COUNT)
     def get_lr(self, step: int) -> float:
         """The rate of a step."""
         _require(self.total_steps > 0, f"total_steps is {self.total_steps}; takes more than 0")
@@ -108,7 +122,7 @@ class Cosine(LRScheduler):
 
     def validate(self) -> None:
         """``0 <= min_lr < max_lr`` and at least one step."""
-        _require(_is_count(self.total_steps), f"total_steps is {self.total_steps}; takes more than 0")
+        _require(self.total_steps > 0, f"total_steps is {self.total_steps}; takes more than 0")
         _require(_is_rate(self.max_lr), f"max_lr is {self.max_lr}; takes more than 0")
         _require(0 <= self.min_lr < self.max_lr, f"min_lr is {self.min_lr}; takes 0 <= min_lr < max_lr {self.max_lr}")
 
@@ -122,6 +136,7 @@ class WarmupCosine(LRScheduler):
     max_lr: float
     min_lr: float
 
+    @takes(step=COUNT)
     def get_lr(self, step: int) -> float:
         """The rate of a step."""
         if step < self.warmup_steps:
@@ -131,7 +146,7 @@ class WarmupCosine(LRScheduler):
 
     def validate(self) -> None:
         """As the cosine's, with a warm-up shorter than the whole."""
-        _require(_is_count(self.warmup_steps), f"warmup_steps is {self.warmup_steps}; takes more than 0")
+        _require(self.warmup_steps > 0, f"warmup_steps is {self.warmup_steps}; takes more than 0")
         _require(
             self.total_steps > self.warmup_steps,
             f"total_steps is {self.total_steps}; takes more than warmup_steps {self.warmup_steps}",

@@ -19,6 +19,7 @@ from ..models.projection import AdaptableModel
 from ..tensor.eager import Tensor
 from ..tensor.var import Var
 from .adapter import LoRAAdapter, LoRAAdapterConfig
+from .arguments import PATH, Kind, a, takes
 from .config import TrainingConfig
 from .fingerprint import DataFingerprint, ModelFingerprint, RowsFingerprint
 from .lora import LoRAConfig, LoRALayer
@@ -30,6 +31,7 @@ STATE = "training.state"
 
 FORMAT, VERSION = "metal-candle training state", "1"
 RANDOM_KEY = "random.key"
+MODEL = a(AdaptableModel, "one of metal_candle.models, or an AdaptableModel")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class TrainingState:
         """The run's configuration. Raises ``TrainingError.StateError`` for a schedule of the user's own."""
         return config_of(self.config, self.source)
 
+    @takes(model=MODEL)
     def adapter(self, model: AdaptableModel) -> LoRAAdapter:
         """A new adapter for ``model`` with the state's weights. Raises ``TrainingError.StateError`` for a module that
         the model lacks or that has another size there."""
@@ -81,6 +84,7 @@ class TrainingState:
             var.set(Tensor.from_mlx(self.arrays[name], var.device))
         return adapter
 
+    @takes(adapter=a(LoRAAdapter))
     def check_adapter(self, adapter: LoRAAdapter) -> None:
         """Raise ``TrainingError.StateError``, which names all that differs, unless the state fits an adapter."""
         own = adapter_variables(adapter)
@@ -94,6 +98,7 @@ class TrainingState:
 
     # --- the file -----------------------------------------------------------------------------
 
+    @takes(path=PATH)
     def save(self, path: str | PathLike[str]) -> None:
         """Write it as one safetensors file, whole or not at all. Raises ``CheckpointError.SaveFailed``; a file that
         was there is then unchanged."""
@@ -116,6 +121,7 @@ class TrainingState:
         safetensors.save(path, self.arrays, {"format": FORMAT, "version": VERSION, "state": text})
 
     @classmethod
+    @takes(path=PATH)
     def load(cls, path: str | PathLike[str]) -> TrainingState:
         """Read a file, or the one in a run's folder. Raises ``CheckpointError.LoadFailed`` when it cannot be read,
         ``CheckpointError.InvalidFormat`` when it is damaged, another file, or a later version's."""
@@ -140,7 +146,9 @@ class TrainingState:
             raise CheckpointError.InvalidFormat(reason=getattr(error, "reason", str(error))) from error
         try:
             return cls._of(record, arrays, str(file))
-        except (KeyError, TypeError, AttributeError) as error:
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError.InvalidFormat(reason=f"{file}: damaged: {error!r}") from error
 
     @classmethod
@@ -178,6 +186,17 @@ def refuse(source: str, wrong: list[str]) -> None:
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise TrainingError.StateError(reason=f"{source}: {'; '.join(wrong[:5])}{more}")
+
+
+@takes(state=Kind("a TrainingState, or the path of one", lambda it: isinstance(it, TrainingState) or PATH.holds(it)))
+def state_of(state: TrainingState | str | PathLike[str]) -> TrainingState:
+    """A state as it is; from a file or a run's folder, read. Raises as ``TrainingState.load``."""
+    return state if isinstance(state, TrainingState) else TrainingState.load(state)
+
+
+def model_differences(model: AdaptableModel, state: TrainingState) -> list[str]:
+    """What differs from the model that a state is of, in words."""
+    return [f"the model: {text}" for text in ModelFingerprint.of(model).differences(state.model)]
 
 
 def adapter_variables(adapter: LoRAAdapter) -> dict[str, Var]:

@@ -17,6 +17,7 @@ from ..nn.optim import global_norm
 from ..tensor.base import TensorBase
 from .adamw import AdamW
 from .adapter import LoRAAdapter
+from .arguments import FUNCTION, NUMBER, a, optional, takes
 from .events import StepMetrics
 from .losses import cross_entropy_loss
 
@@ -42,6 +43,15 @@ class TrainingStep(New, Default):
         """Count from 0 again."""
         self._step = 0
 
+    @takes(
+        input_ids=a(TensorBase, takes="a tensor of ids"),
+        target_ids=a(TensorBase, takes="a tensor of ids"),
+        lora_adapter=a(LoRAAdapter),
+        optimizer=a(AdamW, takes="a metal_candle.training.AdamW"),
+        learning_rate=NUMBER,
+        forward_fn=FUNCTION,
+        max_grad_norm=optional(NUMBER),
+    )
     def execute(
         self,
         input_ids: TensorBase,
@@ -59,8 +69,6 @@ class TrainingStep(New, Default):
         Raises ``TrainingError.Failed``, with all variables as they were, where the loss or a gradient is not finite,
         and as ``cross_entropy_loss``.
         """
-        if not isinstance(optimizer, AdamW):
-            raise ArgumentTypeError(f"TrainingStep: got {described(optimizer)}; takes a metal_candle.training.AdamW")
         start = time.perf_counter()
         optimizer.set_lr(learning_rate)
         loss = cross_entropy_loss(expect_logits(forward_fn(input_ids)), target_ids, ignored_of(target_ids))
@@ -102,8 +110,6 @@ def expect_logits(logits: object) -> Any:
 
 def ignored_of(targets: TensorBase) -> int | None:
     """The id that marks positions of ``targets`` which do not count; ``None`` for U8, all of which are ids."""
-    if not isinstance(targets, TensorBase):
-        raise ArgumentTypeError(f"training: got targets {described(targets)}; takes a tensor of ids")
     return {DType.U8: None, DType.U32: 2**32 - 1}.get(targets.dtype, -100)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..error import ArgumentTypeError, TrainingError
+from ..error import TrainingError
 from ..error.text import described
 from ..models.projection import AdaptableModel
 from ..nn.optim import AdamW, clip_factor, global_norm
@@ -22,11 +22,12 @@ from ..tensor.compiled import compile
 from ..tensor.eager import Tensor
 from ..tensor.var import Var
 from .adapter import LoRAAdapter
+from .arguments import DICT, INTEGER, a, list_of, optional, takes
 from .callbacks import Callbacks, TrainingCallback
 from .config import MAY_CHANGE, TrainingConfig
 from .data.batching import Batch
 from .data.shapes import most_shapes
-from .data.tokenizing import Example
+from .data.tokenizing import EXAMPLES, Example
 from .events import EvalMetrics, StepMetrics
 from .fingerprint import DataFingerprint, ModelFingerprint
 from .loop import events
@@ -34,13 +35,16 @@ from .loss import batch_loss, check_packable, check_recomputable, targets_of
 from .position import Position
 from .recorded import differences, record_of_config
 from .state import (
+    MODEL,
     RANDOM_KEY,
     TrainingState,
     adapter_variables,
+    model_differences,
     optimizer_state,
     random_key,
     refuse,
     set_random_key,
+    state_of,
 )
 from .steps import epoch_batches, planned_steps
 
@@ -55,6 +59,7 @@ class AdapterTrainer:
     it: the run then ends with the bits of one that was never interrupted, given the same device and versions.
     """
 
+    @takes(model=MODEL, adapter=a(LoRAAdapter), config=a(TrainingConfig))
     def __init__(
         self,
         model: AdaptableModel,
@@ -63,28 +68,18 @@ class AdapterTrainer:
         pad_id: int = 0,
         callbacks: Iterable[TrainingCallback] = (),
     ) -> None:
-        if not isinstance(config, TrainingConfig):
-            raise ArgumentTypeError(f"AdapterTrainer: got config {described(config)}; takes a TrainingConfig")
         config.validate()
         if config.packing:
             check_packable(model)
-        recomputable = check_recomputable(model) if config.gradient_checkpointing else None
-        if not isinstance(model, AdaptableModel):
-            raise ArgumentTypeError(
-                f"AdapterTrainer: got model {described(model)}; takes one of metal_candle.models, or an AdaptableModel"
-            )
-        if not isinstance(adapter, LoRAAdapter):
-            raise ArgumentTypeError(f"AdapterTrainer: got adapter {described(adapter)}; takes a LoRAAdapter")
+        self._recomputable = check_recomputable(model) if config.gradient_checkpointing else None
         if not (type(pad_id) is int and 0 <= pad_id < model.vocab_size()):
             raise TrainingError.InvalidConfig(
                 reason=f"pad_id is {described(pad_id)}; takes a token id below {model.vocab_size()}"
             )
-        if recomputable is not None:
-            recomputable.gradient_checkpointing(True)
+        self.callbacks = Callbacks(callbacks)
         model.apply_adapter(adapter)
         self.model, self.adapter, self.config = model, adapter, config
         self.optimizer = AdamW(adapter.trainable_variables(), config.optimizer_params())
-        self.callbacks = Callbacks(callbacks)
         self.position = Position()
         self.metrics: dict[str, float] = {}
         self.pad_id = pad_id
@@ -103,11 +98,21 @@ class AdapterTrainer:
     # --- compiled functions -------------------------------------------------------------------
 
     def _whole_step(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        loss = batch_loss(self.model, *tensors)
+        loss = self._recorded_loss(*tensors)
         return loss, self._apply(self._gradients(loss))
 
+    def _recorded_loss(self, *tensors: Tensor) -> Any:
+        """The loss, recorded as the configuration says; the model's own setting is as it was after it."""
+        if self._recomputable is None:
+            return batch_loss(self.model, *tensors)
+        before = self._recomputable.gradient_checkpointing(True)
+        try:
+            return batch_loss(self.model, *tensors)
+        finally:
+            self._recomputable.gradient_checkpointing(before)
+
     def _micro_step(self, *tensors: Tensor) -> Tensor:
-        loss: Tensor = batch_loss(self.model, *tensors)
+        loss: Tensor = self._recorded_loss(*tensors)
         grads = self._gradients(loss)
         for var, total in zip(self.optimizer.vars(), self._sums):
             if var in grads:
@@ -137,10 +142,12 @@ class AdapterTrainer:
 
     # --- a run --------------------------------------------------------------------------------
 
+    @takes(examples=EXAMPLES)
     def total_steps(self, examples: Sequence[Example]) -> int:
         """How many updates a run over these examples makes."""
         return planned_steps(self.config, examples)
 
+    @takes(train=EXAMPLES, valid=EXAMPLES)
     def run(self, train: Sequence[Example], valid: Sequence[Example] = ()) -> Iterator[StepMetrics | EvalMetrics]:
         """Train from the trainer's position on, giving what each update and each evaluation tells as it happens.
 
@@ -151,18 +158,17 @@ class AdapterTrainer:
         """
         if not train:
             raise TrainingError.InvalidConfig(reason="there are no examples to train on")
-        self._take(train, valid)
-        return events(self, train, valid)
-
-    def _take(self, train: Sequence[Example], valid: Sequence[Example]) -> None:
-        """Know the data; see that they are those of the run that is resumed, whose callbacks go on."""
         resumed, fingerprint = self._resumed, None
         if resumed is not None and resumed.data is not None:
             fingerprint = DataFingerprint.of(train, valid)
             refuse(resumed.source, fingerprint.differences(resumed.data))
         self._data, self._fingerprint = (train, valid), fingerprint
-        if resumed is not None:
-            self.callbacks.resume(self, resumed.callbacks)
+        return events(self, train, valid)
+
+    def resume_callbacks(self) -> None:
+        """Give the callbacks of a run that goes on what they said of themselves when its state was saved."""
+        if self._resumed is not None:
+            self.callbacks.resume(self, self._resumed.callbacks)
             self._resumed = None  # only now: who is refused, or interrupted, is asked again
 
     def take_random_key(self) -> None:
@@ -171,6 +177,7 @@ class AdapterTrainer:
         if key is not None:
             set_random_key(key)
 
+    @takes(examples=EXAMPLES, epoch=INTEGER)
     def batches(self, examples: Sequence[Example], epoch: int) -> Iterator[Batch]:
         """The batches of an epoch: a function of the data, the configuration and the epoch."""
         return epoch_batches(self.config, examples, epoch, self.pad_id)
@@ -180,13 +187,14 @@ class AdapterTrainer:
         """How many updates were made."""
         return self.position.step
 
+    @takes(group=list_of(Batch, "a list of Batches, as batches() gives"))
     def train_step(self, group: list[Batch]) -> StepMetrics:
         """One update from the batches of ``group``, whose tokens weigh alike. Raises as ``run``."""
         start = time.perf_counter()
         self.take_random_key()
         rate = self.config.lr_scheduler.get_lr(self.step + 1)
         self.optimizer.set_learning_rate(rate)
-        total = sum(batch.trained_tokens for batch in group)
+        total = _trained("train_step", group)
         if self._accumulates(group) and not self._sums:  # before the block that takes back what is in them
             self._sums = [Var.zeros(var.shape, var.dtype, var.device) for var in self.optimizer.vars()]
         # An interrupt too: never a step that is half done.
@@ -232,14 +240,18 @@ class AdapterTrainer:
             self.position, self.metrics = position, metrics
             raise
 
+    @takes(examples=EXAMPLES)
     def evaluate(self, examples: Sequence[Example]) -> EvalMetrics:
-        """The mean loss over the trained tokens of ``examples``, without dropout."""
+        """The mean loss over the trained tokens of ``examples``, without dropout.
+
+        Raises ``TrainingError.InvalidConfig`` where there is none.
+        """
         start = time.perf_counter()
         training = [layer.is_training() for _, layer in self.adapter.layers()]
         self.adapter.set_training(False)
         try:
             listed = list(self.batches(examples, 0))
-            total = sum(batch.trained_tokens for batch in listed)
+            total = _trained("evaluate", listed)
             with bounded_cache(self.config.cache_limit):
                 tensors = (targets_of(batch, total, self.model.device).tensors() for batch in listed)
                 loss = sum(float(self._loss(*each)) for each in tensors)
@@ -251,6 +263,7 @@ class AdapterTrainer:
 
     # --- state --------------------------------------------------------------------------------
 
+    @takes(notes=optional(DICT))
     def state(self, notes: Mapping[str, Any] | None = None) -> TrainingState:
         """All that the run has to know to go on, as it is now; ``notes`` are the caller's, as JSON can hold them."""
         arrays = {name: var.mlx() for name, var in adapter_variables(self.adapter).items()}
@@ -294,13 +307,13 @@ class AdapterTrainer:
         what else differs: another model, adapter, configuration or optimizer; and as ``TrainingState.load``. Whether
         the data are the same is seen when ``run`` is given them.
         """
-        state = state if isinstance(state, TrainingState) else TrainingState.load(state)
+        state = state_of(state)
         here, there = record_of_config(self.config), dict(state.config)
         for name in MAY_CHANGE:
             here.pop(name, None)
             there.pop(name, None)
         wrong = differences({**here, "pad_id": self.pad_id}, {**there, "pad_id": state.pad_id})
-        wrong += [f"the model: {text}" for text in ModelFingerprint.of(self.model).differences(state.model)]
+        wrong += model_differences(self.model, state)
         for path in self.adapter.paths():
             layer = self.adapter.layer_at(path)
             if layer is not None and path in state.layers and layer.config() != state.layers[path]:
@@ -315,6 +328,7 @@ class AdapterTrainer:
             self.position, self.metrics, self._resumed = state.position, dict(state.metrics), state
 
     @classmethod
+    @takes(model=MODEL)
     def resume(
         cls,
         state: TrainingState | str | PathLike[str],
@@ -327,12 +341,22 @@ class AdapterTrainer:
         ``changes`` are fields of the configuration that may change: ``num_epochs=5`` trains on. Raises as
         ``load_state``, and ``TrainingError.InvalidConfig`` for a field that the steps depend on.
         """
-        state = state if isinstance(state, TrainingState) else TrainingState.load(state)
+        state = state_of(state)
         if fixed := [name for name in changes if name not in MAY_CHANGE]:
             known = {field.name for field in fields(TrainingConfig)}
             what = "is the run's own" if fixed[0] in known else "does not exist"
             raise TrainingError.InvalidConfig(reason=f"resume: {fixed[0]} {what}; takes {', '.join(MAY_CHANGE)}")
         config = replace(state.training_config(), **changes)
+        # Before the adapter acts in a model that it is not for.
+        refuse(state.source, model_differences(model, state))
         trainer = cls(model, state.adapter(model), config, state.pad_id, callbacks)
         trainer.load_state(state)
         return trainer
+
+
+def _trained(op: str, batches: Sequence[Batch]) -> int:
+    """How many tokens are trained on. Raises ``TrainingError.InvalidConfig`` for none, which have no mean loss."""
+    total = sum(batch.trained_tokens for batch in batches)
+    if not total:
+        raise TrainingError.InvalidConfig(reason=f"{op}: no token of {len(batches)} batches is trained on")
+    return total

@@ -92,7 +92,7 @@ def test_what_groups_refuse() -> None:
         ),
         (
             lambda: nn.SGD([group([w], lr=-0.1)], 0.1),
-            "invalid training configuration: SGD: lr is -0.1; takes at least 0",
+            "invalid training configuration: SGD: lr is -0.1; takes at least 0, and finite",
         ),
         (lambda: group(w), "ParamGroup: got a Var; takes a list of Vars, as VarMap.all_vars() gives"),
         (lambda: nn.SGD(group([w]), 0.1), "SGD: got a ParamGroup; takes a list of Vars, or of ParamGroups"),

@@ -75,7 +75,7 @@ TAKES = "takes ParamsSGD, or a learning rate, and lr, momentum, nesterov, dampen
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        (-0.1, "invalid training configuration: SGD: lr is -0.1; takes at least 0"),
+        (-0.1, "invalid training configuration: SGD: lr is -0.1; takes at least 0, and finite"),
         ("fast", f"SGD: got 'fast' for the configuration; {TAKES}"),
         (True, f"SGD: got True for the configuration; {TAKES}"),
         (nn.ParamsSGD(0.1, momentum="0.9"), "SGD: got '0.9' for momentum; takes a number"),  # type: ignore[arg-type]

@@ -44,7 +44,6 @@ def measured(model: Any, lora: LoRAAdapterConfig, training: TrainingConfig, batc
         trainer.train_step([batch] * training.accumulation_steps)
         peaks.append(mx.get_peak_memory() - before)
     model.remove_adapter()
-    model.gradient_checkpointing(False)
     del trainer
     return max(peaks)
 

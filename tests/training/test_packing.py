@@ -20,7 +20,7 @@ from metal_candle.training import (
 )
 from metal_candle.training.data import Example, batches, collate, pack, packed_batch_count, packed_batches
 from metal_candle.training.data.packing import BLOCKS, LENGTHS, blocks_of, collate_packed
-from metal_candle.training.loss import batch_loss, targets_of
+from metal_candle.training.loss import batch_loss, check_packable, targets_of
 from metal_candle.training.steps import planned_steps
 
 import numpy as np
@@ -374,7 +374,7 @@ class NoLayout:
 def test_a_model_that_takes_no_layout_is_refused_by_name() -> None:
     said = "packing: NoLayout cannot be told which tokens belong together; takes a model"
     with pytest.raises(TrainingError.InvalidConfig, match=said):
-        AdapterTrainer(NoLayout(), None, TrainingConfig(packing=True))  # type: ignore[arg-type]
+        check_packable(NoLayout())  # type: ignore[arg-type]
     batch = collate_packed([ROWS[:2]], 2, 64)
     with pytest.raises(TrainingError.InvalidConfig, match=said):
         batch_loss(NoLayout(), *targets_of(batch, 1).tensors())  # type: ignore[arg-type]

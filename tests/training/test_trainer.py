@@ -218,6 +218,35 @@ def test_settings_out_of_range_are_refused(settings: dict[str, object], text: st
         TrainingConfig(**settings).validate()  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_gradient_checkpointing_is_the_trainers_alone(tiny_model_dir: Callable[..., Path], before: bool) -> None:
+    """The model is as it was, between the steps, after them and after an error in one."""
+    model = load_model(tiny_model_dir(num_hidden_layers=1)).model
+    model.gradient_checkpointing(before)
+    recorded = []
+
+    def row_losses(*given: Any) -> Any:
+        recorded.append(model._recomputes)
+        if len(recorded) > 2:
+            raise ValueError("mine")
+        return type(model).row_losses(model, *given)
+
+    model.row_losses = row_losses
+    trainer = AdapterTrainer(
+        model, LoRAAdapter.for_model(model), TrainingConfig(gradient_checkpointing=True, num_epochs=1)
+    )
+    assert model._recomputes is before
+    for _ in trainer.run(examples(5, 12), examples(2, 12)):
+        assert model._recomputes is before
+        if len(recorded) == 2:  # an evaluation, which has no gradient, and a step
+            break
+    assert recorded == [before, True]
+    with pytest.raises(ValueError, match="mine"):
+        trainer.train_step([collate(examples(2, 40), 2, 64)])
+    assert recorded == [before, True, True]
+    assert model._recomputes is before
+
+
 def test_what_is_no_model_adapter_configuration_or_token_is_named(tiny_model_dir: Callable[..., Path]) -> None:
     model = load_model(tiny_model_dir(num_hidden_layers=1)).model
     adapter, config = LoRAAdapter.for_model(model), TrainingConfig()

@@ -200,7 +200,7 @@ def test_other_arguments_are_refused() -> None:
     with pytest.raises(ArgumentTypeError, match="train: got a Tensor in the data set; takes pairs"):
         run.train([ids], forward_of(run.lora_adapter()))  # type: ignore[list-item]
     other = nn.AdamW(run.lora_adapter().trainable_variables(), 0.1)
-    with pytest.raises(ArgumentTypeError, match=r"got an AdamW; takes a metal_candle\.training\.AdamW"):
+    with pytest.raises(ArgumentTypeError, match=r"got optimizer an AdamW; takes a metal_candle\.training\.AdamW"):
         TrainingStep().execute(ids, targets, run.lora_adapter(), other, 0.1, len)  # type: ignore[arg-type]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -14,8 +15,8 @@ from ...tensor.arguments import boolean
 
 Range = tuple[str, Callable[[Any], bool]]
 
-AT_LEAST_0: Range = ("at least 0", lambda value: value >= 0)
-MORE_THAN_0: Range = ("more than 0", lambda value: value > 0)
+AT_LEAST_0: Range = ("at least 0, and finite", lambda value: 0 <= value < math.inf)
+MORE_THAN_0: Range = ("more than 0, and finite", lambda value: 0 < value < math.inf)
 BELOW_1: Range = ("0 <= it < 1", lambda value: 0 <= value < 1)
 COUNT: Range = ("a whole number from 1", lambda value: value >= 1 and float(value).is_integer())
 

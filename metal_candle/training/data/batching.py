@@ -10,11 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ...error import TrainingError
+from ..arguments import INTEGER, NUMBER, at_least, takes
 from .shapes import rounded_length
-from .tokenizing import Example
+from .tokenizing import EXAMPLES, Example
 
 WINDOW = 16
 """Batches that are sorted by length together: more saves padding, fewer mixes better."""
+
+
+EPOCH = {"examples": EXAMPLES} | dict.fromkeys(
+    ("batch_size", "seed", "epoch", "pad_id", "max_length", "pad_to"), INTEGER
+)
+"""What the functions that make an epoch's batches take."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class Batch:
         return int(self.mask.sum())
 
 
+@takes(examples=EXAMPLES, fraction=NUMBER, seed=INTEGER)
 def split(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
     """Hold out ``fraction`` of the examples, at least one: (train, held out), the same for the same seed.
 
@@ -44,6 +52,7 @@ def split(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list
     Raises ``TrainingError.InvalidConfig`` for a fraction outside 0 <= fraction < 1, or one that leaves
     nothing to train on.
     """
+    at_least("split", 0, seed=seed)
     if not 0 <= fraction < 1:
         reason = f"the held-out fraction is {fraction}; takes 0 <= fraction < 1"
         raise TrainingError.InvalidConfig(reason=reason)
@@ -56,11 +65,14 @@ def split(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list
     return train, [example for i, example in enumerate(examples) if i in chosen]
 
 
+@takes(examples=EXAMPLES, batch_size=INTEGER)
 def batch_count(examples: Sequence[Example], batch_size: int) -> int:
-    """How many batches one epoch has."""
+    """How many batches one epoch has. Raises ``TrainingError.InvalidConfig`` for a batch size below 1."""
+    at_least("batch_count", 1, batch_size=batch_size)
     return math.ceil(len(examples) / batch_size)
 
 
+@takes(**EPOCH)
 def batches(
     examples: Sequence[Example],
     batch_size: int,
@@ -78,11 +90,10 @@ def batches(
     so that few shapes occur (see ``shapes``), but not beyond ``max_length``. The last batch formed holds what
     is left and may be smaller.
 
-    Raises ``TrainingError.InvalidConfig`` for a batch size or multiple below 1.
+    Raises ``TrainingError.InvalidConfig`` for a batch size, length or multiple below 1.
     """
-    for name, value in (("batch_size", batch_size), ("pad_to", pad_to)):
-        if value < 1:
-            raise TrainingError.InvalidConfig(reason=f"{name} is {value}; takes at least 1")
+    at_least("batches", 1, batch_size=batch_size, max_length=max_length, pad_to=pad_to)
+    at_least("batches", 0, seed=seed, epoch=epoch)
     return _batches(examples, batch_size, np.random.default_rng((seed, epoch)), pad_id, max_length, pad_to)
 
 
@@ -104,8 +115,10 @@ def _batches(
         yield collate([examples[i] for i in groups[group]], pad_id, max_length, pad_to)
 
 
+@takes(examples=EXAMPLES, pad_id=INTEGER, max_length=INTEGER, pad_to=INTEGER)
 def collate(examples: Sequence[Example], pad_id: int, max_length: int, pad_to: int = 16) -> Batch:
-    """Shift and pad examples of at least two tokens into one batch; see ``batches``."""
+    """Shift and pad examples of at least two tokens into one batch; see ``batches``. Raises as it, and for none."""
+    at_least("collate", 1, examples=len(examples), max_length=max_length, pad_to=pad_to)
     longest = max(len(example.tokens) for example in examples) - 1
     time = rounded_length(longest, pad_to, max_length)
     inputs = np.full((len(examples), time), pad_id, dtype=np.int32)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .tokenizing import Example, Tokenizer
+from ..arguments import a, at_least, takes
+from .tokenizing import EXAMPLES, TOKENIZER, Example, Tokenizer
 
 if TYPE_CHECKING:
     import rich.text
@@ -20,6 +21,7 @@ BAR = 40
 """Width of the histogram's longest bar, in characters."""
 
 
+@takes(example=a(Example), tokenizer=TOKENIZER)
 def render_inspection(example: Example, tokenizer: Tokenizer) -> rich.text.Text:
     """The example's text for a terminal, what is trained on in colour, with a heading of counts."""
     from rich.text import Text
@@ -30,6 +32,7 @@ def render_inspection(example: Example, tokenizer: Tokenizer) -> rich.text.Text:
     return shown
 
 
+@takes(example=a(Example), tokenizer=TOKENIZER)
 def render_inspection_plain(example: Example, tokenizer: Tokenizer) -> str:
     """The same without colour: what is trained on stands in ``[[…]]``."""
     runs = (f"[[{text}]]" if trained else text for trained, text in _runs(example, tokenizer))
@@ -62,8 +65,10 @@ class Summary:
     """(from, to, rows), both lengths included."""
 
 
+@takes(examples=EXAMPLES)
 def summarize(examples: Sequence[Example]) -> Summary:
-    """Count a set of at least one example."""
+    """Count a set. Raises ``TrainingError.InvalidConfig`` for one without examples."""
+    at_least("summarize", 1, examples=len(examples))
     lengths = np.array([len(example.tokens) for example in examples])
     width = max(1, -(-(int(lengths.max()) - int(lengths.min()) + 1) // BINS))
     begins = range(int(lengths.min()), int(lengths.max()) + 1, width)
@@ -81,6 +86,7 @@ def summarize(examples: Sequence[Example]) -> Summary:
     )
 
 
+@takes(summary=a(Summary))
 def render_summary(summary: Summary) -> str:
     """The summary as lines of plain text: counts, percentiles, a bar per range of lengths."""
     part = summary.trained_tokens / summary.tokens

@@ -19,9 +19,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ...error import TrainingError
-from .batching import WINDOW, Batch
-from .tokenizing import Example
+from ..arguments import INTEGER, at_least, list_of, takes
+from .batching import EPOCH, WINDOW, Batch
+from .tokenizing import EXAMPLES, Example
 
 LENGTHS = 8
 """The most lengths of sequences that occur: every other one is another shape for a compiled step."""
@@ -29,6 +29,7 @@ BLOCKS = (16, 8, 4)
 """Into so many blocks a sequence may be cut for attention; each number is another shape too."""
 
 
+@takes(lengths=list_of(int, "a list of lengths"), capacity=INTEGER)
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Indices into ``lengths`` in groups whose lengths sum to at most ``capacity``: best-fit decreasing.
 
@@ -47,6 +48,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return packs
 
 
+@takes(**EPOCH)
 def packed_batches(
     examples: Sequence[Example],
     batch_size: int,
@@ -65,9 +67,8 @@ def packed_batches(
 
     Raises ``TrainingError.InvalidConfig`` for a batch size, length or multiple below 1.
     """
-    for name, value in (("batch_size", batch_size), ("max_length", max_length), ("pad_to", pad_to)):
-        if value < 1:
-            raise TrainingError.InvalidConfig(reason=f"{name} is {value}; takes at least 1")
+    at_least("packed_batches", 1, batch_size=batch_size, max_length=max_length, pad_to=pad_to)
+    at_least("packed_batches", 0, seed=seed, epoch=epoch)
     groups = _groups(examples, batch_size, np.random.default_rng((seed, epoch)), max_length)
     return (
         collate_packed([[examples[i] for i in sequence] for sequence in group], pad_id, max_length, pad_to)
@@ -75,8 +76,14 @@ def packed_batches(
     )
 
 
+@takes(examples=EXAMPLES, **dict.fromkeys(("batch_size", "seed", "epoch", "max_length"), INTEGER))
 def packed_batch_count(examples: Sequence[Example], batch_size: int, *, seed: int, epoch: int, max_length: int) -> int:
-    """How many batches ``packed_batches`` gives: epochs may differ by some, as each packs other neighbours."""
+    """How many batches ``packed_batches`` gives: epochs may differ by some, as each packs other neighbours.
+
+    Raises as ``packed_batches``.
+    """
+    at_least("packed_batch_count", 1, batch_size=batch_size, max_length=max_length)
+    at_least("packed_batch_count", 0, seed=seed, epoch=epoch)
     return len(_groups(examples, batch_size, np.random.default_rng((seed, epoch)), max_length))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from ...error import DataError
+from ..arguments import PATH, takes
 
 FORMS = (("text",), ("prompt", "completion"), ("messages",))
 ROLES = ("system", "user", "assistant", "tool")
@@ -78,6 +79,7 @@ class Row:
     content: Content
 
 
+@takes(path=PATH)
 def read_rows(path: str | Path) -> list[Row]:
     """Read a JSON Lines file; blank lines are skipped.
 

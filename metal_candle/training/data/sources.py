@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...error import DataError
+from ..arguments import PATH, TEXT, takes
 
 PACKAGED = ("field-guide",)
 
@@ -19,6 +20,7 @@ class DataFiles:
     valid: Path | None
 
 
+@takes(name=TEXT)
 def packaged_dataset(name: str) -> Path:
     """The folder of a data set that the package carries, with ``train.jsonl`` and ``valid.jsonl``.
 
@@ -29,6 +31,7 @@ def packaged_dataset(name: str) -> Path:
     return Path(str(importlib.resources.files("metal_candle"))) / "data" / name
 
 
+@takes(source=PATH)
 def find_data(source: str | Path) -> DataFiles:
     """The files behind ``source``: a JSON Lines file, a directory with ``train.jsonl`` and perhaps
     ``valid.jsonl``, or the name of a packaged set. What exists on disk goes before a packaged name.

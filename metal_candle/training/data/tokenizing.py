@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 from ...error import DataError, ModelError, TrainingError
+from ..arguments import FLAG, INTEGER, LIST, Kind, expect, list_of, takes
 from .reading import Completion, Conversation, Message, Row, Text
 
 TooLong: TypeAlias = Literal["error", "truncate", "skip"]
@@ -50,12 +51,22 @@ class Tokenizer(Protocol):
 @dataclass(frozen=True)
 class Example:
     """A tokenised row. ``targets[i]`` says whether token i is trained on; the first, which nothing
-    precedes, never is."""
+    precedes, never is.
+
+    Raises ``DataError.InvalidLine`` for fewer than two tokens and for another number of targets.
+    """
 
     tokens: list[int]
     targets: list[bool]
     path: Path
     line: int
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "targets"):
+            expect("Example", name, getattr(self, name), LIST)
+        if len(self.tokens) < 2 or len(self.tokens) != len(self.targets):
+            reason = f"{len(self.tokens)} tokens and {len(self.targets)} targets; takes two or more, as many of both"
+            raise DataError.InvalidLine(path=self.path, line=self.line, reason=reason)
 
     @property
     def trained_tokens(self) -> int:
@@ -63,6 +74,15 @@ class Example:
         return sum(self.targets)
 
 
+EXAMPLES = list_of(Example, "a list of Examples, as tokenize gives")
+
+
+TOKENIZER = Kind("a tokenizer, as load_tokenizer gives", lambda given: hasattr(given, "encode_with_offsets"))
+
+
+@takes(
+    rows=list_of(Row, "a list of Rows, as read_rows gives"), tokenizer=TOKENIZER, max_length=INTEGER, mask_prompt=FLAG
+)
 def tokenize(
     rows: Sequence[Row],
     tokenizer: Tokenizer,
