@@ -9,14 +9,16 @@ from typing import Any
 import mlx.core as mx
 
 from ..constructors import New
+from ..device import Device
 from ..error import ArgumentTypeError, InferenceError, InvalidIndexError
 from ..error.text import described as shown
 from ..models.decoder import Decoder
+from .choosing import Choosing, choosing_of
 from .computing import computing
 from .config import GeneratorConfig, config_of
 from .prompt_cache import PromptCache
-from .sampling import StreamToken, checked, described, penalized, random_generator
-from .step import CachedStep, Logits, Step, step_of
+from .sampling import StreamToken
+from .step import CachedStep, Step, step_of
 from .streams import Cancellation, Stopped, in_thread
 
 Progress = Callable[[int, int], None]
@@ -66,29 +68,25 @@ class Generator(New):
             return
         limit = config.limit(self._context)
         expect_room(len(ids), limit, self._context)
-        filters, rng = config.filters(), random_generator(config.seed)
         stops = frozenset(config.stop_tokens) | (self._eos if config.stop_on_eos else frozenset())
         before = watched(len(ids), cancel, progress)
         step: Step | None = None
+        choosing: Choosing | None = None
         try:
             for count in range(config.max_tokens):
-                if count == 0:
-                    with computing(self._model):
-                        step, logits = self._begin(ids, before, prompt_cache)
-                else:
-                    assert step is not None
-                    if cancel is not None and cancel.is_cancelled():
-                        return
-                    if limit is not None and len(ids) > limit:
-                        raise InferenceError.CacheFull(position=len(ids), max_len=limit)
-                    running, step = step, None
-                    with computing(self._model):
-                        logits = running.feed(ids[-1:])
-                    step = running
-                logits = checked(penalized(logits, ids, config.repetition_penalty))
-                token = filters.draw(logits, rng)
+                if count and cancel is not None and cancel.is_cancelled():
+                    return
+                if limit is not None and len(ids) > limit:
+                    raise InferenceError.CacheFull(position=len(ids), max_len=limit)
+                more = count + 1 < config.max_tokens and (limit is None or len(ids) < limit)
+                running, step = step, None
+                with computing(self._model):
+                    if choosing is None:
+                        running, choosing = self._begin(ids, before, prompt_cache)
+                    token, logit, probability = choosing.next(ids, more)
+                step = running
                 ids.append(token)
-                yield described(token, logits, is_eos=token in self._eos)
+                yield StreamToken(token, None, logit, probability, is_eos=token in self._eos)
                 if token in stops:
                     return
         except Stopped:
@@ -98,15 +96,18 @@ class Generator(New):
             if prompt_cache is not None and isinstance(step, CachedStep):
                 prompt_cache.end(step)
 
-    def _begin(self, ids: Sequence[int], before: Any, prompt_cache: PromptCache | None) -> tuple[Step, Logits]:
+    def _begin(self, ids: Sequence[int], before: Any, prompt_cache: PromptCache | None) -> tuple[Step, Choosing]:
+        step: Step
         if prompt_cache is None:
             step = step_of(self._model, self._config)
-            return step, step.feed(ids, before)
-        if not isinstance(self._model, Decoder):
+            logits = step.feed(ids, before)
+        elif isinstance(self._model, Decoder):
+            step, logits = prompt_cache.begin(self._model, self._config, ids, before)
+        else:
             raise InferenceError.InvalidConfig(
                 reason=f"prompt_cache: the model is a {type(self._model).__name__}; takes a Decoder"
             )
-        return prompt_cache.begin(self._model, self._config, ids, before)
+        return step, choosing_of(step, logits, self._config, ids, getattr(self._model, "device", Device.Cpu))
 
     def generate(self, input_ids: Sequence[int], **options: Any) -> list[int]:
         """The prompt's ids and those that follow. Options and errors as ``stream``."""

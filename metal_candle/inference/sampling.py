@@ -143,9 +143,9 @@ class Filters:
         return np.arange(weights.size) if ids is None else ids, weights / weights.sum()
 
     def draw(self, logits: Values, rng: np.random.Generator) -> int:
-        """One token."""
+        """One token, by one number of ``rng`` unless it is greedy."""
         ids, probabilities = self.distribution(logits)
-        if len(ids) == 1:
+        if self.is_greedy():
             return int(ids[0])
         reached = probabilities.cumsum()
         # side="right" passes over tokens of probability 0.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast, runtime_checkable
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +14,7 @@ from ..error import InferenceError
 from ..graph.evaluate import on_device
 from ..graph.node import GraphNode, placeholder, topological_order
 from ..graph.operation import Meta, to_numpy
+from ..graph.operations.ids import known_below
 from ..graph.replay import Replay
 from ..models.decoder import Decoder
 from ..models.layout import AtTables, hidden_value
@@ -38,6 +39,20 @@ class Step(Protocol):
 
         ``before`` is called before each piece with the number of ids that are done; it may raise.
         """
+
+
+@runtime_checkable
+class Following(Protocol):
+    """A step that can go on with a token which is still being computed."""
+
+    def can_follow(self) -> bool:
+        """Whether that saves time: where a device computes while Python prepares the next step."""
+
+    def follow(self, token: mx.array) -> mx.array:
+        """The logits ``(vocabulary,)`` after one more token, uint32 ``()``; neither is evaluated."""
+
+    def keep(self, token: int) -> None:
+        """Which token ``follow`` was given."""
 
 
 class RowInputs(Protocol):
@@ -88,6 +103,19 @@ class CachedStep:
             self._ids += ids
         row: Logits = logits[0]
         return row
+
+    def can_follow(self) -> bool:
+        """Whether MLX computes the step on a GPU."""
+        return isinstance(self._plan, Replay) and not self._model.device.is_cpu()
+
+    def follow(self, token: mx.array) -> mx.array:
+        """The logits ``(vocabulary,)`` after one more token, which ``keep`` names later; only after ``feed``."""
+        with known_below(self._model.vocab_size()):
+            return self._begun(token.reshape(1, 1)).reshape(-1)
+
+    def keep(self, token: int) -> None:
+        """Count the token that ``follow`` was given among those that are in the cache."""
+        self._ids.append(token)
 
     def resume(self, ids: Sequence[int], before: Before = lambda done: None) -> tuple[Logits, int]:
         """``feed`` for another prompt, of which what it has in common with the ids so far is not computed again.
@@ -160,21 +188,32 @@ class CachedStep:
 
     def advance(self, tokens: Sequence[int]) -> Logits:
         """The logits ``(rows, vocabulary)`` after one more token for each row."""
+        ids = np.array(tokens, np.uint32)[:, None]
+        if isinstance(self._plan, HostPlan):
+            floats, others = self._next_place()
+            return np.asarray(self._plan.run([ids, *floats, *others]).reshape(len(tokens), -1))
+        logits = self._begun(mx.array(ids))
+        mx.eval(logits)
+        return to_numpy(logits).reshape(len(tokens), -1)
+
+    def _begun(self, ids: mx.array) -> mx.array:
+        """MLX's plan for one more token of each row, ``(rows, 1)``, not yet evaluated."""
+        assert isinstance(self._plan, Replay)
+        floats, others = self._next_place()
+        with on_device(self._model.device):
+            tables = [mx.array(values).astype(self._model.dtype.mlx_) for values in floats]
+            (logits,) = self._plan.run([ids, *tables, *[mx.array(values) for values in others]])
+        return cast("mx.array", logits)
+
+    def _next_place(self) -> tuple[list[Any], list[Any]]:
+        """Go on by a place: its rotary tables and masks, and the inputs that tell rows apart."""
         positions = np.maximum(self._at - self._left, 0) if self._left.any() else np.array([self._at])
         cos, sin = self._model.rotary.rows(0, int(positions.max()) + 1)
         tables = [table[positions][:, None] if self._left.any() else table[positions] for table in (cos, sin)]
         masks = [self._mask(window) for window in self._masked]
         others = self._row_inputs.select(self._rows)
-        ids = np.array(tokens, np.uint32)[:, None]
         self._at += 1
-        if isinstance(self._plan, HostPlan):
-            return np.asarray(self._plan.run([ids, *tables, *masks, *others]).reshape(len(tokens), -1))
-        assert self._plan is not None
-        with on_device(self._model.device):
-            floats = [mx.array(values).astype(self._model.dtype.mlx_) for values in (*tables, *masks)]
-            (logits,) = self._plan.run([mx.array(ids), *floats, *[mx.array(values) for values in others]])
-            mx.eval(logits)
-        return to_numpy(logits).reshape(len(tokens), -1)
+        return [*tables, *masks], others
 
     def take(self, rows: Sequence[int]) -> None:
         """Go on with some of the rows only, by their places among those that there are."""

@@ -6,7 +6,9 @@ passes them through ``guard``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import mlx.core as mx
 import numpy as np
@@ -27,6 +29,27 @@ def expect_ids(op: str, ids: Meta, dtypes: Sequence[DType] = TAKES) -> None:
         raise UnsupportedDTypeForOpError(op, ids.dtype, f"ids of {', '.join(names[:-1])} or {names[-1]}")
 
 
+_known_below: ContextVar[float] = ContextVar("known_below", default=float("inf"))
+
+
+@contextmanager
+def known_below(size: int) -> Iterator[None]:
+    """Inside, every id is one of the first ``size``: nobody waits for its value to look.
+
+    For ids that were computed so and are not known yet, as a token that was chosen on the device.
+    """
+    token = _known_below.set(size)
+    try:
+        yield
+    finally:
+        _known_below.reset(token)
+
+
+def are_known(size: int) -> bool:
+    """Whether it is known that every id is one of the first ``size``."""
+    return _known_below.get() <= size
+
+
 def guard(op: str, ids: mx.array, size: int) -> tuple[mx.array, mx.array | None]:
     """Ids that MLX may use in a dim of ``size``, and a mask of those that name nothing (``None``: all name something).
 
@@ -35,6 +58,8 @@ def guard(op: str, ids: mx.array, size: int) -> tuple[mx.array, mx.array | None]
     where there are no values to look at, it names nothing either. What names nothing has become id 0, which a
     dim of size 0 does not have: callers treat that one apart.
     """
+    if are_known(size):
+        return ids, None
     top = mx.iinfo(ids.dtype).max
     try:
         values = np.array(ids)

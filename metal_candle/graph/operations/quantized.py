@@ -20,7 +20,7 @@ from ...shape import Shape
 from ..operation import Gradients, Meta, Metas, Operation
 from ..work import Work, elements, size_in_bytes
 from .cross_entropy import expect_head, guarded, spread
-from .ids import blank, expect_ids
+from .ids import are_known, blank, expect_ids
 from .linalg import product_flops
 
 
@@ -162,6 +162,8 @@ def _shape(weight: Sequence[Meta], bits: int) -> tuple[int, int]:
 
 def _check_ids(ids: mx.array, size: int) -> mx.array | None:
     """Raise for ids outside the table; where their values are not known, the mask of those inside."""
+    if are_known(size):
+        return None
     try:
         values = np.array(ids)
     except ValueError:
