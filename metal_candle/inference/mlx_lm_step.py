@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 
+from ..device import Device
 from ..graph.operation import to_numpy
 from .config import PREFILL_TOKENS
 
@@ -15,11 +16,16 @@ from .config import PREFILL_TOKENS
 class CachedModel(Protocol):
     """What the step needs of a model; ``metal_candle.models.mlx_lm.MlxLmModel`` has it."""
 
+    device: Device
+
     def new_caches(self) -> list[Any]:
         """Empty caches for one sequence."""
 
     def next_logits(self, ids: Sequence[int], caches: list[Any], last: bool = True) -> mx.array | None:
         """The logits ``(vocabulary,)`` after ids that follow those in the caches; without ``last`` only the caches."""
+
+    def begin_logits(self, ids: mx.array, caches: list[Any]) -> mx.array:
+        """``next_logits`` of ids ``(1, t)``, not evaluated."""
 
 
 class OwnCachesStep:
@@ -42,3 +48,14 @@ class OwnCachesStep:
         before(len(ids))
         assert logits is not None
         return to_numpy(logits)
+
+    def can_follow(self) -> bool:
+        """Whether the model is on a GPU."""
+        return not self._model.device.is_cpu()
+
+    def follow(self, token: mx.array) -> mx.array:
+        """The logits ``(vocabulary,)`` after one more token, uint32 ``()``; neither is evaluated."""
+        return self._model.begin_logits(token.reshape(1, 1), self._caches)
+
+    def keep(self, token: int) -> None:
+        """Nothing: the caches count for themselves."""
