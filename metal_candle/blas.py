@@ -10,9 +10,14 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from . import openblas, settings
 from .elf import check_complete
@@ -65,6 +70,56 @@ def load() -> Blas:
 def status() -> Blas:
     """What ``load()`` found, which ``import metal_candle`` has called."""
     return load()
+
+
+def can_be_single() -> bool:
+    """Whether ``single()`` has an effect: an OpenBLAS multiplies, which can be told how many threads to use."""
+    return _thread_calls() is not None
+
+
+@contextmanager
+def single() -> Iterator[None]:
+    """Within the block every product in the process is computed by the thread that asks for it alone.
+
+    For threads that multiply at the same time: OpenBLAS lets its own threads take turns for them, and wait busily.
+    Blocks of several threads may overlap: with the last the former number is back.
+    """
+    global _blocks, _before
+    calls = _thread_calls()
+    if calls is None:
+        yield
+        return
+    get, put = calls
+    with _lock:
+        if _blocks == 0:
+            _before = get()
+            put(1)
+        _blocks += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _blocks -= 1
+            if _blocks == 0:
+                put(_before)
+
+
+_lock = threading.Lock()
+_blocks = 0
+_before = 1
+
+
+@lru_cache(maxsize=1)
+def _thread_calls() -> tuple[Any, Any] | None:
+    """What reads and what sets OpenBLAS's number of threads, ``None`` where something else multiplies."""
+    path = status().path
+    if path is None:
+        return None
+    library = ctypes.CDLL(None if path == Path(sys.executable) else str(path))
+    for prefix in ("openblas", "scipy_openblas"):
+        if hasattr(library, f"{prefix}_set_num_threads"):
+            return getattr(library, f"{prefix}_get_num_threads"), getattr(library, f"{prefix}_set_num_threads")
+    return None
 
 
 def _choose(setting: str) -> tuple[Blas, bool]:

@@ -237,6 +237,12 @@ def one_thread() -> bool:
     return len(_threads) <= 1
 
 
+def helps() -> None:
+    """Leave the calling thread out of ``one_thread``: one that only ever computes while another waits for it."""
+    current_trace()  # the thread is known from here on, and not noted again
+    _threads.discard(threading.get_ident())
+
+
 @contextmanager
 def tracing(name: str) -> Iterator[Trace]:
     """Record what the function ``name`` does; after the block every variable has its former value again."""

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from metal_candle import Device, DType
+from metal_candle import Device, DType, blas, settings
 from metal_candle.embeddings import (
     BertEncoder,
     EmbeddingConfig,
     EmbeddingModel,
     EmbeddingModelType,
+    cores,
     loader,
 )
 from metal_candle.error import ArgumentTypeError, ArgumentValueError, EmbeddingError
@@ -87,7 +88,43 @@ def test_neither_batches_nor_padding_change_a_result(model: EmbeddingModel) -> N
 def test_lengths_share_few_plans(folder: Path) -> None:
     model = EmbeddingModel.from_pretrained(folder)
     model.encode(["a" * count for count in range(1, 41)], batch_size=1)
-    assert model._encode.traces == 6  # 3 to 42 tokens in steps of 8
+    assert len(model._encode._plans) == 6  # 3 to 42 tokens in steps of 8
+
+
+def test_batches_are_bounded_and_cover_the_texts_in_order(
+    model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "count", lambda: 2)
+    rows = [[7] * count for count in (*[59] * 3, *[30] * 20, *[3] * 60)]
+    batches = model._batches(rows, 32)
+    assert [row for batch in batches for row in batch] == rows
+    # The longest text has 60 tokens; 30 count as 32, and 3 as 8.
+    assert [len(batch) for batch in batches] == [4, 8, 8, 8, 32, 23]
+    assert [len(batch) for batch in model._batches(rows, 3)] == [3] * 27 + [2]
+    # Two cores share what is little, but 64 tokens are not divided.
+    assert [len(batch) for batch in model._batches(rows[-24:], 32)] == [12, 12]
+    assert [len(batch) for batch in model._batches(rows[-8:], 32)] == [8]
+
+
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+def test_all_cores_at_once_give_what_one_gives(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_folder.write(tmp_path, kind)
+    texts = [f"{'a ' * (i % 40)}b {'c ' * (i % 7)}" for i in range(100)]
+    found = {}
+    for count in (1, 2):
+        monkeypatch.setattr(cores, "count", lambda count=count: count)
+        model = EmbeddingModel.from_pretrained(tmp_path)
+        with settings.captured("graph") as lines:
+            found[count] = model.encode(texts).numpy()
+        said = [line for line in lines if "batches of texts" in line]
+        how = "one after the other, as there is one core"
+        if count == 2:
+            how = "on all cores at once" if blas.can_be_single() else "one after the other, as the BLAS"
+        assert len(said) == 1
+        assert how in said[0]
+    np.testing.assert_allclose(found[1], found[2], atol=CLOSE)
+    wanted = unit([plain(kind, tmp_path, text).mean(0) for text in texts[:41]])
+    np.testing.assert_allclose(found[2][:41], wanted, atol=CLOSE)
 
 
 def test_without_normalising_the_mean_itself(folder: Path) -> None:
