@@ -18,11 +18,10 @@ from metal_candle.models.save import save_model
 from metal_candle.nn.quantized_linear import QuantizedLinear, QuantizedWeight
 from metal_candle.training import LoRAAdapter, LoRAAdapterConfig, TargetModule
 
-import gguf
 import mlx.core as mx
 import numpy as np
 import pytest
-from gguf_writer import Types, write_gguf
+from gguf_writer import Types, metadata, write_gguf
 from quantised_folders import SIZES, quantised_folder
 
 ModelDir = Callable[..., Path]
@@ -35,18 +34,7 @@ NEAR: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 def gguf_of(tmp_path: Path, tiny_metadata: dict[str, Any]) -> Callable[..., Path]:
     """A function that writes a folder as a GGUF that ``load_model`` takes."""
 
-    def more(writer: gguf.GGUFWriter) -> None:
-        for key, value in tiny_metadata.items():
-            if isinstance(value, list):
-                writer.add_array(key, value)
-            elif isinstance(value, bool):
-                writer.add_bool(key, value)
-            elif isinstance(value, int):
-                writer.add_uint32(key, value)
-            else:
-                writer.add_string(key, value)
-
-    return lambda folder, kind: write_gguf(tmp_path / "model.gguf", folder, kind, more)
+    return lambda folder, kind: write_gguf(tmp_path / "model.gguf", folder, kind, metadata(tiny_metadata))
 
 
 def table_of_8_bits(name: str) -> Types:

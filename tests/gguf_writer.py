@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,23 @@ NAMES = {
 def permute(w: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     """llama.cpp's interleaving, as its converter applies it."""
     return w.reshape(heads, 2, len(w) // heads // 2, -1).swapaxes(1, 2).reshape(w.shape)
+
+
+def metadata(values: Mapping[str, Any]) -> Callable[[gguf.GGUFWriter], None]:
+    """What adds these keys to a file: ``more`` of ``write_gguf``. Whole numbers become 32 bits without a sign."""
+
+    def add(writer: gguf.GGUFWriter) -> None:
+        for key, value in values.items():
+            if isinstance(value, list):
+                writer.add_array(key, value)
+            elif isinstance(value, bool):
+                writer.add_bool(key, value)
+            elif isinstance(value, int):
+                writer.add_uint32(key, value)
+            else:
+                writer.add_string(key, value)
+
+    return add
 
 
 def write_gguf(
