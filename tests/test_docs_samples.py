@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["MIGRATION_V1_TO_V2.md", "from_candle.md"]
+PAGES = ["MIGRATION_V1_TO_V2.md", "finetuning.md", "from_candle.md", "tensors_and_graphs.md"]
 _BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", flags=re.S | re.M)
 
 
