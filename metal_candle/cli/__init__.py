@@ -1,4 +1,4 @@
-"""The command line: ``metal-candle finetune | generate | merge | inspect | doctor``."""
+"""The command line: ``metal-candle finetune | generate | merge | convert | inspect | doctor``."""
 
 from __future__ import annotations
 
