@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..error import CheckpointError, TrainingError
+from ..error import TrainingError
 from .memory_plan import planned_memory
 from .options import (
     GROUP_SIZE,
@@ -25,6 +24,7 @@ from .options import (
     read_config,
     tokenizer_with_progress,
 )
+from .output_folder import check_output, check_space
 from .resuming import check_length, flags_of, read_state, resumed_state
 from .training_run import report, resume_command, run, what_to_do
 
@@ -78,7 +78,8 @@ def finetune(
         bool, typer.Option("--gradient-checkpointing", help="Less memory for a third more time.")
     ] = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Estimate the peak memory, say what would fit, and do not train.")
+        bool,
+        typer.Option("--plan", help="Estimate the peak memory of MLX's arrays, say what would fit, and do not train."),
     ] = False,
     too_long: Annotated[str, typer.Option(help="A longer row: error, truncate or skip.")] = "error",
     mask_prompt: Annotated[bool, typer.Option(help="Train on the completion or the assistant's turns only.")] = True,
@@ -123,7 +124,7 @@ def finetune(
         raise TrainingError.InvalidConfig(reason=f"valid_fraction is {valid_fraction}; takes 0 <= it < 1")
     state = resumed_state(context)
     if not plan:
-        prepare_output(output, overwrite, resume)
+        check_output(output, overwrite, resume)
     if init_adapter is not None and state is None:
         check_adapter(init_adapter)
 
@@ -164,6 +165,7 @@ def finetune(
                 state, loaded.model, callbacks, num_epochs=epochs, max_steps=steps, eval_every=eval_every
             )
             check_length(context, going_on, train)
+            check_space(output, going_on.adapter)
             return going_on
         adapter = (
             LoRAAdapter.for_model(loaded.model, lora)
@@ -187,7 +189,7 @@ def finetune(
         save_every=save_every,
         flags=flags_of(context),
         resumed=resume,
-        announce=lambda trainer: announce(loaded, train, valid, trainer),
+        announce=lambda trainer: announce(loaded, train, valid, trainer, starts_anew=not (resume or init_adapter)),
     )
     done = not outcome.interrupted and outcome.error is None
     report(outcome, output, question, before, answer(loaded, question) if question and done else "", started)
@@ -208,23 +210,6 @@ def schedule_of(updates: int, warmup: float, learning_rate: float) -> LRSchedule
     return LRScheduler.warmup_cosine(warm, updates + 1, learning_rate, 0.1 * learning_rate)
 
 
-def prepare_output(output: Path, overwrite: bool, resume: Path | None) -> None:
-    """Make the output folder; never over an adapter by accident. Raises ``CheckpointError.SaveFailed``."""
-    from ..training.state import STATE
-
-    same = resume is not None and resume.resolve() == output.resolve()
-    for name, what in ((STATE, "a run"), ("adapter_config.json", "an adapter")):
-        if (output / name).exists() and not (overwrite or same):
-            how = f"--resume {output} goes on with it" if name == STATE else f"--init-adapter {output} starts from it"
-            raise CheckpointError.SaveFailed(
-                reason=f"{output} holds {what}; --overwrite replaces it, {how}, --output names another folder"
-            )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError.SaveFailed(reason=f"{output}: {error.strerror}") from error
-
-
 def check_same_shape(context: typer.Context, kept: Any, asked: Any, folder: Path) -> None:
     """Raise ``TrainingError.InvalidLoRAConfig`` for a flag that the adapter to start from contradicts."""
     flags = {"rank": "rank", "alpha": "alpha", "dropout": "dropout", "targets": "target_modules"}
@@ -241,18 +226,7 @@ def check_same_shape(context: typer.Context, kept: Any, asked: Any, folder: Path
             )
 
 
-def check_space(output: Path, adapter: Any) -> None:
-    """Raise ``CheckpointError.SaveFailed`` if the disk has no room for the adapter and the state, beside old ones."""
-    # The state holds the weights and two moments.
-    needed, free = (4 + 12) * adapter.num_trainable_parameters() + 2**20, shutil.disk_usage(output).free
-    if free < needed:
-        raise CheckpointError.SaveFailed(
-            reason=f"{output}: adapter and state need {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; "
-            "--output names another place"
-        )
-
-
-def announce(loaded: Any, train: Any, valid: Any, trainer: Any) -> None:
+def announce(loaded: Any, train: Any, valid: Any, trainer: Any, starts_anew: bool) -> None:
     """Say what is about to be trained, and what would make it faster."""
     from .. import blas
 
@@ -265,6 +239,8 @@ def announce(loaded: Any, train: Any, valid: Any, trainer: Any) -> None:
         f"{len(config.target_modules)} projections in {adapter.num_layers()} layers: "
         f"{trained / 1e6:.2f} M parameters ({100 * trained / total:.1f} %)"
     )
+    if not starts_anew:
+        print(f"deltas   {adapter.report()}")
     tokens = sum(len(example.tokens) for example in train)
     held_out, updates = len(valid) or "none", trainer.total_steps(train)
     print(f"data     {len(train)} rows, {tokens} tokens; {held_out} held out; {updates} updates", flush=True)

@@ -13,20 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 from ..error import CheckpointError, TrainingError
 from ..training.callbacks import Callbacks, TrainingCallback
+from .output_folder import missing_folders, remove_empty
 
 if TYPE_CHECKING:
+    from ..training.saving import SaveState
     from ..training.trainer import AdapterTrainer
 
 METRICS = "metrics.jsonl"
 
 
 class Outcome:
-    """How a run ended: its records, what stopped it early, and the step of the state that is on disk."""
+    """How a run ended: its records, what stopped it early, the step of the state that is on disk, and the most bytes
+    that MLX's arrays took meanwhile."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
         self.interrupted = False
         self.saved: int | None = None
+        self.arrays = 0
         self.error: TrainingError | CheckpointError | None = None
 
 
@@ -83,29 +87,45 @@ def run(
 ) -> tuple[AdapterTrainer, Outcome]:
     """Train, show it, and keep state, adapter and metrics on disk. ``resumed`` is the folder of the run gone on with.
 
-    Gives the trainer that ``make`` made, and how the run ended.
+    Gives the trainer that ``make`` made, and how the run ended. Where it ends before anything was saved, it leaves
+    neither files nor folders of its own.
     """
-    from ..training.metrics import MetricsLog, read_metrics
-    from ..training.progress import ProgressBar, peak_memory
     from ..training.saving import SaveState
     from ..training.state import STATE
     from .resuming import NOTE
 
-    outcome, trainer = Outcome(), make([])
+    trainer = make([])
+    events = trainer.run(train, valid)  # which refuses other data than a resumed run's, before anything is said
     announce(trainer)
-    # From here on what was in the folder is replaced.
-    if resumed is None:
-        (output / STATE).unlink(missing_ok=True)  # one of a run that is replaced has nothing to do with the new log
-    elif resumed.resolve() != output.resolve() and (resumed / METRICS).is_file():
-        shutil.copyfile(resumed / METRICS, output / METRICS)
+    missing = missing_folders(output)
     save = SaveState(output / STATE, save_every, adapter=output, base_model=base, notes={NOTE: flags})
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        # From here on what was in the folder is replaced.
+        if resumed is None:
+            (output / STATE).unlink(missing_ok=True)  # one of a run that is replaced has nothing to do with the new log
+        elif resumed.resolve() != output.resolve() and (resumed / METRICS).is_file():
+            shutil.copyfile(resumed / METRICS, output / METRICS)
+        return trainer, _gone_through(trainer, events, output / METRICS, save, append=resumed is not None)
+    finally:
+        if not (output / STATE).exists():
+            (output / METRICS).unlink(missing_ok=True)
+            remove_empty(missing)
+
+
+def _gone_through(trainer: AdapterTrainer, events: Any, metrics: Path, save: SaveState, append: bool) -> Outcome:
+    import mlx.core as mx
+
+    from ..training.metrics import MetricsLog, read_metrics
+    from ..training.progress import ProgressBar, peak_memory
+
+    outcome = Outcome()
+    mx.reset_peak_memory()  # loading the model may have taken more
     with StopRequest() as stop:
-        log = MetricsLog(
-            output / METRICS, append=resumed is not None, extra=lambda: {"peak_memory_bytes": peak_memory()}
-        )
+        log = MetricsLog(metrics, append=append, extra=lambda: {"peak_memory_bytes": peak_memory()})
         trainer.callbacks = Callbacks([log, ProgressBar(), stop, save])
         try:
-            for _ in trainer.run(train, valid):
+            for _ in events:
                 pass
         except (TrainingError.Failed, CheckpointError.SaveFailed) as error:
             outcome.error = error
@@ -113,10 +133,10 @@ def run(
             pass
         stop.ended = True
         outcome.interrupted = stop.asked and outcome.error is None
-        outcome.saved = save.saved_step
+        outcome.saved, outcome.arrays = save.saved_step, mx.get_peak_memory()
     if outcome.error is None:
-        outcome.records = read_metrics(output / METRICS)
-    return trainer, outcome
+        outcome.records = read_metrics(metrics)
+    return outcome
 
 
 def resume_command(output: Path) -> str:
@@ -137,7 +157,7 @@ def what_to_do(outcome: Outcome, output: Path) -> str:
 def report(outcome: Outcome, output: Path, question: str, before: str, after: str, started: float) -> None:
     """The loss as a curve and a picture, the answers before and after, where everything is."""
     from ..training.metrics import loss_series, plot_loss, render_curve
-    from ..training.progress import clock, peak_memory
+    from ..training.progress import clock, mebibytes, process_memory
 
     if outcome.error is not None:
         return
@@ -153,6 +173,10 @@ def report(outcome: Outcome, output: Path, question: str, before: str, after: st
     if after:
         print(f"\n> {question}\n\nbefore:\n{before}\n\nafter:\n{after}\n")
     seconds = time.perf_counter() - started
-    print(f"adapter in {output}/ after {clock(seconds)}, peak memory {peak_memory() / 2**30:.2f} GB")
+    print(f"adapter in {output}/ after {clock(seconds)}")
+    arrays, process = mebibytes(outcome.arrays), mebibytes(process_memory())
+    print(
+        f"peak memory: {arrays} in MLX's arrays while training, which --plan estimates; {process} in the whole process"
+    )
     if not outcome.interrupted:
         print(f'try it:  metal-candle generate --adapter {output} "{question or "Hello"}"', flush=True)

@@ -41,6 +41,7 @@ from .config import TrainingConfig
 from .data.batching import Batch
 from .data.tokenizing import EXAMPLES, Example
 from .loss import targets_of
+from .progress import mebibytes
 from .state import random_key, set_random_key
 from .steps import epoch_batches
 from .tape import Usage, tape_of, usage
@@ -107,6 +108,7 @@ class MemoryPlan:
                     "memory of the device": self.device,
                 }
             ),
+            "counted are MLX's arrays: the interpreter, libraries and what MLX keeps of freed memory come on top",
             "it fits" if self.fits() else f"it does not fit: a run may take {SHARE:.0%} of the device's memory",
         ]
         if self.largest_rows is not None:
@@ -121,7 +123,7 @@ class MemoryPlan:
 
 def _lines(sizes: dict[str, int]) -> list[str]:
     width = max(map(len, sizes))
-    return [f"{name:<{width}}  {size / 2**20:>10,.1f} MiB" for name, size in sizes.items()]
+    return [f"{name:<{width}}  {mebibytes(size):>14}" for name, size in sizes.items()]
 
 
 @takes(

@@ -15,10 +15,18 @@ from .events import EvalMetrics, StepMetrics
 
 def peak_memory() -> int:
     """The most bytes held so far: MLX's own on a GPU, the whole process on the CPU."""
-    if not Device.default().is_cpu():
-        return int(mx.get_peak_memory())
+    return process_memory() if Device.default().is_cpu() else int(mx.get_peak_memory())
+
+
+def process_memory() -> int:
+    """The most bytes of main memory that the process has held so far."""
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
+
+
+def mebibytes(size: int) -> str:
+    """``1,024.0 MiB`` for 2^30 bytes."""
+    return f"{size / 2**20:,.1f} MiB"
 
 
 def clock(seconds: float) -> str:
@@ -64,7 +72,7 @@ class ProgressBar(TrainingCallback):
         left = self._busy / (metrics.step - self._first) * (self._total - metrics.step)
         end = f"{clock(left)} left" if metrics.step < self._total else "finishing"
         speed = f"{self._tokens / self._busy:.0f} tok/s  " if self._busy and self._tokens else ""
-        numbers = f"loss {self._smooth:.3f}  {speed}{peak_memory() / 2**30:.2f} GB  {end}"
+        numbers = f"loss {self._smooth:.3f}  {speed}{peak_memory() / 2**30:.2f} GiB  {end}"
         if self._bar is not None:
             self._bar.update(self._task, completed=metrics.step, numbers=numbers)
         elif metrics.step % max(self._total // 20, 1) == 0 or metrics.step in (self._first + 1, self._total):

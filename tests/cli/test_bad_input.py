@@ -98,6 +98,7 @@ def test_rows_that_cannot_be_used(tmp_path: Path, tiny_model_dir: Folder, rows: 
     rows.write_text(text)
     arguments = ("--model", tiny_model_dir(), "--data", rows)
     assert expected in refused("finetune", *arguments, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     assert expected in refused("inspect", "data", rows, "--model", arguments[1])
 
 
@@ -135,7 +136,6 @@ def test_flags_that_an_adapter_to_start_from_contradicts(tmp_path: Path, tiny_mo
     adapter = trained(model, rows, tmp_path / "adapter")
     arguments = ("--model", model, "--data", rows, "--sample", "", "--init-adapter", adapter, "--output")
     ok("finetune", *arguments, tmp_path / "right", "--steps", 1)
-    # The errors come after the run is announced.
     result = run("finetune", *arguments, tmp_path / "rank", "--rank", 4)
     assert f"--rank says 4, the adapter in {adapter} has 8" in result.stderr
     result = run("finetune", *arguments, tmp_path / "targets", "--targets", "q_proj")
@@ -153,8 +153,11 @@ def test_what_a_resumed_run_contradicts(tmp_path: Path, tiny_model_dir: Folder, 
     assert "--seed says 4, the run in" in refused("finetune", "--resume", folder, "--config", tmp_path / "run.yaml")
     other = tmp_path / "other.jsonl"
     other.write_text(rows.read_text().replace("tool", "hat"))
-    line = refused("finetune", "--resume", folder, "--data", other, "--steps", 4)
-    assert "training rows are" in line
+    result = run("finetune", "--resume", folder, "--data", other, "--steps", 4, "--output", tmp_path / "on")
+    assert result.returncode == FAILED
+    assert "training rows are" in result.stderr
+    assert "resumed" not in result.stdout  # nothing is announced that does not happen
+    assert not (tmp_path / "on").exists()
     reseeded = tiny_model_dir(seed=1)
     line = refused("finetune", "--resume", folder, "--model", reseeded, "--steps", 4)
     assert "the model: the weights have other values" in line
@@ -186,7 +189,11 @@ def test_a_model_that_gives_nan_is_not_trained(tmp_path: Path, tiny_model_dir: F
     result = run("finetune", "--model", model, "--data", rows, "--output", tmp_path / "out", "--sample", "")
     assert result.returncode == FAILED
     assert "before the first step: the model's weights give it" in result.stderr
-    assert not (tmp_path / "out" / "adapter_config.json").exists()
+    assert not (tmp_path / "out").exists()  # the log of such a run says nothing more
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "notes.txt").write_text("mine")
+    run("finetune", "--model", model, "--data", rows, "--output", tmp_path / "kept", "--sample", "")
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["notes.txt"]
 
 
 def test_an_output_that_cannot_be_written(tmp_path: Path, tiny_model_dir: Folder, rows: Path) -> None:
@@ -265,8 +272,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, tiny_model_dir: 
     ],
 )
 def test_flags_out_of_range(tmp_path: Path, tiny_model_dir: Folder, rows: Path, flags: list[object], text: str) -> None:
-    line = refused("finetune", "--model", tiny_model_dir(), "--data", rows, "--output", tmp_path / "out", *flags)
+    output = tmp_path / "new" / "out"
+    line = refused("finetune", "--model", tiny_model_dir(), "--data", rows, "--output", output, *flags)
     assert text in line
+    assert not output.parent.exists()  # however late the error comes
 
 
 @pytest.mark.parametrize(
