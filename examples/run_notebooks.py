@@ -40,12 +40,12 @@ def execute(path: Path, timeout: int = 600) -> Any:
 
 
 def tidied(notebook: Any) -> Any:
-    """The notebook without what is no result: warnings, folders, times, versions. It is changed in place."""
+    """The notebook without what is no result: warnings, folders, times, versions. Changed in place, and given back."""
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type != "code":
             continue
-        outputs = [each for each in cell.outputs if not (each.output_type == "stream" and each.name == "stderr")]
+        outputs = _joined([each for each in cell.outputs if each.get("name") != "stderr"])
         for output in outputs:
             if output.output_type == "stream":
                 output.text = FOLDERS.sub("", output.text)
@@ -59,8 +59,19 @@ def tidied(notebook: Any) -> Any:
     return notebook
 
 
+def _joined(outputs: list[Any]) -> list[Any]:
+    """The outputs, pieces of one stream as one: where a kernel cuts it is chance."""
+    joined: list[Any] = []
+    for output in outputs:
+        if joined and output.output_type == joined[-1].output_type == "stream":
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
 def cleared(notebook: Any) -> Any:
-    """The notebook without results, changed in place."""
+    """The notebook without results. Changed in place, and given back."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None

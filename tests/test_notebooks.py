@@ -72,9 +72,11 @@ def _notebook(*sources: str) -> Any:
 
 
 UNTIDY = """
-import sys, warnings
+import sys
 print("kept", "/home/someone/code/model.py", "/tmp/x/y.bin", "https://pypi.org/home/x", "1/tmp")
-print("a warning", file=sys.stderr)
+sys.stdout.flush()
+print("a warning", file=sys.stderr, flush=True)
+print("more")
 "/Users/someone/a b"
 """
 
@@ -94,7 +96,7 @@ def test_results_are_tidied_and_taken_out_again(
     assert bad.read_bytes() == as_it_was
     (cell,) = nbformat.read(good, as_version=4).cells
     assert [output.output_type for output in cell.outputs] == ["stream", "execute_result"]
-    assert cell.outputs[0].text == "kept model.py y.bin https://pypi.org/home/x 1/tmp\n"
+    assert cell.outputs[0].text == "kept model.py y.bin https://pypi.org/home/x 1/tmp\nmore\n"
     assert faults(nbformat.read(good, as_version=4), runner.FOLDERS) == []
     monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "--clear", str(good)])
     assert runner.main() == 0
