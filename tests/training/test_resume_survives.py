@@ -1,0 +1,195 @@
+"""What survives NaN, an interrupt, an error of a callback and a full disk: the last good state."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from metal_candle import CheckpointError, Tensor, TrainingError
+from metal_candle.formats import safetensors
+from metal_candle.models import load_model
+from metal_candle.training import (
+    AdapterTrainer,
+    LoRAAdapter,
+    MetricsLog,
+    SaveState,
+    TrainingCallback,
+    TrainingState,
+    read_metrics,
+)
+from metal_candle.training.events import StepMetrics
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from resumed_runs import TRAIN, VALID, Whole, assert_same_bits, ended, fresh
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model_dir: Callable[..., Path]) -> Path:
+    return tiny_model_dir(num_hidden_layers=1, hidden_size=16, intermediate_size=32)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Whole:
+    return ended(folder)
+
+
+class Poison(TrainingCallback):
+    """Makes the weights NaN after a step."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_step_end(self, trainer: Any) -> bool | None:
+        if trainer.step == self.after:
+            for var in trainer.adapter.trainable_variables():
+                var.set(Tensor.full(float("nan"), var.shape))
+        return None
+
+
+@pytest.mark.parametrize(("after", "kept"), [(2, 2), (3, 2)])
+def test_nan_leaves_the_last_good_checkpoint(folder: Path, whole: Whole, tmp_path: Path, after: int, kept: int) -> None:
+    """A state is written when its weights are known to be good: at step 2 by the evaluation, at step 3 not at all."""
+    path = tmp_path / "state"
+    trainer = fresh(folder, [SaveState(path, every=1, adapter=tmp_path / "adapter"), Poison(after)])
+    with pytest.raises(TrainingError.Failed, match=f"loss is nan at step {after + 1}"):
+        list(trainer.run(TRAIN, VALID))
+    assert TrainingState.load(path).step == kept
+    adapter = LoRAAdapter.load(tmp_path / "adapter", load_model(folder).model)
+    assert all(np.isfinite(var.numpy()).all() for var in adapter.trainable_variables())
+    on = AdapterTrainer.resume(path, load_model(folder).model)
+    list(on.run(TRAIN, VALID))
+    assert_same_bits(on, whole[1])
+
+
+def test_a_held_out_loss_that_is_not_finite_is_not_saved(folder: Path, tmp_path: Path) -> None:
+    class PoisonBefore(TrainingCallback):
+        def on_step(self, trainer: Any, metrics: StepMetrics) -> bool | None:
+            if metrics.step == 2:
+                for var in trainer.adapter.trainable_variables():
+                    var.set(Tensor.full(float("nan"), var.shape))
+            return None
+
+    trainer = fresh(folder, [PoisonBefore(), SaveState(tmp_path / "state", every=1)])
+    with pytest.raises(TrainingError.Failed, match="held-out loss is nan after step 2"):
+        list(trainer.run(TRAIN, VALID))
+    assert TrainingState.load(tmp_path / "state").step == 1
+
+
+def interrupting(trainer: AdapterTrainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a KeyboardInterrupt come in the middle of a step, when variables are set already."""
+    compute = trainer._compute
+
+    def interrupted(group: Any, total: int) -> tuple[float, float]:
+        result = compute(group, total)
+        if trainer.step + 1 == step:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(trainer, "_compute", interrupted)
+
+
+def test_an_interrupt_in_a_step_takes_all_of_it_back(
+    folder: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callbacks: list[TrainingCallback] = [MetricsLog(tmp_path / "m.jsonl"), SaveState(tmp_path / "state")]
+    trainer = fresh(folder, callbacks)
+    interrupting(trainer, 4, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        list(trainer.run(TRAIN, VALID))
+    assert TrainingState.load(tmp_path / "state").step == trainer.step == 3
+    log = MetricsLog(tmp_path / "m.jsonl", append=True)
+    on = AdapterTrainer.resume(tmp_path / "state", load_model(folder).model, [log])
+    list(on.run(TRAIN, VALID))
+    assert_same_bits(on, whole[1])
+    assert [record["step"] for record in read_metrics(tmp_path / "m.jsonl") if "loss" in record] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_interrupt_between_the_first_batches_that_are_summed(
+    folder: Path, whole: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first of them left in the sums goes, too."""
+    trainer = fresh(folder)
+    add, calls = trainer._add, []
+
+    def interrupted(*tensors: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return add(*tensors)  # type: ignore[no-any-return]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(trainer.run(TRAIN, VALID))
+    assert trainer.step == 0
+    list(trainer.run(TRAIN, VALID))
+    assert_same_bits(trainer, whole[1])
+
+
+def test_an_error_of_a_callback_takes_back_the_step(folder: Path, whole: Whole, tmp_path: Path) -> None:
+    class Careless(TrainingCallback):
+        def on_step(self, trainer: Any, metrics: StepMetrics) -> bool | None:
+            if metrics.step == 3:
+                raise ValueError("mine")
+            return None
+
+    log = MetricsLog(tmp_path / "m.jsonl")
+    trainer = fresh(folder, [log, Careless(), SaveState(tmp_path / "state")])
+    with pytest.raises(ValueError, match="mine"):
+        list(trainer.run(TRAIN, VALID))
+    on = AdapterTrainer.resume(
+        tmp_path / "state", load_model(folder).model, [MetricsLog(tmp_path / "m.jsonl", append=True)]
+    )
+    assert on.step == 2
+    list(on.run(TRAIN, VALID))
+    assert_same_bits(on, whole[1])
+    assert [record["step"] for record in read_metrics(tmp_path / "m.jsonl") if "loss" in record] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """A function that lets the disk be full from the n-th write of tensors on; 0 frees it."""
+    left = [0]
+    write = safetensors.to_bytes
+
+    def limited(array: mx.array) -> memoryview:
+        if left[0]:
+            left[0] -= 1
+            if not left[0]:
+                left[0] = 1
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return write(array)
+
+    def fill(after: int) -> None:
+        left[0] = after
+
+    monkeypatch.setattr(safetensors, "to_bytes", limited)
+    return fill
+
+
+@pytest.mark.parametrize("writes", [1, 2, 9, 14])
+def test_a_full_disk_leaves_the_last_checkpoint(
+    folder: Path, whole: Whole, tmp_path: Path, full_disk: Callable[[int], None], writes: int
+) -> None:
+    path = tmp_path / "state"
+
+    class Fill(TrainingCallback):
+        def on_step(self, trainer: Any, metrics: StepMetrics) -> bool | None:
+            if metrics.step == 3:
+                full_disk(writes)
+            return None
+
+    save = SaveState(path, every=2)
+    trainer = fresh(folder, [Fill(), save])
+    with pytest.raises(CheckpointError.SaveFailed, match="No space left on device; what was there is unchanged"):
+        list(trainer.run(TRAIN, VALID))
+    assert save.saved_step == TrainingState.load(path).step == 2
+    assert [each.name for each in tmp_path.iterdir()] == ["state"]
+    full_disk(0)
+    on = AdapterTrainer.resume(path, load_model(folder).model)
+    list(on.run(TRAIN, VALID))
+    assert_same_bits(on, whole[1])
