@@ -45,43 +45,51 @@ def finetune(
     data: Annotated[
         str, typer.Option(help="JSON Lines file, folder with train.jsonl and valid.jsonl, or field-guide.")
     ] = "field-guide",
-    output: Annotated[Path, typer.Option(help="Folder for the adapter, its metrics and the plot.")] = Path("adapter"),
+    output: Annotated[Path, typer.Option(help="Folder for the adapter, the run's state, metrics and a plot.")] = Path(
+        "adapter"
+    ),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter in the output folder.")] = False,
     resume: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
             callback=read_state,
             is_eager=True,
-            help="Folder of a run to go on with as if it had never stopped; its flags come along.",
+            help="Folder of a run to continue as if it had never stopped, with its flags.",
         ),
     ] = None,
     init_adapter: Annotated[
-        Optional[Path], typer.Option(help="Adapter folder whose weights a new run starts from.")  # noqa: UP045
+        Optional[Path], typer.Option(help="Adapter whose weights a new run starts from.")  # noqa: UP045
     ] = None,
     rank: Annotated[int, typer.Option(help="LoRA rank.")] = 8,
     alpha: Annotated[float, typer.Option(help="LoRA alpha; the delta is scaled by alpha / rank.")] = 16.0,
     dropout: Annotated[float, typer.Option(help="LoRA dropout.")] = 0.0,
     targets: Annotated[str, typer.Option(help="Projections to adapt: all, or names like q_proj,v_proj.")] = "all",
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 1,
-    steps: Annotated[Optional[int], typer.Option(help="Most updates.")] = None,  # noqa: UP045
+    steps: Annotated[Optional[int], typer.Option(help="End after so many updates.")] = None,  # noqa: UP045
     batch_size: Annotated[int, typer.Option(help="Rows in a batch.")] = 4,
     accumulation: Annotated[int, typer.Option(help="Batches in an update.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Rate after the warm-up.")] = 1e-3,
-    warmup: Annotated[float, typer.Option(help="Share of the updates that warm up; a cosine follows.")] = 0.1,
+    warmup: Annotated[
+        float, typer.Option(help="Share of the updates in which the rate rises; a cosine follows.")
+    ] = 0.1,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 0.01,
     max_grad_norm: Annotated[float, typer.Option(help="Clip the gradients' global norm; 0 switches it off.")] = 1.0,
-    max_length: Annotated[int, typer.Option(help="Most tokens of a row, and of a packed sequence.")] = 1024,
+    max_length: Annotated[int, typer.Option(help="Maximum number of tokens in a row, or a packed sequence.")] = 1024,
     packing: Annotated[
         bool, typer.Option("--packing", help="Pack rows into sequences; --batch-size then counts sequences.")
     ] = False,
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory for a third more time.")
+        bool,
+        typer.Option(
+            "--gradient-checkpointing",
+            help="Compute blocks again instead of keeping them: less memory, a third more time.",
+        ),
     ] = False,
     plan: Annotated[
         bool,
         typer.Option("--plan", help="Estimate the peak memory of MLX's arrays, say what would fit, and do not train."),
     ] = False,
-    too_long: Annotated[str, typer.Option(help="A longer row: error, truncate or skip.")] = "error",
+    too_long: Annotated[str, typer.Option(help="What to do with a longer row: error, truncate or skip.")] = "error",
     mask_prompt: Annotated[bool, typer.Option(help="Train on the completion or the assistant's turns only.")] = True,
     valid_fraction: Annotated[float, typer.Option(help="Share of rows to hold out where no valid.jsonl is.")] = 0.1,
     eval_every: Annotated[int, typer.Option(help="Updates between held-out losses; 0: start and end only.")] = 25,
