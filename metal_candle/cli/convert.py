@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from ..error import CheckpointError
+from .options import ALPHA
 
 if TYPE_CHECKING:
     from ..training.formats.stored import Format, StoredAdapter
@@ -21,10 +22,7 @@ def convert(
         Optional[str],  # noqa: UP045
         typer.Option(help="Base model: named in the result, and asked for its heads by gguf; else the adapter's own."),
     ] = None,
-    alpha: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="Alpha of a file that does not say it, as the metal-candle crate's."),
-    ] = None,
+    alpha: Annotated[Optional[float], typer.Option(help=ALPHA)] = None,  # noqa: UP045
     dtype: Annotated[str, typer.Option(help="Of a gguf: f32, exact, or f16.")] = "f32",
     fold_scales: Annotated[
         bool, typer.Option("--fold-scales", help="Round modules' own scales into B where the format has one for all.")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..error import CheckpointError, InferenceError
-from .options import GROUP_SIZE, QUANTIZE, QUANTIZE_EMBEDDINGS
+from .options import ALPHA, GROUP_SIZE, QUANTIZE, QUANTIZE_EMBEDDINGS
 
 
 def base_model_of(adapter: Path) -> str:
@@ -32,6 +32,7 @@ def generate(
         typer.Option(help="Folder, .gguf file, hub id, or smollm2; by default the adapter's base model."),
     ] = None,
     adapter: Annotated[Optional[Path], typer.Option(help="Adapter of finetune, PEFT, mlx-lm or metal-candle.")] = None,  # noqa: UP045
+    alpha: Annotated[Optional[float], typer.Option(help=ALPHA)] = None,  # noqa: UP045
     max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 200,
     temperature: Annotated[
         Optional[float],  # noqa: UP045
@@ -78,6 +79,8 @@ def generate(
     config = generator_config(max_tokens, temperature, top_k, top_p, min_p, seed, stop or (), max_kv_size)
     if adapter is not None:
         check_adapter(adapter)
+    elif alpha is not None:
+        raise InferenceError.InvalidConfig(reason="--alpha is an adapter's; give one with --adapter")
     name = model or (base_model_of(adapter) if adapter is not None else "smollm2")
     for flag, needs in (("--system", system), ("--chat", chat)):
         if raw and needs:
@@ -90,8 +93,8 @@ def generate(
         raise InferenceError.InvalidConfig(reason="there is no prompt; give one as an argument or on standard input")
     loaded = load_with_progress(name, target, wish, group_size, quantize_embeddings)
     if adapter is not None:
-        deltas = LoRAAdapter.load(adapter, loaded.model)
-        deltas.set_training(False)
+        deltas = LoRAAdapter.load(adapter, loaded.model, alpha)
+        print(f"{adapter}: {deltas.report()}", file=sys.stderr, flush=True)
         loaded.model.apply_adapter(deltas)
     generator = TextGenerator(loaded, config)
     if raw or not (loaded.tokenizer.chat_template or chat or system):

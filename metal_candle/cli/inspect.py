@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from ..training.formats.stored import StoredAdapter
 
-from .options import QUANTIZE
+from .options import ALPHA, QUANTIZE
 
 app = typer.Typer(help="Show what a model, an adapter or a data set holds.", no_args_is_help=True)
 
@@ -82,10 +82,7 @@ def adapter(
         Optional[str],  # noqa: UP045
         typer.Option(help="Model to compare with: does it fit, how large are the deltas beside the weights."),
     ] = None,
-    alpha: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="Alpha of a file that does not say it, as the metal-candle crate's."),
-    ] = None,
+    alpha: Annotated[Optional[float], typer.Option(help=ALPHA)] = None,  # noqa: UP045
     modules: Annotated[
         bool, typer.Option("--modules", help="List every module with its rank, scale and norm.")
     ] = False,

@@ -9,8 +9,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..error import CheckpointError, ModelError
-from .options import GROUP_SIZE, QUANTIZE
+from ..error import CheckpointError
+from .options import ALPHA, GROUP_SIZE, QUANTIZE
 
 
 def merge(
@@ -22,10 +22,7 @@ def merge(
     dtype: Annotated[str, typer.Option(help="f32, bf16 or f16.")] = "f32",
     quantize: Annotated[Optional[str], typer.Option(help=f"{QUANTIZE} The merged weights are held so too.")] = None,  # noqa: UP045
     group_size: Annotated[Optional[int], typer.Option(help=GROUP_SIZE)] = None,  # noqa: UP045
-    alpha: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="Alpha of a file that does not say it, as the metal-candle crate's."),
-    ] = None,
+    alpha: Annotated[Optional[float], typer.Option(help=ALPHA)] = None,  # noqa: UP045
     overwrite: Annotated[bool, typer.Option(help="Replace what is in the output folder.")] = False,
 ) -> None:
     """Write a Hugging Face folder of the model with the adapter merged in, and say what rounding loses.
@@ -47,16 +44,17 @@ def merge(
             reason=f"{output} is the model that the adapter is for, and would act twice in it; give another folder"
         )
     loaded = load_with_progress(base, parse_dtype("f32"), wish, group_size)
-    if not isinstance(loaded.model, Decoder):
-        raise ModelError.InvalidConfig(
-            reason=f"{loaded.name}: {loaded.note}, which alone writes it: `mlx_lm.fuse` merges an adapter of its format"
-        )
     deltas = LoRAAdapter.load(adapter, loaded.model, alpha)
     print(f"{adapter}: {deltas.report()}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MergeWarning)  # said below, in one line
         merged = merge_adapter(loaded.model, deltas, target)
-    save_model(output, loaded.model, loaded.tokenizer, target, overrides=merged.weights, overwrite=overwrite)
+    if isinstance(loaded.model, Decoder):
+        save_model(output, loaded.model, loaded.tokenizer, target, overrides=merged.weights, overwrite=overwrite)
+    else:
+        from ..models.mlx_lm import save_mlx_lm
+
+        save_mlx_lm(output, loaded, target, merged.weights, overwrite)
     print(f"{output}: {loaded.name}, {merged}")
     if text := merged.warning():
         print(f"warning: {text}; try --dtype f32 or --quantize dense, or keep the adapter apart", file=sys.stderr)

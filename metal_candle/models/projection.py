@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
 from ..device import Device
 from ..dtype import DType
 from ..error import ModelError
+from ..error.expect import expect
 from ..nn.module import Module, T
-from ..nn.quantized_linear import QuantizedLinear
+from ..nn.quantized_linear import QuantizedLinear, QuantizedWeight
 from ..tensor.eager import Tensor
 from .frozen import FrozenLinear
 from .layout import Layout
@@ -34,6 +35,7 @@ class TargetModule(Enum):
     @staticmethod
     def from_name(s: str) -> TargetModule | None:
         """The member of that name, or ``None``."""
+        expect("TargetModule.from_name", s, str, "a name")
         return next((member for member in TargetModule if member.value == s), None)
 
     @property
@@ -128,6 +130,14 @@ class AdaptableModel(ApplyAdapter, Protocol):
 
     def num_parameters(self) -> int:
         """How many numbers the model has, without adapters."""
+
+
+@runtime_checkable
+class MergeableModel(AdaptableModel, Protocol):
+    """A model into whose weights an adapter can be merged."""
+
+    def quantized_weights(self) -> Mapping[str, QuantizedWeight]:
+        """The weights that are quantised, by name: that of a place is its path and "weight"."""
 
 
 @runtime_checkable

@@ -74,7 +74,7 @@ def save_model(
     config = replace(model.config, torch_dtype=_DTYPE_NAMES[target], quantization=quantization_entry(quantized))
     for name, weight in quantized.items():
         weights.update(weight.tensors(name))
-    with _folder(Path(directory), overwrite) as folder:
+    with model_folder(Path(directory), overwrite) as folder:
         write_text(folder / "config.json", config.to_json())
         write_json(folder / "generation_config.json", _generation_config(model, tokenizer))
         tokenizer.save(folder)
@@ -128,8 +128,11 @@ def _save_weights(folder: Path, weights: Mapping[str, TensorBase], dtype: DType,
 
 
 @contextmanager
-def _folder(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A new folder beside ``target`` to fill; when the block ends well it takes the name, else it is removed."""
+def model_folder(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A new folder beside ``target`` to fill; when the block ends well it takes the name, else it is removed.
+
+    Raises ``CheckpointError.SaveFailed`` as ``save_model``.
+    """
     _check_target(target, overwrite)
     name = f".{target.absolute().name}.{os.getpid()}.{secrets.token_hex(4)}"
     beside, old = target.absolute().parent / f"{name}.tmp", target.absolute().parent / f"{name}.old"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ..constructors import Default, New
 from ..device import DeviceLike
 from ..error import ModelError, ShapeMismatchError, TrainingError
+from ..error.expect import expect, integer
 from ..error.text import described, shown
 from ..models.projection import AdaptableModel, TargetModule, expect_sizes
 from ..tensor.eager import Tensor
@@ -17,12 +18,14 @@ from ..tensor.var import Var
 from .adapter_files import layers_for, stored_from, targets_of
 from .adapter_report import AdapterReport, report_of
 from .adapter_targets import ALL_NAMES, all_linear, refusal
+from .arguments import DICT, FLAG, INTEGER, NUMBER, PATH, TEXT, Kind, a, optional, takes
 from .formats.metal_candle import key_of, path_of
 from .formats.recognise import read, write
 from .formats.stored import Format, StoredAdapter
 from .lora import LoRAConfig, LoRALayer
 
 ALL_LINEAR = tuple(TargetModule)
+MODEL = a(AdaptableModel, "one of metal_candle.models, or an AdaptableModel")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class LoRAAdapterConfig(Default):
 
     A target that is a text names linear maps by the end of their module path, "mlp.c_fc" say, for models whose
     projections are not ``TargetModule``s; "all-linear", as PEFT calls it, is every linear map of the blocks that is
-    not narrower than the rank.
+    not narrower than the rank. Raises ``TrainingError.InvalidLoRAConfig`` for what are no numbers and no list of
+    names; ``validate()`` looks at the ranges.
     """
 
     rank: int = 8
@@ -40,10 +44,20 @@ class LoRAAdapterConfig(Default):
     target_modules: Sequence[TargetModule | str] = (TargetModule.QProj, TargetModule.VProj)
     init: Literal["normal", "uniform"] = "uniform"
 
+    def __post_init__(self) -> None:
+        self.to_lora_config()
+        targets: object = self.target_modules
+        good = isinstance(targets, Sequence) and not isinstance(targets, str)
+        if not good or not all(isinstance(each, (TargetModule, str)) for each in self.target_modules):
+            raise TrainingError.InvalidLoRAConfig(
+                reason=f"target_modules is {described(targets)}; takes a list of TargetModules and names of modules"
+            )
+
     def to_lora_config(self) -> LoRAConfig:
         """The configuration of each layer."""
         return LoRAConfig(self.rank, self.alpha, self.dropout, self.init)
 
+    @takes(module=Kind("a TargetModule or a module path", lambda module: isinstance(module, (TargetModule, str))))
     def is_target(self, module: TargetModule | str) -> bool:
         """Whether a projection, or the linear map at a module path, is adapted."""
         path = f"{module.parent}.{module.value}" if isinstance(module, TargetModule) else module
@@ -54,14 +68,8 @@ class LoRAAdapterConfig(Default):
         return [each.value if isinstance(each, TargetModule) else each for each in self.target_modules]
 
     def validate(self) -> None:
-        """Raise ``TrainingError.InvalidLoRAConfig`` for numbers out of range, and targets that are no list of names."""
+        """Raise ``TrainingError.InvalidLoRAConfig`` for numbers out of range."""
         self.to_lora_config().validate()
-        targets: object = self.target_modules
-        good = isinstance(targets, Sequence) and not isinstance(targets, str)
-        if not good or not all(isinstance(each, (TargetModule, str)) for each in self.target_modules):
-            raise TrainingError.InvalidLoRAConfig(
-                reason=f"target_modules is {described(targets)}; takes a list of TargetModules and names of modules"
-            )
 
 
 class LoRAAdapter(New):
@@ -79,6 +87,9 @@ class LoRAAdapter(New):
 
         Raises ``TrainingError.InvalidLoRAConfig``, also for a target that is none of the seven ``TargetModule``s.
         """
+        integer("LoRAAdapter", hidden_size, "hidden_size", 1)
+        integer("LoRAAdapter", intermediate_size, "intermediate_size", 1)
+        integer("LoRAAdapter", num_layers, "num_layers", 0)
         sizes = dict.fromkeys(TargetModule, (hidden_size, hidden_size))
         sizes[TargetModule.GateProj] = sizes[TargetModule.UpProj] = (hidden_size, intermediate_size)
         sizes[TargetModule.DownProj] = (intermediate_size, hidden_size)
@@ -101,6 +112,7 @@ class LoRAAdapter(New):
         }
 
     @classmethod
+    @takes(model=MODEL)
     def for_model(cls, model: AdaptableModel, config: LoRAAdapterConfig | None = None) -> LoRAAdapter:
         """An adapter with the sizes of a model's own projections, grouped heads included.
 
@@ -126,6 +138,7 @@ class LoRAAdapter(New):
         return cls.of_layers(config, layers, model.num_layers())
 
     @classmethod
+    @takes(config=a(LoRAAdapterConfig), layers=DICT, num_layers=INTEGER)
     def of_layers(cls, config: LoRAAdapterConfig, layers: Mapping[str, LoRALayer], num_layers: int) -> LoRAAdapter:
         """An adapter of layers that are there, by their module paths, in a model of so many blocks."""
         adapter = cls.__new__(cls)
@@ -144,12 +157,14 @@ class LoRAAdapter(New):
         """``("layers.0.q_proj", layer)`` …, first block first."""
         return [(key_of(path), layer) for path, layer in self._layers.items()]
 
+    @takes(layer_idx=INTEGER, module=a(TargetModule))
     def get_layer(self, layer_idx: int, module: TargetModule) -> LoRALayer | None:
         """The layer at a place, or ``None``."""
         return self._layers.get(path_of(layer_idx, module))
 
     def layer_at(self, path: str) -> LoRALayer | None:
         """The layer at a module path, "model.layers.0.self_attn.q_proj" say, or ``None``."""
+        expect("LoRAAdapter.layer_at", path, str, "a module path")
         return self._layers.get(path)
 
     def paths(self) -> list[str]:
@@ -169,15 +184,18 @@ class LoRAAdapter(New):
         """How many numbers are trained."""
         return sum(layer.num_parameters() for layer in self._layers.values())
 
+    @takes(total=INTEGER)
     def num_frozen_parameters(self, total: int) -> int:
         """``total`` less the trained ones, not below 0."""
         return max(total - self.num_trainable_parameters(), 0)
 
+    @takes(training=FLAG)
     def set_training(self, training: bool) -> None:
         """Dropout acts in training mode only."""
         for layer in self._layers.values():
             layer.set_training(training)
 
+    @takes(base=a(Tensor))
     def merge_weights(self, base: Tensor, layer_idx: int, module: TargetModule) -> Tensor:
         """``base + scaling · (A · B)ᵀ`` for a frozen weight ``(out, in)``; unadapted modules keep theirs."""
         layer = self.get_layer(layer_idx, module)
@@ -189,17 +207,20 @@ class LoRAAdapter(New):
 
     # --- files --------------------------------------------------------------------------------
 
+    @takes(base_model=optional(TEXT))
     def stored(self, base_model: str | None = None) -> StoredAdapter:
         """What files hold of it: each module with its own rank and scale. The factors are shared, not copied."""
         names, dropout = self._config.target_names(), self._config.dropout
         return stored_from(self._layers, names, dropout, self._num_layers, base_model)
 
+    @takes(model=optional(MODEL))
     def report(self, model: AdaptableModel | None = None) -> AdapterReport:
         """How many layers it changes and by what norm; with a model, also relative to its weights."""
         factors = self.stored().factors if self._layers else {}
         report = report_of(factors, model)
         return report if model is not None else replace(report, num_layers=self._num_layers)
 
+    @takes(path=PATH, base_model=optional(TEXT), fold_scales=FLAG)
     def save(
         self,
         path: str | PathLike[str],
@@ -215,6 +236,7 @@ class LoRAAdapter(New):
         write(path, self.stored(base_model), format, self._num_layers, fold_scales)
 
     @classmethod
+    @takes(path=PATH, model=MODEL, alpha=optional(NUMBER))
     def load(cls, path: str | PathLike[str], model: AdaptableModel, alpha: float | None = None) -> LoRAAdapter:
         """Read an adapter for ``model``: a folder or file in PEFT's, mlx-lm's or metal-candle's format.
 
@@ -243,6 +265,7 @@ def _checked(config: LoRAAdapterConfig | None) -> LoRAAdapterConfig:
     return config
 
 
+@takes(model=MODEL, adapter=a(LoRAAdapter))
 def expect_fits(model: AdaptableModel, adapter: LoRAAdapter) -> None:
     """Raise ``ModelError.InvalidConfig`` unless every layer of an adapter has its place in a model."""
     if adapter.num_layers() != model.num_layers():
@@ -255,6 +278,7 @@ def expect_fits(model: AdaptableModel, adapter: LoRAAdapter) -> None:
         expect_sizes(places[path], adapter.layer_at(path))
 
 
+@takes(model=MODEL, adapter=a(LoRAAdapter))
 def merged_weights(model: AdaptableModel, adapter: LoRAAdapter) -> dict[str, Tensor]:
     """The adapted weights ``(out, in)`` by Hugging Face name, each with its delta added. Raises as ``expect_fits``."""
     expect_fits(model, adapter)

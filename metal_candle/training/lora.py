@@ -16,13 +16,13 @@ from ..constructors import Default
 from ..device import Device, DeviceLike
 from ..dtype import DType
 from ..error import ArgumentTypeError, ArgumentValueError, ShapeMismatchError, TrainingError
-from ..error.text import described
-from ..graph.operations.counts import integer, number
+from ..error.expect import expect, integer, wrong
+from ..graph.operations.counts import number
 from ..graph.operations.fused import AddLoRA, LoRA
 from ..graph.scopes import scoped
 from ..nn import ops
 from ..nn.module import Module
-from ..tensor.base import TensorBase
+from ..tensor.arguments import boolean, expect_tensor
 from ..tensor.eager import Tensor
 from ..tensor.lazy import LazyTensor
 from ..tensor.var import Var
@@ -33,7 +33,8 @@ class LoRAConfig(Default):
     """Rank, alpha and dropout of an adaptation; ``scaling()`` is alpha / rank.
 
     ``init`` is how A starts: "normal" with standard deviation 1/sqrt(rank), metal-candle's; "uniform" in
-    ±1/sqrt(in), as PEFT and mlx-lm start, so that their learning rates carry over. B starts at zero.
+    ±1/sqrt(in), as PEFT and mlx-lm start, so that their learning rates carry over. B starts at zero. Raises
+    ``TrainingError.InvalidLoRAConfig`` for what are no numbers; ``validate()`` looks at their ranges.
     """
 
     rank: int = 8
@@ -41,22 +42,25 @@ class LoRAConfig(Default):
     dropout: float = 0.0
     init: Literal["normal", "uniform"] = "normal"
 
+    def __post_init__(self) -> None:
+        try:
+            integer("LoRAConfig", self.rank, "rank")
+            for name in ("alpha", "dropout"):
+                number("LoRAConfig", name, getattr(self, name))
+        except (ArgumentTypeError, ArgumentValueError) as error:
+            raise TrainingError.InvalidLoRAConfig(reason=str(error)) from error
+
     def scaling(self) -> float:
         """What the delta is multiplied by: alpha / rank."""
         return self.alpha / self.rank
 
     def validate(self) -> None:
         """Raise ``TrainingError.InvalidLoRAConfig`` for numbers outside their ranges."""
-        try:
-            rank = integer("LoRAConfig", "rank", self.rank)
-            alpha, dropout = (number("LoRAConfig", name, getattr(self, name)) for name in ("alpha", "dropout"))
-        except (ArgumentTypeError, ArgumentValueError) as error:
-            raise TrainingError.InvalidLoRAConfig(reason=str(error)) from error
-        if rank < 1:
+        if self.rank < 1:
             raise TrainingError.InvalidLoRAConfig(reason=f"rank is {self.rank}; takes at least 1")
-        if not 0 < alpha < math.inf:
+        if not 0 < self.alpha < math.inf:
             raise TrainingError.InvalidLoRAConfig(reason=f"alpha is {self.alpha}; takes more than 0")
-        if not 0 <= dropout < 1:
+        if not 0 <= self.dropout < 1:
             raise TrainingError.InvalidLoRAConfig(reason=f"dropout is {self.dropout}; takes 0 <= dropout < 1")
         if self.init not in ("normal", "uniform"):
             raise TrainingError.InvalidLoRAConfig(reason=f"init is {self.init!r}; takes 'normal' or 'uniform'")
@@ -72,8 +76,8 @@ class LoRALayer(Module):
     def __init__(
         self, in_features: int, out_features: int, config: LoRAConfig | None = None, device: DeviceLike = None
     ) -> None:
-        self._begin(in_features, out_features, config or LoRAConfig())
-        rank, where = self._config.rank, device or Device.default()
+        self._begin(in_features, out_features, LoRAConfig() if config is None else config)
+        rank, where = self._config.rank, Device.default() if device is None else device
         if rank > min(in_features, out_features):
             raise TrainingError.InvalidLoRAConfig(
                 reason=f"rank is {rank} for a layer of {in_features} to {out_features}; takes at most the smaller"
@@ -107,6 +111,8 @@ class LoRALayer(Module):
         if factors is None:
             layer._a, layer._b = (Var.zeros(shape, DType.F32, where) for shape in shapes)
             return layer
+        if not isinstance(factors, tuple) or [type(each) for each in factors] != [mx.array] * 2:
+            raise wrong("LoRALayer.for_factors", factors, "A and B as mx.arrays", "factors")
         for name, array, shape in zip("AB", factors, shapes):
             if array.shape != shape or array.dtype != mx.float32:
                 raise ShapeMismatchError(
@@ -116,8 +122,12 @@ class LoRALayer(Module):
         return layer
 
     def _begin(self, in_features: int, out_features: int, config: LoRAConfig) -> None:
+        op = type(self).__name__
+        expect(op, config, LoRAConfig, "a LoRAConfig", "config")
         config.validate()
-        self._config, self._in, self._out = config, in_features, out_features
+        self._config = config
+        self._in = integer(op, in_features, "in_features", 1)
+        self._out = integer(op, out_features, "out_features", 1)
 
     def forward(self, xs: Any) -> Any:
         """The delta ``(…, out)`` of ``(…, in)``, in its dtype: lazy for a lazy input, eager for an eager one."""
@@ -129,16 +139,14 @@ class LoRALayer(Module):
     @features.method("graph", instead="forward")
     def forward_lazy(self, xs: LazyTensor) -> LazyTensor:
         """``forward`` on a lazy tensor. Raises ``TypeError`` for an eager one."""
-        if not isinstance(xs, LazyTensor):
-            raise ArgumentTypeError(
-                f"forward_lazy: got {described(xs)}; takes a LazyTensor, LazyTensor.from_tensor lifts"
-            )
+        expect("forward_lazy", xs, LazyTensor, "a LazyTensor, LazyTensor.from_tensor lifts")
         lifted: LazyTensor = self.forward(xs)
         return lifted
 
     @scoped
     def apply(self, base: Any, xs: Any) -> Any:
         """``base`` plus the delta of ``xs``, in one operation; computed in F32 for half inputs' factors."""
+        expect_tensor("LoRALayer.apply", base, "base")
         a, b = self._factors(xs)
         if self._drops():
             return base + self._hidden(xs).broadcast_matmul(b)
@@ -146,8 +154,7 @@ class LoRALayer(Module):
 
     def _factors(self, xs: Any) -> tuple[Any, Any]:
         """A and B as tensors of ``xs``' kind and dtype."""
-        if not isinstance(xs, TensorBase):
-            raise ArgumentTypeError(f"LoRALayer: got {described(xs)}; takes a tensor")
+        expect_tensor("LoRALayer", xs)
         a: Any = xs._lift(self._a)
         b: Any = xs._lift(self._b)
         return (a, b) if xs.dtype is DType.F32 else (a.to_dtype(xs.dtype), b.to_dtype(xs.dtype))
@@ -170,7 +177,7 @@ class LoRALayer(Module):
 
     def set_training(self, training: bool) -> None:
         """``train(training)``, as metal-candle calls it: dropout acts in training mode only."""
-        self.train(training)
+        self.train(boolean("set_training", "training", training))
 
     def lora_a(self) -> Var:
         """A, ``(in, rank)``."""

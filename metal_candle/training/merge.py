@@ -11,10 +11,11 @@ import mlx.core as mx
 
 from ..dtype import DType, DTypeLike
 from ..error import UnsupportedDTypeForOpError
-from ..models.decoder import Decoder
+from ..models.projection import MergeableModel
 from ..nn.quantized_linear import QuantizedWeight
 from ..tensor.eager import Tensor
 from .adapter import LoRAAdapter, expect_fits
+from .arguments import INTEGER, a, takes
 from .requantize import requantized
 
 NOTABLE = 0.25
@@ -48,7 +49,10 @@ class MergedModule:
 
 @dataclass(frozen=True)
 class Merged:
-    """Merged weights by Hugging Face name, as ``save_model`` takes them, and what merging lost. ``str`` is one line."""
+    """Merged weights by name, as ``save_model`` and ``save_mlx_lm`` take them, and what merging lost.
+
+    ``str`` is one line.
+    """
 
     weights: dict[str, Union[Tensor, QuantizedWeight]]
     modules: tuple[MergedModule, ...]
@@ -59,6 +63,7 @@ class Merged:
         delta = math.hypot(*(module.delta for module in self.modules))
         return math.hypot(*(module.lost for module in self.modules)) / delta if delta else 0.0
 
+    @takes(count=INTEGER)
     def worst(self, count: int = _NAMED) -> list[MergedModule]:
         """The modules that lose the largest shares, the worst first."""
         return sorted(self.modules, key=lambda module: -module.share)[:count]
@@ -84,7 +89,8 @@ class Merged:
         return f"{len(self.modules)} weights merged into {hows}, {lost}"
 
 
-def merge_adapter(model: Decoder, adapter: LoRAAdapter, dtype: DTypeLike = DType.F32) -> Merged:
+@takes(model=a(MergeableModel, "a Decoder or an MlxLmModel"), adapter=a(LoRAAdapter))
+def merge_adapter(model: MergeableModel, adapter: LoRAAdapter, dtype: DTypeLike = DType.F32) -> Merged:
     """Add an adapter's deltas to the weights: ``W + scale · BA`` in F32, then in ``dtype``, or quantised as W is.
 
     A quantised weight keeps its bits and groups; its scales and biases get ``dtype``, as ``save_model`` writes them.
@@ -118,7 +124,7 @@ def merge_adapter(model: Decoder, adapter: LoRAAdapter, dtype: DTypeLike = DType
         weights[name] = merged
     result = Merged(weights, tuple(modules))
     if text := result.warning():
-        warnings.warn(text, MergeWarning, stacklevel=2)
+        warnings.warn(text, MergeWarning, stacklevel=3)  # past the check of the arguments
     return result
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from os import PathLike
 
 from ..constructors import Default, New
-from ..error import ArgumentTypeError, TrainingError
-from ..error.text import described, shown
+from ..error import TrainingError
+from ..error.text import shown
 from ..models.projection import ActingModel, ApplyAdapter
 from .adapter import LoRAAdapter
+from .arguments import TEXT, a, optional, takes
 from .checkpoint import load_checkpoint
 
 
@@ -24,11 +25,8 @@ class AdapterRegistry(New, Default):
     that acts there, and none is while one acts that is not registered.
     """
 
+    @takes(model=optional(a(ApplyAdapter, "a model with apply_adapter, remove_adapter and has_adapter")))
     def __init__(self, model: ApplyAdapter | None = None) -> None:
-        if model is not None and not isinstance(model, ApplyAdapter):
-            raise ArgumentTypeError(
-                f"AdapterRegistry: got {described(model)}; takes a model with apply_adapter and remove_adapter, or none"
-            )
         self._model = model
         self._adapters: dict[str, LoRAAdapter] = {}
         # The one that was activated last; another may act in the model since.
@@ -41,19 +39,19 @@ class AdapterRegistry(New, Default):
         return len(self._adapters)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._adapters
+        return isinstance(name, str) and name in self._adapters
 
     def is_empty(self) -> bool:
         """Whether there are no adapters."""
         return not self._adapters
 
+    @takes(name=TEXT, adapter=a(LoRAAdapter))
     def add_adapter(self, name: str, adapter: LoRAAdapter) -> None:
         """Register an adapter. Raises ``TrainingError.InvalidConfig`` for a name that is taken."""
         self._expect_free(name)
-        if not isinstance(adapter, LoRAAdapter):
-            raise ArgumentTypeError(f"add_adapter {shown(name)}: got {described(adapter)}; takes a LoRAAdapter")
         self._adapters[name] = adapter
 
+    @takes(name=TEXT)
     def load_adapter_from_checkpoint(self, name: str, adapter: LoRAAdapter, path: str | PathLike[str]) -> None:
         """Fill an adapter from a checkpoint, as ``load_checkpoint``, and register it; when that fails, neither.
 
@@ -63,6 +61,7 @@ class AdapterRegistry(New, Default):
         load_checkpoint(adapter, path)
         self.add_adapter(name, adapter)
 
+    @takes(name=TEXT)
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter, and deactivate it if it is active. Raises ``TrainingError.InvalidConfig``."""
         self._expect_known(name)
@@ -72,6 +71,7 @@ class AdapterRegistry(New, Default):
             self._activated = None
         del self._adapters[name]
 
+    @takes(name=TEXT)
     def activate(self, name: str) -> None:
         """Let an adapter be the active one. Raises ``TrainingError.InvalidConfig`` for an unknown name.
 
@@ -110,6 +110,7 @@ class AdapterRegistry(New, Default):
         name = self.active_adapter()
         return None if name is None else self._adapters[name]
 
+    @takes(name=TEXT)
     def get_adapter(self, name: str) -> LoRAAdapter | None:
         """The adapter of that name, or ``None``."""
         return self._adapters.get(name)
@@ -119,8 +120,6 @@ class AdapterRegistry(New, Default):
         return list(self._adapters)
 
     def _expect_free(self, name: str) -> None:
-        if not isinstance(name, str):
-            raise ArgumentTypeError(f"AdapterRegistry: got name {described(name)}; takes a str")
         if name in self._adapters:
             reason = f"adapter {shown(name)} is registered already; takes another name, or unload_adapter first"
             raise TrainingError.InvalidConfig(reason=reason)

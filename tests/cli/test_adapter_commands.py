@@ -151,3 +151,36 @@ def test_what_convert_refuses(cli: Program, adapter: Path, tmp_path: Path) -> No
     (tmp_path / "dora" / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
     assert "use_dora is True (DoRA), which is not supported" in convert(tmp_path / "dora", tmp_path / "x", "mlx-lm")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["crate.safetensors", "dora", "there"]
+
+
+def test_whoever_loads_an_adapter_says_what_it_changes(
+    cli: Program, model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    said = f"{adapter}: changes 2 of 2 layers, 4 modules: norm of the deltas "
+    code, out, err = cli.run("generate", "--adapter", adapter, "--max-tokens", 4, "say 3")
+    assert code == OK
+    assert err.startswith(said)
+    assert err.count("\n") == 1
+    assert "changes" not in out  # which may be piped on
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "say 3", "completion": "3"}\n' * 4)
+    run = ("finetune", "--data", rows, "--sample", "", "--valid-fraction", 0, "--output", tmp_path / "run")
+    out = cli.ok(*run, "--model", model, "--init-adapter", adapter, "--steps", 1)
+    assert "\ndeltas   changes 2 of 2 layers, 4 modules: norm of the deltas " in out
+    out = cli.ok("finetune", "--resume", tmp_path / "run", "--steps", 2)
+    assert "\ndeltas   changes 2 of 2 layers, 4 modules: norm of the deltas " in out
+    out = cli.ok(*run, "--model", model, "--steps", 1, "--overwrite")
+    assert "\ndeltas" not in out
+
+
+def test_generate_with_a_file_that_does_not_say_its_alpha(
+    cli: Program, model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    crate = tmp_path / "crate.safetensors"
+    safetensors.save(crate, metal_candle.tensors_of(read(adapter)))
+    flags = ("generate", "--model", model, "--max-tokens", 8)
+    assert "give it (alpha=16.0, --alpha 16)" in cli.refused(*flags, "--adapter", crate, "say 3")
+    same = cli.ok(*flags, "--adapter", adapter, "say 3")
+    assert cli.ok(*flags, "--adapter", crate, "--alpha", 4, "say 3") == same
+    assert cli.ok(*flags, "--adapter", crate, "--alpha", 1, "say 3") != same
+    assert "--alpha is an adapter's; give one with --adapter" in cli.refused(*flags, "--alpha", 4, "say 3")

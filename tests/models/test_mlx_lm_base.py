@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metal_candle import Tensor
+from metal_candle import DType, Tensor
 from metal_candle.cli import main
-from metal_candle.error import ModelError
+from metal_candle.error import (
+    CannotFindTensorError,
+    CheckpointError,
+    ModelError,
+    UnexpectedShapeError,
+    UnsupportedDTypeForOpError,
+)
 from metal_candle.inference import Generator, GeneratorConfig, TextGenerator
 from metal_candle.inference.mlx_lm_step import OwnCachesStep
 from metal_candle.models import load_model
-from metal_candle.models.mlx_lm import MlxLmModel, load_mlx_lm
+from metal_candle.models.mlx_lm import MlxLmModel, load_mlx_lm, save_mlx_lm
 from metal_candle.nn.optim import ParamsAdamW
+from metal_candle.nn.quantized_linear import QuantizedWeight
 from metal_candle.training import LoRAAdapter, LoRAAdapterConfig
 from metal_candle.training.config import TrainingConfig
 from metal_candle.training.data.tokenizing import Example
+from metal_candle.training.merge import MergeWarning, merge_adapter
 from metal_candle.training.schedule import LRScheduler
 from metal_candle.training.trainer import AdapterTrainer
 
@@ -31,6 +41,7 @@ from mlx.utils import tree_flatten
 
 pytest.importorskip("mlx_lm")
 
+from mlx_lm import load
 from mlx_lm.generate import generate_step
 from mlx_lm.models import gemma2, gpt2, qwen3_moe
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
@@ -52,20 +63,33 @@ GEMMA2: dict[str, Any] = {
 }
 
 
+GPT2: dict[str, Any] = {
+    "model_type": "gpt2",
+    "n_ctx": 64,
+    "n_embd": 32,
+    "n_head": 4,
+    "n_layer": 2,
+    "n_positions": 64,
+    "layer_norm_epsilon": 1e-5,
+    "vocab_size": VOCABULARY,
+}
+QWEN3_MOE: dict[str, Any] = {
+    **GEMMA2,
+    "model_type": "qwen3_moe",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "moe_intermediate_size": 32,
+    "rope_theta": 1e4,
+    "tie_word_embeddings": False,
+    "norm_topk_prob": True,
+}
+
+
 def a_gpt2() -> nn.Module:
     """Odd names, biases, learned positions, a tied head."""
-    return gpt2.Model(
-        gpt2.ModelArgs(
-            model_type="gpt2",
-            n_ctx=64,
-            n_embd=32,
-            n_head=4,
-            n_layer=2,
-            n_positions=64,
-            layer_norm_epsilon=1e-5,
-            vocab_size=VOCABULARY,
-        )
-    )
+    return gpt2.Model(gpt2.ModelArgs.from_dict(GPT2))
 
 
 def a_gemma2() -> nn.Module:
@@ -75,9 +99,7 @@ def a_gemma2() -> nn.Module:
 
 def a_qwen3_moe() -> nn.Module:
     """Experts, and a head of its own."""
-    sizes = {**GEMMA2, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 1}
-    more = {"mlp_only_layers": [], "moe_intermediate_size": 32, "rope_theta": 1e4, "tie_word_embeddings": False}
-    return qwen3_moe.Model(qwen3_moe.ModelArgs.from_dict({**sizes, **more, "norm_topk_prob": True}))
+    return qwen3_moe.Model(qwen3_moe.ModelArgs.from_dict(QWEN3_MOE))
 
 
 def quantised(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -213,8 +235,12 @@ def test_what_is_saved_acts_in_mlx_lm(make: Callable[[], nn.Module], targets: tu
         np.testing.assert_allclose(model.forward(ids).numpy(), adapted, atol=1e-6)
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize(("make", "targets"), CASES)
-def test_generation_is_mlx_lms(make: Callable[[], nn.Module], targets: tuple[str, ...]) -> None:
+def test_generation_is_mlx_lms(
+    make: Callable[[], nn.Module], targets: tuple[str, ...], on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OwnCachesStep, "can_follow", lambda self: on_gpu)
     model = MlxLmModel(seeded(make))
     adapter = adapter_for(model, targets)
     reference, prompt = lora_of_mlx_lm(seeded(make), adapter), [3, 5, 7, 11]
@@ -296,6 +322,80 @@ def test_folders_that_cannot_be_loaded(folder: Path, tmp_path: Path, monkeypatch
         load_mlx_lm(folder)
 
 
+def saved_folder(folder: Path, make: Callable[[], nn.Module], config: dict[str, Any]) -> Path:
+    model = seeded(make)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+QUANTISED = {"quantization": {"group_size": 32, "bits": 4}}
+
+
+@pytest.mark.parametrize(
+    ("make", "config", "targets"),
+    [
+        pytest.param(a_gpt2, GPT2, ("attn.c_attn", "mlp.c_fc"), id="gpt2"),
+        pytest.param(a_gemma2, GEMMA2, ("self_attn.q_proj", "mlp.down_proj"), id="gemma2"),
+        pytest.param(a_qwen3_moe, QWEN3_MOE, ("self_attn.k_proj", "mlp.gate"), id="qwen3_moe"),
+        pytest.param(quantised(a_gemma2), {**GEMMA2, **QUANTISED}, ("self_attn.q_proj",), id="gemma2-4bit"),
+    ],
+)
+def test_a_merged_folder_is_read_by_mlx_lm(
+    folder: Path,
+    tmp_path: Path,
+    make: Callable[[], nn.Module],
+    config: dict[str, Any],
+    targets: tuple[str, ...],
+) -> None:
+    loaded = load_mlx_lm(saved_folder(folder, make, config), "f32")
+    adapter, ids = adapter_for(loaded.model, targets), batch()[0]
+    plain = loaded.model.forward(ids).numpy()
+    loaded.model.apply_adapter(adapter)
+    adapted = loaded.model.forward(ids).numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MergeWarning)
+        merged = merge_adapter(loaded.model, adapter)
+    save_mlx_lm(tmp_path / "merged", loaded, overrides=merged.weights)
+    np.testing.assert_array_equal(loaded.model.forward(ids).numpy(), adapted)  # it is as it was
+    theirs, tokenizer = load(str(tmp_path / "merged"))
+    found = np.array(theirs(ids.mlx()))
+    assert tokenizer.encode("the cat")
+    if "quantization" in config:  # what the packed sums stand for is what mlx-lm has
+        assert 0 < merged.share < 1
+        for path, module in theirs.named_modules():
+            if (weight := merged.weights.get(f"{path}.weight")) is not None:
+                assert isinstance(weight, QuantizedWeight)
+                packed = mx.dequantize(module.weight, module.scales, module.biases, module.group_size, module.bits)
+                np.testing.assert_array_equal(np.array(packed), weight.dequantize().numpy())
+        assert np.abs(found - adapted).max() < np.abs(plain - adapted).max()
+    else:
+        # One product of F32 in the place of three.
+        np.testing.assert_allclose(found, adapted, atol=1e-4 * np.abs(adapted).max())
+        assert np.abs(plain - adapted).max() > 0.01 * np.abs(adapted).max()
+
+
+def test_what_is_not_saved_as_an_mlx_lm_folder(folder: Path, tmp_path: Path) -> None:
+    loaded, output = load_mlx_lm(folder), tmp_path / "out"
+    name = f"{loaded.model.projections()[0].path}.weight"
+    zeros = Tensor.zeros((2, 2), "f32")
+    with pytest.raises(CannotFindTensorError, match=f"x.{name}"):
+        save_mlx_lm(output, loaded, overrides={f"x.{name}": zeros})
+    with pytest.raises(UnexpectedShapeError):
+        save_mlx_lm(output, loaded, overrides={name: zeros})
+    with pytest.raises(UnsupportedDTypeForOpError, match="f32, bf16 or f16"):
+        save_mlx_lm(output, loaded, "u8")
+    with pytest.raises(ModelError.InvalidConfig, match="takes what load_mlx_lm gives"):
+        save_mlx_lm(output, replace(loaded, model=MlxLmModel(loaded.model.module)))
+    assert not output.exists()
+    with pytest.raises(CheckpointError.SaveFailed, match="the folder is not empty"):
+        save_mlx_lm(folder, loaded)
+    save_mlx_lm(output, loaded, "bf16")
+    save_mlx_lm(output, loaded, "f16", overwrite=True)
+    assert load_mlx_lm(output).model.dtype is DType.F16
+    assert not list(tmp_path.glob(".out*"))
+
+
 @pytest.mark.slow
 def test_the_command_line(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -325,5 +425,6 @@ def test_the_command_line(
     assert code == 0
     assert "gemma2, of mlx-lm" in out
     code, out, err = run("merge", "--adapter", output, "--output", tmp_path / "merged")
-    assert code == 1
-    assert "mlx_lm.fuse" in err
+    assert code == 0, err
+    assert "14 weights merged into f32, " in out
+    load(tmp_path / "merged")

@@ -134,6 +134,7 @@ def test_a_delta_below_the_grid_vanishes_and_is_warned_about(tmp_path: Path, tin
     with pytest.warns(MergeWarning) as raised:
         merged = merge_adapter(loaded.model, adapter, DType.BF16)
     assert all(0.5 < module.share <= 1.001 for module in merged.modules)
+    assert raised[0].filename == __file__
     text = str(raised[0].message)
     assert text == merged.warning()
     assert "merging into bf16 loses " in text

@@ -72,7 +72,7 @@ def test_errors_say_what_is_there(model: Decoder) -> None:
         registry.unload_adapter("x")
     with pytest.raises(ArgumentTypeError, match="takes a LoRAAdapter"):
         registry.add_adapter("b", {})  # type: ignore[arg-type]
-    with pytest.raises(ArgumentTypeError, match="AdapterRegistry: got a dict; takes a model with apply_adapter"):
+    with pytest.raises(ArgumentTypeError, match="AdapterRegistry: got model a dict; takes a model with apply_adapter"):
         AdapterRegistry({})  # type: ignore[arg-type]
 
 

@@ -17,6 +17,7 @@ from ...device import Device
 from ...error import ModelError
 from ...graph.operations.random import Dropout
 from ...kernels.fused_lora import add_lora
+from ...nn.quantized_linear import QuantizedWeight
 from ...tensor.eager import Tensor
 
 
@@ -116,13 +117,18 @@ class MlxPlace:
 
     def dense_weight(self) -> Tensor:
         """Its frozen weight ``(out, in)`` in F32, widened where it is quantised."""
+        if (quantized := self.quantized_weight()) is not None:
+            return quantized.dequantize()
+        return Tensor.from_mlx(self.linear.weight.astype(mx.float32), self.device)
+
+    def quantized_weight(self) -> QuantizedWeight | None:
+        """Its weight where that is packed, ``None`` where it is not."""
         linear = self.linear
-        weight = linear.weight
-        if is_quantized(linear):
-            weight = mx.dequantize(
-                weight, linear.scales, linear.get("biases"), linear.group_size, linear.bits, linear.mode
-            )
-        return Tensor.from_mlx(weight.astype(mx.float32), self.device)
+        if not is_quantized(linear):
+            return None
+        codes, scales = (Tensor.from_mlx(array, self.device) for array in (linear.weight, linear.scales))
+        biases = Tensor.from_mlx(linear.biases, self.device) if linear.get("biases") is not None else None
+        return QuantizedWeight(codes, scales, biases, linear.bits, linear.group_size, linear.mode)
 
     def put(self, module: Any) -> None:
         """Let ``module`` stand where the map stands."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length")
@@ -16,6 +16,8 @@ class MlxLmConfig:
     model_type: str
     max_position_embeddings: int | None
     eos: frozenset[int] = frozenset()
+    values: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """The object of ``config.json`` itself, where it was given."""
 
     @classmethod
     def of(cls, model: Any, values: Mapping[str, Any] | None = None) -> MlxLmConfig:
@@ -25,7 +27,7 @@ class MlxLmConfig:
         nested = own.get("text_config")
         said = {**nested, **own} if isinstance(nested, dict) else own
         context = next((said[name] for name in _CONTEXT if isinstance(said.get(name), int)), None)
-        return cls(str(said.get("model_type", "")), context, _ids(said.get("eos_token_id")))
+        return cls(str(said.get("model_type", "")), context, _ids(said.get("eos_token_id")), values or {})
 
     def eos_token_ids(self) -> frozenset[int]:
         """The ids that end a text, possibly none."""

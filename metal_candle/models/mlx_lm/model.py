@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module as MlxModule
+from mlx.utils import tree_flatten
 
 from ...device import Device, DeviceLike
 from ...dtype import DType
@@ -17,6 +18,7 @@ from ...graph.operations.mlx_function import MlxFunction, MlxLoss
 from ...graph.operations.random import random_key
 from ...graph.scopes import scoped
 from ...nn.module import Module
+from ...nn.quantized_linear import QuantizedWeight
 from ..projection import AdapterSource, expect_sizes
 from .adapted import AdaptedLinear, MlxPlace, Seats, block_paths, find_places, is_quantized, other_maps
 from .computations import Logits, Losses, Seat, WeightedLoss
@@ -79,6 +81,23 @@ class MlxLmModel(Module):
     def num_parameters(self) -> int:
         """How many numbers the model has, without adapters; packed ones are counted as what they stand for."""
         return self._parameters
+
+    def weights(self) -> dict[str, mx.array]:
+        """Every array by its path in the model, as if no adapter were applied."""
+        for place in self._places:
+            place.expect_own(self._seats)
+        adapted = {place.path for place in self._places if place.is_adapted(self._seats)}
+        named: dict[str, mx.array] = {}
+        parameters: Any = tree_flatten(cast("Any", self.module).parameters())
+        for name, array in parameters:
+            path, _, last = name.rpartition(".linear.")
+            named[f"{path}.{last}" if path in adapted else name] = array
+        return named
+
+    def quantized_weights(self) -> dict[str, QuantizedWeight]:
+        """The weights of adaptable maps that are quantised, by name."""
+        found = {f"{place.path}.weight": place.quantized_weight() for place in self._places}
+        return {name: weight for name, weight in found.items() if weight is not None}
 
     def facts(self) -> list[tuple[str, str]]:
         """What ``explain`` and the command line say of it: names and values."""
@@ -208,12 +227,16 @@ class MlxLmModel(Module):
 
     def next_logits(self, ids: Sequence[int], caches: list[Any], last: bool = True) -> mx.array | None:
         """The logits ``(vocabulary,)`` after ids that follow those in the caches; without ``last`` only the caches."""
+        logits = self.begin_logits(mx.array([list(ids)], mx.uint32), caches)
         with on_device(self.device):
-            with self._network.mode(differentiated=False), self._placed(()):
-                logits = self._rows(mx.array([list(ids)], mx.uint32), mx.array([len(ids) - 1]), cache=caches)[0]
             # Without being asked for, the head of an earlier piece of a prompt is never computed.
             mx.eval([cache.state for cache in caches], *([logits] if last else []))
         return logits if last else None
+
+    def begin_logits(self, ids: mx.array, caches: list[Any]) -> mx.array:
+        """The logits ``(vocabulary,)`` after ids ``(1, t)`` that follow those in the caches; nothing is evaluated."""
+        with on_device(self.device), self._network.mode(differentiated=False), self._placed(()):
+            return self._rows(ids, mx.array([ids.shape[1] - 1]), cache=caches)[0]
 
     # ------------------------------------------------------------------------------------------
 

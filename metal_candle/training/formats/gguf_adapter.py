@@ -20,7 +20,8 @@ from ...formats.gguf_value import Value
 from ...formats.gguf_writer import Entry, write_gguf
 from ...models.config import ModelConfig
 from ...models.weights.gguf import ARCHITECTURES, gguf_name, permute
-from .stored import Factors, StoredAdapter, block_of
+from ..arguments import FLAG, PATH, TEXT, a, takes
+from .stored import STORED, Factors, StoredAdapter, block_of
 from .tensors import invalid
 from .uniform import with_one_scale
 
@@ -32,6 +33,7 @@ _COARSE = 0.01
 """The share of a factor's norm that F16 may take; where no number is below its normal ones, it takes 3e-4."""
 
 
+@takes(path=PATH, adapter=STORED, base=a(ModelConfig), dtype=TEXT, fold_scales=FLAG)
 def save(
     path: str | PathLike[str],
     adapter: StoredAdapter,

@@ -22,7 +22,8 @@ from ...files import parse_json_object
 from ...formats import safetensors
 from ...formats.safetensors import Reader
 from ...models.projection import TargetModule
-from .stored import Factors, Format, StoredAdapter
+from ..arguments import DICT, NUMBER, PATH, Kind, optional, takes
+from .stored import STORED, Factors, Format, StoredAdapter
 from .tensors import a_dropout, a_factor, a_rank, invalid, layers_or_none, names_or_none, open_tensors, read_pairs
 
 HEADER = "adapter_config"
@@ -92,6 +93,7 @@ def header_of(adapter: StoredAdapter) -> dict[str, str]:
     return {HEADER: json.dumps(config, ensure_ascii=False)}
 
 
+@takes(path=PATH, adapter=STORED, metadata=optional(DICT))
 def save(path: str | PathLike[str], adapter: StoredAdapter, metadata: Mapping[str, str] | None = None) -> None:
     """Write the file, whole or not at all; ``metadata`` adds to the header, ``checkpoint_metadata`` say.
 
@@ -105,6 +107,7 @@ def save(path: str | PathLike[str], adapter: StoredAdapter, metadata: Mapping[st
 # --- reading ----------------------------------------------------------------------------------
 
 
+@takes(path=Kind("a path", lambda path: PATH.holds(path) or isinstance(path, Reader)), alpha=optional(NUMBER))
 def load(path: str | PathLike[str] | Reader, alpha: float | None = None) -> StoredAdapter:
     """Read a file, or one that is open, that ``save``, ``save_checkpoint`` or the crate wrote; dtypes are kept.
 

@@ -15,9 +15,11 @@ from ...error import CheckpointError
 from ...files import read_json_object
 from ...formats.safetensors import Reader
 from ...models.projection import TargetModule
+from ..arguments import FLAG, INTEGER, PATH, optional, takes
 from .folder import CONFIG, check_agreement, plain_number, save_folder
-from .stored import Factors, Format, Pair, StoredAdapter, block_of
+from .stored import STORED, Factors, Format, Pair, StoredAdapter, block_of
 from .tensors import (
+    OPENED,
     a_dropout,
     a_factor,
     a_rank,
@@ -44,6 +46,7 @@ ALL_BLOCKS = -1
 # --- writing ----------------------------------------------------------------------------------
 
 
+@takes(directory=PATH, adapter=STORED, num_layers=optional(INTEGER), fold_scales=FLAG)
 def save(
     directory: str | PathLike[str], adapter: StoredAdapter, num_layers: int | None = None, fold_scales: bool = False
 ) -> StoredAdapter:
@@ -95,6 +98,7 @@ def _count(adapter: StoredAdapter, num_layers: int | None) -> int:
 # --- reading ----------------------------------------------------------------------------------
 
 
+@takes(directory=PATH, file=OPENED)
 def load(directory: str | PathLike[str], file: Reader | None = None) -> StoredAdapter:
     """Read an adapter folder written by ``save`` or by mlx-lm; dtypes are kept.
 

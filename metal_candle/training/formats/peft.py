@@ -16,16 +16,18 @@ import mlx.core as mx
 from ...error import CheckpointError
 from ...formats import safetensors
 from ...formats.safetensors import Reader
+from ..arguments import PATH, takes
 from .folder import CONFIG, save_folder
 from .peft_config import PeftConfig, config_of
-from .stored import Factors, Format, Pair, StoredAdapter
-from .tensors import invalid, open_tensors, read_pairs, unreadable
+from .stored import STORED, Factors, Format, Pair, StoredAdapter
+from .tensors import OPENED, invalid, open_tensors, read_pairs, unreadable
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _FACTOR = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<factor>[AB])\.weight")
 
 
+@takes(directory=PATH, adapter=STORED)
 def save(directory: str | PathLike[str], adapter: StoredAdapter) -> None:
     """Write an adapter folder that ``PeftModel.from_pretrained`` loads; dtypes are kept.
 
@@ -45,6 +47,7 @@ def save(directory: str | PathLike[str], adapter: StoredAdapter) -> None:
     save_folder(Path(directory), config_of(adapter), WEIGHTS, tensors, safetensors.PT, others=("adapters.safetensors",))
 
 
+@takes(directory=PATH, file=OPENED)
 def load(directory: str | PathLike[str], file: Reader | None = None) -> StoredAdapter:
     """Read an adapter folder written by ``save`` or by PEFT; dtypes are kept.
 

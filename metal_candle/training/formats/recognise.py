@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ...files import read_json_object
 from ...formats.safetensors import Header, Reader
+from ..arguments import FLAG, INTEGER, NUMBER, PATH, optional, takes
 from . import metal_candle, mlx_lm, peft
 from .folder import CONFIG
-from .stored import Format, StoredAdapter, block_of, ends_with
+from .stored import STORED, Format, StoredAdapter, block_of, ends_with
 from .tensors import invalid, open_tensors, unreadable, what_is
 
 _CANDLE_LORA = re.compile(r"(?:.+\.)?[ab]\d+\.weight")
@@ -32,6 +33,7 @@ class Found:
         return Path(self.file.source)
 
 
+@takes(path=PATH)
 def recognise(path: str | PathLike[str]) -> Found:
     """The format of an adapter, a folder or a file of tensors.
 
@@ -53,6 +55,7 @@ def recognise(path: str | PathLike[str]) -> Found:
     return Found(_format_of(weights, file.header), file)
 
 
+@takes(alpha=optional(NUMBER))
 def read(path: str | PathLike[str], alpha: float | None = None) -> StoredAdapter:
     """Read an adapter in any of the formats; ``alpha`` is for files that do not say theirs, as the crate's.
 
@@ -92,6 +95,7 @@ def _check_listed(adapter: StoredAdapter) -> None:
             raise invalid(adapter.source, f"{module} has factors, but it says it adapts the layers {listed}")
 
 
+@takes(path=PATH, adapter=STORED, num_layers=optional(INTEGER), fold_scales=FLAG)
 def write(
     path: str | PathLike[str],
     adapter: StoredAdapter,

@@ -12,6 +12,8 @@ import mlx.core as mx
 import numpy as np
 
 from ...error import CheckpointError
+from ...error.text import described
+from ..arguments import a
 
 
 class Format(Enum):
@@ -25,12 +27,12 @@ class Format(Enum):
     @staticmethod
     def of(name: str | Format) -> Format:
         """The format of that name. Raises ``CheckpointError.InvalidFormat``."""
-        try:
-            return Format(name)
-        except ValueError as error:
-            takes = ", ".join(member.value for member in Format)
-            reason = f"adapter format {name!r} does not exist; takes {takes}"
-            raise CheckpointError.InvalidFormat(reason=reason) from error
+        for member in Format:
+            if name in (member, member.value):
+                return member
+        what = f"{name!r} does not exist" if isinstance(name, str) else f"is {described(name)}"
+        takes = ", ".join(member.value for member in Format)
+        raise CheckpointError.InvalidFormat(reason=f"adapter format {what}; takes {takes}")
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class StoredAdapter:
         return sum(each.a.size + each.b.size for each in self.factors.values())
 
 
+STORED = a(StoredAdapter)
 Pair: TypeAlias = "tuple[mx.array, mx.array]"
 
 

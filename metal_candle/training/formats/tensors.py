@@ -14,10 +14,13 @@ import mlx.core as mx
 from ...error import CheckpointError, Error
 from ...error.text import shown
 from ...formats import safetensors
+from ..arguments import a, optional
 from .stored import Pair, in_order
 
 FLOATS = ("F32", "BF16", "F16")
 """The dtypes of factors."""
+
+OPENED = optional(a(safetensors.Reader, "a file that is open, a safetensors.Reader"))
 
 
 def invalid(source: object, reason: str) -> CheckpointError:
