@@ -52,8 +52,13 @@ def test_results_are_in_order_and_two_are_computed_at_once() -> None:
 
 def test_settings_of_the_caller_hold_for_all() -> None:
     seen = set()
+
+    def note(item: int) -> int:
+        seen.add(settings.KERNELS.value)
+        return item
+
     with settings.KERNELS.override("reference"):
-        in_both(lambda item: seen.add(settings.KERNELS.value) or item)
+        in_both(note)
     assert seen == {"reference"}
 
 
