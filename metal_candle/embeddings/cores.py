@@ -59,7 +59,11 @@ def on_all_cores(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         try:
             for i in range(min(count(), len(items)) - 1):
                 context = contextvars.copy_context()  # settings overridden by the caller hold there too
-                helpers.append(_helpers().submit(context.run, work, waiting.popleft if i % 2 else waiting.pop))
+                take = waiting.popleft if i % 2 else waiting.pop
+                try:
+                    helpers.append(_helpers().submit(context.run, work, take))
+                except RuntimeError:  # no more threads, as at the interpreter's end: the caller's does it all
+                    break
             work(waiting.popleft)
         finally:
             waiting.clear()

@@ -106,6 +106,11 @@ def test_helpers_that_are_busy_are_not_waited_for() -> None:
     busy.set()
 
 
+def test_without_threads_the_caller_does_all() -> None:
+    cores._helpers().shutdown()  # as at the interpreter's end
+    assert cores.on_all_cores(lambda item: -item, range(5)) == [0, -1, -2, -3, -4]
+
+
 def test_helpers_count_for_no_thread_that_reads_others_tensors() -> None:
     def one(item: int) -> int:
         assert Tensor.new([float(item)]).add(Tensor.new([1.0])).to_vec1() == [item + 1.0]
