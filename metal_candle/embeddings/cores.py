@@ -11,7 +11,9 @@ from functools import lru_cache
 from typing import TypeVar
 
 from .. import blas
+from ..device import Device
 from ..graph.node import helps
+from ..tensor import workers
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -19,7 +21,7 @@ R = TypeVar("R")
 
 def count() -> int:
     """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return workers.count(Device.Cpu)
 
 
 @lru_cache(maxsize=1)
