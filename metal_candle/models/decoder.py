@@ -37,7 +37,7 @@ from .frozen import (
 )
 from .layout import Causal, Layout, Packed
 from .packed_blocks import PackedInBlocks
-from .projection import Adapter, AdapterSource, Projection, TargetModule, expect_sizes
+from .projection import Adapter, AdapterSource, Projection, TargetModule, expect_sizes, expect_spans
 from .rotary import RotaryEmbedding
 
 TM = TargetModule
@@ -179,12 +179,7 @@ class Decoder(Module):
         Raises ``ModelError.InvalidConfig``, and changes nothing, if it spans another number of blocks or a layer of it
         has other sizes than the projection.
         """
-        if not all(hasattr(adapter, name) for name in ("num_layers", "layer_at")):
-            raise wrong("apply_adapter", adapter, "an adapter: a LoRAAdapter")
-        if adapter.num_layers() != len(self.layers):
-            raise ModelError.InvalidConfig(
-                reason=f"the adapter spans {adapter.num_layers()} layers, the model has {len(self.layers)}"
-            )
+        expect_spans(adapter, len(self.layers))
         layers = [(projection, adapter.layer_at(projection.path)) for projection in self.projections()]
         for projection, layer in layers:
             expect_sizes(projection, layer)

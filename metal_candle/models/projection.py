@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from ..device import Device
 from ..dtype import DType
 from ..error import ModelError
-from ..error.expect import expect
+from ..error.expect import expect, wrong
 from ..nn.module import Module, T
 from ..nn.quantized_linear import QuantizedLinear, QuantizedWeight
 from ..tensor.eager import Tensor
@@ -161,6 +161,15 @@ class WeighingModel(Protocol):
 
     def weighted_loss(self, ids: Any, rows: Any, targets: Any, weights: Any) -> Any:
         """The sum of ``row_losses`` times ``weights`` ``(n,)``, a number."""
+
+
+def expect_spans(adapter: AdapterSource, blocks: int) -> None:
+    """Raise ``ArgumentTypeError`` for no adapter, ``ModelError.InvalidConfig`` for one of another number of blocks."""
+    if not all(hasattr(adapter, name) for name in ("num_layers", "layer_at")):
+        raise wrong("apply_adapter", adapter, "an adapter: a LoRAAdapter")
+    if adapter.num_layers() != blocks:
+        reason = f"the adapter spans {adapter.num_layers()} layers, the model has {blocks}"
+        raise ModelError.InvalidConfig(reason=reason)
 
 
 def expect_sizes(place: Place, adapter: Adapter | None) -> None:

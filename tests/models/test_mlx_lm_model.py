@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import metal_candle as mc
 from metal_candle import Device, LazyTensor, Tensor
-from metal_candle.error import Error, InvalidIndexError, ModelError, TrainingError
+from metal_candle.error import ArgumentTypeError, Error, InvalidIndexError, ModelError, TrainingError
 from metal_candle.models.mlx_lm import MlxLmModel
 from metal_candle.models.mlx_lm.adapted import AdaptedLinear, MlxPlace
 from metal_candle.models.projection import AdaptableModel, PackableModel, WeighingModel
@@ -368,6 +369,25 @@ def test_threads_do_not_see_each_others_factors(model: MlxLmModel) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(24)))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda model: MlxLmModel(model.module, None, 3), "MlxLmModel: got config 3; takes the object of a config"),
+        (lambda model: model.apply_adapter(None), "apply_adapter: got None; takes an adapter"),
+        (lambda model: model.forward([[1]]), "MlxLmModel: got ids a list; takes a tensor"),
+        (lambda model: model.row_losses(3, 3, 3), "MlxLmModel: got ids 3; takes a tensor"),
+        (lambda model: model.refused_target(3), "refused_target: got 3; takes a name"),
+        (lambda model: model.next_logits(3, []), "next_logits: got ids 3; takes a list of ids"),
+        (lambda model: model.next_logits(["x"], []), "next_logits: got an id 'x'; takes an integer"),
+        (lambda model: model.next_logits([1], None), "next_logits: got caches None; takes a list of caches"),
+        (lambda model: model.next_logits([1], [3]), "next_logits: got caches a list; takes a list of caches"),
+    ],
+)
+def test_wrong_arguments_are_told_in_words(model: MlxLmModel, call: Callable[[Any], object], words: str) -> None:
+    with pytest.raises(ArgumentTypeError, match=words):
+        call(model)
 
 
 @pytest.mark.parametrize(

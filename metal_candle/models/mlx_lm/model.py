@@ -13,13 +13,15 @@ from mlx.utils import tree_flatten
 from ...device import Device, DeviceLike
 from ...dtype import DType
 from ...error import ModelError
+from ...error.expect import expect, integer, listed, wrong
 from ...graph.evaluate import on_device
 from ...graph.operations.mlx_function import MlxFunction, MlxLoss
 from ...graph.operations.random import random_key
 from ...graph.scopes import scoped
 from ...nn.module import Module
 from ...nn.quantized_linear import QuantizedWeight
-from ..projection import AdapterSource, expect_sizes
+from ...tensor.arguments import expect_tensor
+from ..projection import AdapterSource, expect_sizes, expect_spans
 from .adapted import AdaptedLinear, MlxPlace, Seats, block_paths, find_places, is_quantized, other_maps
 from .computations import Logits, Losses, Seat, WeightedLoss
 from .config import MlxLmConfig
@@ -47,6 +49,7 @@ class MlxLmModel(Module):
             raise ModelError.InvalidConfig(
                 reason=f"MlxLmModel: got {type(model).__name__}; takes a model of mlx-lm, an mlx.nn.Module"
             )
+        expect("MlxLmModel", config, (Mapping, type(None)), "the object of a config.json", "config")
         self.device = Device.default() if device is None else Device.of(device)
         self.module, self.tokenizer = model, tokenizer
         self._blocks = block_paths(model)
@@ -119,6 +122,7 @@ class MlxLmModel(Module):
 
     def refused_target(self, name: str) -> str | None:
         """Why a name, or the end of a path, cannot be adapted everywhere it occurs; ``None`` where it can."""
+        expect("refused_target", name, str, "a name")
         found = [path for path in self._others if path == name or path.endswith(f".{name}")]
         if not found:
             return None
@@ -136,10 +140,7 @@ class MlxLmModel(Module):
         Raises ``ModelError.InvalidConfig`` for an adapter of another number of blocks, for a layer that is no low-rank
         update or has other sizes, and while another ``MlxLmModel`` of the same module has an adapter applied.
         """
-        if adapter.num_layers() != self.num_layers():
-            raise ModelError.InvalidConfig(
-                reason=f"the adapter spans {adapter.num_layers()} layers, the model has {self.num_layers()}"
-            )
+        expect_spans(adapter, self.num_layers())
         layers: dict[str, Any] = {}
         for place in self._places:
             place.expect_own(self._seats)
@@ -203,6 +204,7 @@ class MlxLmModel(Module):
 
         A compiled function has a plan for each adapter that it meets here.
         """
+        expect_tensor("MlxLmModel", xs, "ids")
         self._asked()
         seats, inputs = [], []
         for place in self._places:
@@ -227,7 +229,11 @@ class MlxLmModel(Module):
 
     def next_logits(self, ids: Sequence[int], caches: list[Any], last: bool = True) -> mx.array | None:
         """The logits ``(vocabulary,)`` after ids that follow those in the caches; without ``last`` only the caches."""
-        logits = self.begin_logits(mx.array([list(ids)], mx.uint32), caches)
+        given = [integer("next_logits", each, "an id") for each in listed("next_logits", ids, "a list of ids", "ids")]
+        takes = "a list of caches, as new_caches() makes it"
+        if not all(hasattr(cache, "state") for cache in listed("next_logits", caches, takes, "caches")):
+            raise wrong("next_logits", caches, takes, "caches")
+        logits = self.begin_logits(mx.array([given], mx.uint32), caches)
         with on_device(self.device):
             # Without being asked for, the head of an earlier piece of a prompt is never computed.
             mx.eval([cache.state for cache in caches], *([logits] if last else []))
