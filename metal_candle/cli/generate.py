@@ -33,7 +33,7 @@ def generate(
     ] = None,
     adapter: Annotated[Optional[Path], typer.Option(help="Adapter of finetune, PEFT, mlx-lm or metal-candle.")] = None,  # noqa: UP045
     alpha: Annotated[Optional[float], typer.Option(help=ALPHA)] = None,  # noqa: UP045
-    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 200,
+    max_tokens: Annotated[int, typer.Option(help="Maximum number of tokens to generate.")] = 200,
     temperature: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(help="0 takes the likeliest token each time; the default, or 1 with --top-k, --top-p or --min-p."),
@@ -53,7 +53,9 @@ def generate(
     ] = None,
     max_kv_size: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Remember the last so many tokens only, with the first 4: bounded memory, no longest text."),
+        typer.Option(
+            help="Remember only the first 4 and the last tokens, so many in all: bounded memory for any length."
+        ),
     ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text without the chat template (where the model has one).")

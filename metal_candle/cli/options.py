@@ -97,7 +97,7 @@ def _is_foreign(model: str) -> bool:
 
 
 ALPHA = "Alpha of an adapter's file that does not say it, as the metal-candle crate's."
-QUANTIZE = "Hold weights in 4 or 8 bits (2, 3, 5, 6), keep those of a file as they are, or dense."
+QUANTIZE = "How weights are held: in 4 or 8 bits (or 2, 3, 5, 6), keep (packed as the file has them), or dense."
 GROUP_SIZE = "Numbers that share a scale where --quantize gives bits: 32, 64 or 128; by default 64."
 QUANTIZE_EMBEDDINGS = "Where --quantize gives bits, quantise the table of tokens and the head, too."
 
