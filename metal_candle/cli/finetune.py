@@ -82,7 +82,7 @@ def finetune(
         bool,
         typer.Option(
             "--gradient-checkpointing",
-            help="Compute blocks again instead of keeping them: less memory, a third more time.",
+            help="Compute each block's forward pass twice instead of keeping it: less memory.",
         ),
     ] = False,
     plan: Annotated[
