@@ -24,7 +24,7 @@ from .encoder import SentenceEncoder
 from .loader import download_model, known_type, load_encoder
 from .modules import read_modules
 
-STEP = 8
+STEP = 4
 """Batches are padded to a multiple of so many tokens, so that few shapes occur: each is traced once."""
 FEWEST_TOKENS, MOST_TOKENS = 64, 256
 """Of a batch on the CPU. Measured with all-MiniLM-L6-v2 on one thread of an x86-64 core, microseconds a token: of 64

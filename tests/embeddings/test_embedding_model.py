@@ -88,7 +88,7 @@ def test_neither_batches_nor_padding_change_a_result(model: EmbeddingModel) -> N
 def test_lengths_share_few_plans(folder: Path) -> None:
     model = EmbeddingModel.from_pretrained(folder)
     model.encode(["a" * count for count in range(1, 41)], batch_size=1)
-    assert len(model._encode._plans) == 6  # 3 to 42 tokens in steps of 8
+    assert len(model._encode._plans) == 11  # 3 to 42 tokens in steps of 4
 
 
 def test_batches_are_bounded_and_cover_the_texts_in_order(
@@ -98,12 +98,12 @@ def test_batches_are_bounded_and_cover_the_texts_in_order(
     rows = [[7] * count for count in (*[59] * 3, *[30] * 20, *[3] * 60)]
     batches = model._batches(rows, 32)
     assert [row for batch in batches for row in batch] == rows
-    # The longest text has 60 tokens; 30 count as 32, and 3 as 8.
+    # The longest text has 60 tokens; 30 count as 32, and 3 as 4.
     assert [len(batch) for batch in batches] == [4, 8, 8, 8, 32, 23]
     assert [len(batch) for batch in model._batches(rows, 3)] == [3] * 27 + [2]
     # Two cores share what is little, but 64 tokens are not divided.
-    assert [len(batch) for batch in model._batches(rows[-24:], 32)] == [12, 12]
-    assert [len(batch) for batch in model._batches(rows[-8:], 32)] == [8]
+    assert [len(batch) for batch in model._batches(rows[-48:], 32)] == [24, 24]
+    assert [len(batch) for batch in model._batches(rows[-16:], 32)] == [16]
 
 
 @pytest.mark.parametrize("kind", ["bert", "mpnet"])
