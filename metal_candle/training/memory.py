@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Any
 
 import mlx.core as mx
@@ -164,10 +165,16 @@ def plan_memory(
 
 @takes(training=a(TrainingConfig), examples=EXAMPLES, pad_id=INTEGER)
 def longest_batch(training: TrainingConfig, examples: Sequence[Example], pad_id: int = 0) -> Batch:
-    """The batch of the first epoch that takes most: the most tokens, then the longest, then the most trained."""
+    """The batch of the run that takes most: the most tokens, then the longest, then the most trained.
+
+    Of all epochs, in each of which rows meet others: in one the longest may be in the last batch, with few beside it.
+    """
+    epochs = range(training.num_epochs)
+    taken = chain.from_iterable(epoch_batches(training, examples, epoch, pad_id) for epoch in epochs)
+    # An epoch's last update may take fewer batches: these are a few more than the run's.
+    most = None if training.max_steps is None else training.max_steps * training.accumulation_steps
     return max(
-        epoch_batches(training, examples, 0, pad_id),
-        key=lambda batch: (batch.inputs.size, batch.inputs.shape[1], batch.trained_tokens),
+        islice(taken, most), key=lambda batch: (batch.inputs.size, batch.inputs.shape[1], batch.trained_tokens)
     )
 
 

@@ -155,6 +155,18 @@ def test_what_does_not_fit_says_so() -> None:
     assert "it does not fit: a run may take 90% of the device's memory" in plan.table()
 
 
+def test_the_longest_batch_of_all_epochs() -> None:
+    """A window is 16 batches; of 33 rows one is alone in a batch, another one in each epoch."""
+    rows = [Example([3] * n, [True] * n, Path("made.jsonl"), n) for n in (*[5] * 32, 40)]
+
+    def shape(seed: int, **wishes: int) -> tuple[int, ...]:
+        return longest_batch(TrainingConfig(batch_size=2, seed=seed, **wishes), rows).inputs.shape
+
+    alone = next(seed for seed in range(300) if shape(seed, num_epochs=1) == (1, 48))
+    assert shape(alone, num_epochs=2) == (2, 48)
+    assert shape(alone, num_epochs=2, max_steps=17) == (1, 48)
+
+
 def test_longest_batch_and_refusals(tiny_model_dir: Callable[..., Path]) -> None:
     rows = [Example([3] * n, [True] * n, Path("made.jsonl"), n) for n in (5, 40, 7, 33)]
     batch = longest_batch(TrainingConfig(batch_size=2), rows)
