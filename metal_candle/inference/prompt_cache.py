@@ -37,7 +37,7 @@ class PromptCache:
         self, model: Decoder, config: GeneratorConfig, ids: Sequence[int], before: Before
     ) -> tuple[CachedStep, Logits]:
         """A step that has read ``ids``, which the cache lets go of, and the logits after them."""
-        step, self._step = self._step, None
+        step, self._step, self.reused = self._step, None, 0
         kind = (model, config.cache, config.max_kv_size, config.keep)
         if step is None or any(a is not b and a != b for a, b in zip(kind, self._made_for)):
             step = CachedStep(model, config)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from ..error.expect import expect, expect_function
+from .workers import Worker
 
 T = TypeVar("T")
 
@@ -47,31 +48,25 @@ def expect_watchers(op: str, cancel: object, progress: object = None) -> None:
 async def in_thread(
     stream: Callable[[Cancellation], Iterator[T]], cancel: Cancellation | None = None
 ) -> AsyncGenerator[T, None]:
-    """What ``stream`` yields, each computed in a thread of its own while the event loop runs on.
+    """What ``stream`` yields, each computed in another thread while the event loop runs on.
 
     However the iterator is left (at its end, early, by an error, by cancelling the task that waits for it) the stream
-    is stopped before its next token or piece, and closed, and the thread ends; who leaves waits for that.
+    is stopped before its next token or piece, and closed; who leaves waits for that.
     """
     expect_watchers("stream", cancel)
     own = Cancellation()
-    tokens = stream(own if cancel is None else _Either(own, cancel))
-    loop = asyncio.get_running_loop()
+    tokens: Any = stream(own if cancel is None else _Either(own, cancel))
     # All in one thread, from the first to the closing: MLX's streams belong to threads.
-    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metal-candle-generate")
+    worker = Worker(own.cancel)
     try:
-        while (token := await loop.run_in_executor(thread, next, tokens, None)) is not None:
+        while (token := await asyncio.wrap_future(worker.submit(partial(next, tokens, None)))) is not None:
             yield token
     finally:
         own.cancel()
-        closed = loop.run_in_executor(thread, _close, tokens)
-        thread.shutdown(wait=False)
-        # A second cancellation does not reach the thread, which ends all the same.
-        await asyncio.shield(closed)
-        thread.shutdown(wait=True)  # it has nothing left to do
-
-
-def _close(tokens: Any) -> None:
-    tokens.close()
+        closed = worker.submit(tokens.close)
+        closed.add_done_callback(lambda _: worker.release())
+        # A second cancellation does not reach the thread, which closes the stream all the same.
+        await asyncio.shield(asyncio.wrap_future(closed))
 
 
 class _Either(Cancellation):

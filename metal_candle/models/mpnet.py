@@ -59,7 +59,7 @@ class MPNetModel(Encoder):
     prefix: ClassVar = "mpnet."
 
     def __init__(self, config: Config, vb: VarBuilder) -> None:
-        expect("MPNetModel", config, Config, "a mpnet.Config", "config")
+        expect("MPNetModel", config, Config, "an mpnet.Config", "config")
         super().__init__(config, vb)
         inner, hidden = vb.pp("embeddings"), config.hidden_size
         self._buckets, self._first = config.relative_attention_num_buckets, config.pad_token_id + 1

@@ -36,27 +36,26 @@ class RotaryEmbedding:
     def __init__(self, config: ModelConfig, dtype: DType, device: Device) -> None:
         self._frequencies = inverse_frequencies(config)
         self.dtype, self._device = dtype, device
-        self._cos = self._sin = np.zeros((0, 0), np.float32)
-        self._length = 0
+        self._made: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] = (np.zeros((0, 0)), np.zeros((0, 0)))
         self._last: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
-
-    def _grow(self, length: int) -> None:
-        self._length = max(length, 2 * self._length, 256)
-        angles = np.arange(self._length, dtype=np.float64)[:, None] * self._frequencies
-        self._cos, self._sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
     def rows(self, start: int, length: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Cosine and sine for positions ``start`` to ``start + length - 1``, ``(length, head_dim / 2)``, float32."""
-        if start + length > self._length:
-            self._grow(start + length)
+        # One attribute, read and written once: another thread may make longer tables meanwhile.
+        made = self._made
+        if start + length > len(made[0]):
+            count = max(start + length, 2 * len(made[0]), 256)
+            angles = np.arange(count, dtype=np.float64)[:, None] * self._frequencies
+            self._made = made = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         rows = slice(start, start + length)
-        return self._cos[rows], self._sin[rows]
+        return made[0][rows], made[1][rows]
 
     def tables(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """``rows`` as tensors; those of the last call are kept, as every layer asks for the same."""
-        if self._last is None or self._last[0] != (start, length):
+        last = self._last  # as in rows
+        if last is None or last[0] != (start, length):
             arrays = [mx.array(rows).astype(self.dtype.mlx_) for rows in self.rows(start, length)]
             mx.eval(arrays)  # or another thread, which has other streams, could not use what is kept
             cos, sin = (Tensor.from_mlx(array, self._device) for array in arrays)
-            self._last = ((start, length), (cos, sin))
-        return self._last[1]
+            self._last = last = ((start, length), (cos, sin))
+        return last[1]

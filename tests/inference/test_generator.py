@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from metal_candle import Device, Tensor, Var
 from metal_candle.error import InferenceError, InvalidIndexError
-from metal_candle.inference import Generator, GeneratorConfig, SamplingStrategy, StreamToken
+from metal_candle.inference import Generator, GeneratorConfig, SamplingStrategy, StreamToken, workers
 from metal_candle.inference.host import HostPlan
 from metal_candle.inference.step import CachedStep
 from metal_candle.models import Decoder, build, load_model
@@ -172,7 +171,7 @@ def test_the_async_stream_lets_others_run_and_can_be_left(model: Decoder) -> Non
     found, turns = asyncio.run(left_early())
     assert found == wanted[:2]
     assert turns > 2
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("metal-candle-generate")]
+    assert not workers.running()
 
 
 def test_the_context_ends(tiny_model_dir: ModelDir) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -11,7 +13,7 @@ from typing import Any
 
 from metal_candle import Tensor
 from metal_candle.error import InferenceError
-from metal_candle.inference import Cancellation, Generator, GeneratorConfig, StreamToken, TextGenerator
+from metal_candle.inference import Cancellation, Generator, GeneratorConfig, StreamToken, TextGenerator, workers
 from metal_candle.inference.streams import in_thread
 from metal_candle.models import LoadedModel, load_model
 
@@ -29,12 +31,12 @@ def loaded(tiny_model_dir: ModelDir) -> LoadedModel:
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
+def nothing_runs_on() -> Iterator[None]:
     yield
     until = time.monotonic() + 10  # who is cancelled while it waits for the thread leaves before it has ended
-    while any(t.name.startswith("metal-candle-generate") for t in threading.enumerate()) and time.monotonic() < until:
+    while workers.running() and time.monotonic() < until:
         time.sleep(0.005)
-    assert not [t.name for t in threading.enumerate() if t.name.startswith("metal-candle-generate")]
+    assert not workers.running()
 
 
 class Slow:
@@ -248,3 +250,57 @@ def test_the_thread_computes_and_closes() -> None:
     assert len(threads) == 3
     assert len(set(threads)) == 1
     assert threads[0] != threading.current_thread().name
+
+
+def test_threads_serve_one_stream_after_the_other(loaded: LoadedModel) -> None:
+    def names() -> list[int | None]:
+        return [t.ident for t in threading.enumerate() if t.name == "metal-candle-generate"]
+
+    async def run(count: int) -> None:
+        generator = Generator(loaded.model, GeneratorConfig(max_tokens=2))
+        await asyncio.gather(*(collect(generator.generate_stream_async(PROMPT), []) for _ in range(count)))
+
+    asyncio.run(run(3))
+    before = names()
+    for _ in range(4):
+        asyncio.run(run(3))
+    assert names() == before
+
+
+PROGRAM = """
+import asyncio, sys
+from metal_candle.inference import Generator, GeneratorConfig
+from metal_candle.models import Decoder, ModelConfig
+from metal_candle.nn import VarBuilder
+
+sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+model = Decoder(ModelConfig(**sizes, max_position_embeddings=10**6), VarBuilder.zeros("f32"))
+
+async def some(count):
+    stream = Generator(model, GeneratorConfig(max_tokens=10**5)).generate_stream_async([1, 2, 3])
+    for _ in range(count):
+        await anext(stream)
+    return stream
+
+way = sys.argv[1]
+loop = asyncio.new_event_loop()
+if way == "run":
+    asyncio.run(some(3))
+elif way == "several":
+    async def several():
+        for stream in await asyncio.gather(*(some(3) for _ in range(8))):
+            await stream.aclose()
+    asyncio.run(several())
+elif way == "left":
+    stream = loop.run_until_complete(some(1))
+else:
+    loop.create_task(some(10**6))
+    loop.call_later(0.05, loop.stop)
+    loop.run_forever()
+"""
+
+
+@pytest.mark.parametrize("way", ["run", "several", "left", "stopped"])
+def test_a_program_that_ends_right_after_does_not_abort(way: str) -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, way], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "terminate" in done.stderr) == (0, False), done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from metal_candle import LazyTensor, Tensor
@@ -164,3 +165,18 @@ def test_logits_are_those_of_transformers(tiny_model_dir: ModelDir, settings: di
     found = load_model(folder).model.forward(Tensor.new([IDS, SECOND], dtype="u32")).numpy()
     # Both are float32, each some 1e-6 from the exact value.
     np.testing.assert_allclose(found, wanted, atol=CLOSE)
+
+
+def test_rotary_tables_that_another_thread_makes_longer(tiny_model_dir: ModelDir, monkeypatch: Any) -> None:
+    model = load_model(tiny_model_dir()).model
+    wanted, inside = np.cos(np.arange(300)[:, None] * model.rotary._frequencies), list[Any]()
+
+    def cos(angles: Any) -> Any:
+        if not inside:  # as if this thread were interrupted here
+            inside.append(None)
+            inside[0] = model.rotary.rows(0, 300)[0]
+        return np.cos(angles)
+
+    monkeypatch.setattr("metal_candle.models.rotary.np", SimpleNamespace(**{**vars(np), "cos": cos}))
+    outside = model.rotary.rows(0, 300)[0]
+    np.testing.assert_allclose([inside[0], outside], [wanted] * 2, atol=1e-6)
