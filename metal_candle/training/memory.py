@@ -173,9 +173,7 @@ def longest_batch(training: TrainingConfig, examples: Sequence[Example], pad_id:
     taken = chain.from_iterable(epoch_batches(training, examples, epoch, pad_id) for epoch in epochs)
     # An epoch's last update may take fewer batches: these are a few more than the run's.
     most = None if training.max_steps is None else training.max_steps * training.accumulation_steps
-    return max(
-        islice(taken, most), key=lambda batch: (batch.inputs.size, batch.inputs.shape[1], batch.trained_tokens)
-    )
+    return max(islice(taken, most), key=lambda batch: (batch.inputs.size, batch.inputs.shape[1], batch.trained_tokens))
 
 
 @takes(rows=INTEGER, length=INTEGER, trained=optional(INTEGER), packed=FLAG, longest=optional(INTEGER))
