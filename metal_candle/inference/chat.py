@@ -59,11 +59,16 @@ class TextGenerator:
 
     def stream_tokens(self, prompt: Prompt, **options: Any) -> Iterator[StreamToken]:
         """The tokens of the answer; ``text`` is what each completes: empty within a character or for a special one,
-        and within what may become one of the texts that end it. Options and errors as ``Generator.stream``.
+        and within what may become one of the texts that end it. The last one has what is left; together they are the
+        answer. Options and errors as ``Generator.stream``.
         """
-        answer = _Answer(self._tokenizer, self._config)
-        for token in self._generator.stream(self.encode(prompt), **options):
-            yield replace(token, text=answer.step(token.token_id))
+        answer, config = _Answer(self._tokenizer, self._config), self._config
+        for count, token in enumerate(self._generator.stream(self.encode(prompt), **options), 1):
+            text = answer.step(token.token_id)
+            ends = token.token_id in config.stop_tokens or (token.is_eos and config.stop_on_eos)
+            if ends or count == config.max_tokens:
+                text += answer.finish()
+            yield replace(token, text=text)
             if answer.stopped:
                 return
 

@@ -151,6 +151,10 @@ def test_an_answer_is_cut_at_a_text(loaded: LoadedModel, monkeypatch: pytest.Mon
     scripted(held, ids, monkeypatch)
     assert held.generate("x") == whole
     assert held.config().stop == [whole[-1:] + "never"]
+    for config in ({"max_tokens": len(ids)}, {"stop_tokens": ids[-1:]}):
+        held = TextGenerator(loaded, GeneratorConfig(stop=[whole[-1:] + "never"], **config))
+        scripted(held, ids, monkeypatch)
+        assert "".join(token.text or "" for token in held.stream_tokens("x")) == whole
 
 
 @pytest.mark.parametrize("stop", ["text", [""], [3]])
