@@ -24,7 +24,7 @@ class TrainingConfig(Default):
     (0 for only at the end) the held-out loss is measured; ``max_grad_norm`` ``None`` switches clipping off.
     ``packing`` puts several rows into a sequence of at most ``max_length`` tokens, each seeing itself alone;
     ``batch_size`` then counts sequences. ``gradient_checkpointing`` computes each block again for its gradient instead
-    of keeping what is in it: less memory, a third more time. ``cache_limit`` is how many bytes of freed memory MLX may
+    of keeping what is in it: less memory, more time. ``cache_limit`` is how many bytes of freed memory MLX may
     keep for later use while the run goes on, ``None`` for ``METAL_CANDLE_CACHE_LIMIT``.
     """
 
