@@ -156,7 +156,7 @@ def what_to_do(outcome: Outcome, output: Path) -> str:
 
 def report(outcome: Outcome, output: Path, question: str, before: str, after: str, started: float) -> None:
     """The loss as a curve and a picture, the answers before and after, where everything is."""
-    from ..training.metrics import loss_series, plot_loss, render_curve
+    from ..training.curves import loss_series, plot_loss, render_curve
     from ..training.progress import clock, mebibytes, process_memory
 
     if outcome.error is not None:

@@ -8,13 +8,14 @@ from .adapter_report import AdapterReport
 from .callbacks import EarlyStopping, TrainingCallback
 from .checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
 from .config import TrainingConfig
+from .curves import plot_loss, render_curve
 from .eager_trainer import Trainer
 from .events import EvalMetrics, StepMetrics
 from .lora import LoRAConfig, LoRALayer
 from .losses import cross_entropy_loss, cross_entropy_loss_with_smoothing
 from .memory import MemoryPlan, plan_memory
 from .merge import Merged, MergeWarning, merge_adapter
-from .metrics import MetricsLog, plot_loss, read_metrics, render_curve
+from .metrics import MetricsLog, read_metrics
 from .progress import ProgressBar
 from .registry import AdapterRegistry
 from .saving import SaveBest, SaveState

@@ -34,9 +34,9 @@ from metal_candle.training import (
     save_checkpoint,
 )
 from metal_candle.training import data as training_data
+from metal_candle.training.curves import loss_series
 from metal_candle.training.data import Example
 from metal_candle.training.memory import batch_of, longest_batch
-from metal_candle.training.metrics import loss_series
 
 import pytest
 
