@@ -11,6 +11,7 @@ import mlx.core as mx
 from ..constructors import New
 from ..device import Device
 from ..error import ArgumentTypeError, InferenceError, InvalidIndexError
+from ..error.expect import expect, integer, listed
 from ..error.text import described as shown
 from ..models.decoder import Decoder
 from .choosing import Choosing, choosing_of
@@ -19,7 +20,7 @@ from .config import GeneratorConfig, config_of
 from .prompt_cache import PromptCache
 from .sampling import StreamToken
 from .step import CachedStep, Step, step_of
-from .streams import Cancellation, Stopped, in_thread
+from .streams import Cancellation, Stopped, expect_watchers, in_thread
 
 Progress = Callable[[int, int], None]
 
@@ -39,7 +40,11 @@ class Generator(New):
         self._model, self._config = model, config_of("Generator", config)
         expect_no_texts(self._config)
         evaluate_weights(model)
-        self._eos = end_tokens_of(model, self._config, eos_token_ids)
+        ends = [
+            integer("Generator", i, "an end token")
+            for i in listed("Generator", eos_token_ids, "token ids", "eos_token_ids")
+        ]
+        self._eos = end_tokens_of(model, self._config, ends)
         self._context: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
 
     def config(self) -> GeneratorConfig:
@@ -63,6 +68,8 @@ class Generator(New):
         ``InferenceError.SamplingError`` for logits that are NaN, and ``InvalidIndexError`` for an id that is no token.
         """
         config = self._config
+        expect_watchers("Generator", cancel, progress)
+        expect("Generator", prompt_cache, (PromptCache, type(None)), "a PromptCache or None", "prompt_cache")
         ids = checked_prompt(self._model, input_ids)
         if not ids:
             return

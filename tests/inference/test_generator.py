@@ -10,6 +10,7 @@ from typing import Any
 from metal_candle import Device, Tensor, Var
 from metal_candle.error import InferenceError, InvalidIndexError
 from metal_candle.inference import Generator, GeneratorConfig, SamplingStrategy, StreamToken, workers
+from metal_candle.inference.computing import computing
 from metal_candle.inference.host import HostPlan
 from metal_candle.inference.step import CachedStep
 from metal_candle.models import Decoder, build, load_model
@@ -295,3 +296,25 @@ def test_dropout_of_an_adapter_in_training_does_not_act(model: Decoder) -> None:
         assert all(layer.is_training() for _, layer in adapter.layers())
     finally:
         model.remove_adapter()
+
+
+def test_two_streams_over_an_adapter_in_training_mode(model: Decoder) -> None:
+    adapter = LoRAAdapter.for_model(model, LoRAAdapterConfig(rank=2, dropout=0.5))
+    model.apply_adapter(adapter)
+    layers = [layer for _, layer in adapter.layers()]
+
+    def training() -> set[bool]:
+        return {layer.is_training() for layer in layers}
+
+    assert training() == {True}
+    first, second = computing(model), computing(model)
+    with first:
+        second.__enter__()
+        assert training() == {False}
+    assert training() == {False}  # the second still computes
+    second.__exit__(None, None, None)
+    assert training() == {True}
+    adapter.set_training(False)
+    with computing(model):
+        assert training() == {False}
+    assert training() == {False}
