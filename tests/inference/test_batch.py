@@ -95,7 +95,7 @@ def test_each_row_is_as_if_alone(
     tiny_model_dir: ModelDir, settings: dict[str, Any], chunk: int, host: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not host:
-        monkeypatch.setattr(HostPlan, "takes", staticmethod(lambda output: False))
+        monkeypatch.setattr(HostPlan, "refusal", staticmethod(lambda output: "off"))
     model = load_model(tiny_model_dir(eos_token_id=None, tie_word_embeddings=False, **settings)).model
     adapters = three(model)
     names = ["all", None, "gate", "attention", "all"]
