@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..training.adapter import LoRAAdapterConfig
     from ..training.config import TrainingConfig
     from ..training.data import Example
-    from ..training.memory import MemoryPlan
+    from ..training.memory_plan import MemoryPlan
 
 
 def planned_memory(

@@ -13,7 +13,8 @@ from .eager_trainer import Trainer
 from .events import EvalMetrics, StepMetrics
 from .lora import LoRAConfig, LoRALayer
 from .losses import cross_entropy_loss, cross_entropy_loss_with_smoothing
-from .memory import MemoryPlan, plan_memory
+from .memory import plan_memory
+from .memory_plan import MemoryPlan
 from .merge import Merged, MergeWarning, merge_adapter
 from .metrics import MetricsLog, read_metrics
 from .progress import ProgressBar

@@ -2,9 +2,9 @@
 
 The step of the run is recorded for its longest batch, rewritten and differentiated as it will be, and turned into
 MLX's graph; then that graph's evaluation is gone through in MLX's order, adding up what is allocated and given back
-(see ``tape``). Nothing is computed. So whatever the architecture does is in the plan: which activations a gradient
-keeps, the blocks of attention, the head's logits, what gradient checkpointing computes again. Of a model given by its
-configuration not even weights exist. The plan is that of the CPU's kernels; a GPU's fused ones keep no more than they.
+(see ``allocation``). Nothing is computed. So the plan has whatever the architecture does: which activations a gradient
+keeps, the blocks of attention, the head's logits, what gradient checkpointing computes again. For a model given by its
+configuration not even weights are made. The plan is that of the CPU's kernels; a GPU's fused ones keep no more.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -35,96 +35,25 @@ from ..tensor.containers import skeleton
 from ..tensor.eager import Tensor
 from ..tensor.memory import device_memory
 from ..tensor.program import trace
-from ..tensor.var import Var
 from .adapter import LoRAAdapter, LoRAAdapterConfig
+from .allocation import Usage, usage
 from .arguments import FLAG, INTEGER, Kind, a, at_least, optional, takes
 from .config import TrainingConfig
 from .data.batching import Batch
 from .data.tokenizing import EXAMPLES, Example
 from .loss import targets_of
-from .progress import mebibytes
+from .memory_plan import SHARE, MemoryPlan
 from .state import random_key, set_random_key
 from .steps import epoch_batches
-from .tape import Usage, tape_of, usage
+from .tape import tape_of
 from .trainer import AdapterTrainer
 
-SHARE = 0.9
-"""How much of the device's memory a plan may use: the rest is for the system, the tokenizer, the interpreter."""
 BITS, GROUP = 4, 64
 """A base of 4 bits has a scale and a bias for each group of weights."""
 
 
 DEPTHS = (2, 4)
 """Blocks of the networks from which other settings of a deep one are estimated: each further block takes the same."""
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """The peak of a run in bytes, by parts that add up to it.
-
-    ``rows`` and ``length`` are those of the longest batch, ``targets`` its trained positions. ``device`` is the memory
-    there is. ``largest_rows`` and ``largest_length`` are what fits at that length or with those rows, 0 where nothing
-    does and ``None`` where it was not asked for; ``alternatives`` are peaks of the same run set otherwise.
-    """
-
-    rows: int
-    length: int
-    targets: int
-    weights: int
-    adapter: int
-    optimizer: int
-    gradients: int
-    head: int
-    activations: int
-    device: int
-    checkpointing: bool
-    largest_rows: int | None = None
-    largest_length: int | None = None
-    alternatives: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def peak(self) -> int:
-        """All parts together."""
-        held = self.weights + self.adapter + self.optimizer
-        return held + self.gradients + self.head + self.activations
-
-    def fits(self) -> bool:
-        """Whether the peak is within the share of the device's memory that a run may take."""
-        return self.peak <= SHARE * self.device
-
-    def table(self) -> str:
-        """The parts as lines of text."""
-        lines = [
-            f"longest batch: {self.rows} x {self.length} tokens, {self.targets} of them trained"
-            f"{', gradient checkpointing' if self.checkpointing else ''}",
-            *_lines(
-                {
-                    "frozen weights": self.weights,
-                    "adapter": self.adapter,
-                    "optimizer": self.optimizer,
-                    "gradients, update": self.gradients,
-                    "head and loss": self.head,
-                    "activations": self.activations,
-                    "peak": self.peak,
-                    "memory of the device": self.device,
-                }
-            ),
-            "counted are MLX's arrays: the interpreter, libraries and what MLX keeps of freed memory come on top",
-            "it fits" if self.fits() else f"it does not fit: a run may take {SHARE:.0%} of the device's memory",
-        ]
-        if self.largest_rows is not None:
-            lines.append(f"largest batch at this length: {self.largest_rows or 'none'}")
-        if self.largest_length is not None:
-            lines.append(f"longest rows at this batch size: {self.largest_length or 'none'}")
-        if self.alternatives:
-            lines.append("the same run")
-            lines += _lines({f"  {name}": peak for name, peak in self.alternatives.items()})
-        return "\n".join(lines)
-
-
-def _lines(sizes: dict[str, int]) -> list[str]:
-    width = max(map(len, sizes))
-    return [f"{name:<{width}}  {mebibytes(size):>14}" for name, size in sizes.items()]
 
 
 @takes(
@@ -223,7 +152,7 @@ class _Planner:
             used, least = self._step(trainer, batch), self._step(trainer, _with_least_targets(batch))
             variables = trainer.optimizer.vars()
             adapter = sum(_size(var) for var in variables)
-            state = sum(_size(cell) for cell in trainer.optimizer.cells()) + sum(_size(each) for each in trainer._sums)
+            state = sum(_size(cell) for cell in trainer.optimizer.cells()) + sum(map(_size, trainer.update.sums))
             shapes = {tuple(var.shape) for var in variables}
         weights = self._weights()
         head = max(0, used.peak - least.peak)
@@ -249,11 +178,11 @@ class _Planner:
         held = plan.weights + plan.adapter + plan.optimizer
         room = SHARE * plan.device - held
         share = plan.targets / (plan.rows * plan.length)
-        longest = None if batch.positions is None else int(batch.positions.max()) + 1
+        longest_row = None if batch.positions is None else int(batch.positions.max()) + 1
 
         def peak(rows: int, length: int) -> int:
             trained = max(1, round(share * rows * length))
-            return self._peak(self.training, batch_of(rows, length, trained, longest is not None, longest))
+            return self._peak(self.training, batch_of(rows, length, trained, longest_row is not None, longest_row))
 
         here = plan.peak - held
         other = 1 if plan.rows > 1 else 2
@@ -265,7 +194,7 @@ class _Planner:
         square, linear, constant = np.polyfit(lengths, peaks, 2)
         if square < 0:
             square, (linear, constant) = 0.0, np.polyfit(lengths, peaks, 1)
-        longest = _largest(lambda n: square * n * n + linear * n + constant <= room, plan.length)
+        largest_length = _largest(lambda n: square * n * n + linear * n + constant <= room, plan.length)
         config = getattr(self.model, "config", None)
         alternatives = {}
         if isinstance(self.model, RecomputableModel):
@@ -278,7 +207,7 @@ class _Planner:
         return replace(
             plan,
             largest_rows=max(0, int((room - start) // each)) if each > 0 else plan.rows,
-            largest_length=min(longest, getattr(config, "max_position_embeddings", longest)),
+            largest_length=min(largest_length, getattr(config, "max_position_embeddings", largest_length)),
             alternatives=alternatives,
         )
 
@@ -299,7 +228,7 @@ class _Planner:
         try:
             trainer = AdapterTrainer(self.model, adapter, training)
             if training.accumulation_steps > 1:
-                trainer._sums = [Var.zeros(var.shape, var.dtype, var.device) for var in adapter.trainable_variables()]
+                trainer.update.make_sums()
             yield trainer
         finally:
             self.model.remove_adapter()
@@ -308,9 +237,8 @@ class _Planner:
     def _step(trainer: AdapterTrainer, batch: Batch) -> Usage:
         """What one batch takes beside what the run holds throughout."""
         tensors = list(targets_of(batch, max(1, batch.trained_tokens), trainer.model.device).tensors())
-        function: Callable[..., Any] = trainer._micro_step if trainer._sums else trainer._whole_step
         found: list[TensorBase] = []
-        program = trace(function, "plan_memory", skeleton((tensors, {}), found, "an argument"), found)
+        program = trace(trainer.update.of_batch(), "plan_memory", skeleton((tensors, {}), found, "an argument"), found)
         given: list[Any] = [tensor.mlx() for tensor in found]
         given += [next_key() for _ in range(program.keys)]
         given += [variable.node.value for variable in program.reads]

@@ -1,4 +1,4 @@
-"""Training an adapter: each step is one compiled function, evaluated at once."""
+"""``AdapterTrainer``: trains an adapter over a data set, and saves and resumes the state of the run."""
 
 from __future__ import annotations
 
@@ -16,22 +16,19 @@ import mlx.core as mx
 from ..error import TrainingError
 from ..error.text import described
 from ..models.projection import AdaptableModel
-from ..nn.optim import AdamW, clip_factor, global_norm
+from ..nn.optim import AdamW
 from ..tensor.cache_limit import bounded_cache
-from ..tensor.compiled import compile
 from ..tensor.eager import Tensor
-from ..tensor.var import Var
 from .adapter import LoRAAdapter
 from .arguments import DICT, INTEGER, a, list_of, optional, takes
 from .callbacks import Callbacks, TrainingCallback
 from .config import MAY_CHANGE, TrainingConfig
 from .data.batching import Batch
-from .data.shapes import most_shapes
 from .data.tokenizing import EXAMPLES, Example
 from .events import EvalMetrics, StepMetrics
 from .fingerprint import DataFingerprint, ModelFingerprint
 from .loop import events
-from .loss import batch_loss, check_packable, check_recomputable, targets_of
+from .loss import check_packable
 from .position import Position
 from .recorded import differences, record_of_config
 from .state import (
@@ -47,6 +44,7 @@ from .state import (
     state_of,
 )
 from .steps import epoch_batches, planned_steps
+from .update import Update
 
 
 class AdapterTrainer:
@@ -71,15 +69,15 @@ class AdapterTrainer:
         config.validate()
         if config.packing:
             check_packable(model)
-        self._recomputable = check_recomputable(model) if config.gradient_checkpointing else None
         if not (type(pad_id) is int and 0 <= pad_id < model.vocab_size()):
             raise TrainingError.InvalidConfig(
                 reason=f"pad_id is {described(pad_id)}; takes a token id below {model.vocab_size()}"
             )
         self.callbacks = Callbacks(callbacks)
-        model.apply_adapter(adapter)
         self.model, self.adapter, self.config = model, adapter, config
         self.optimizer = AdamW(adapter.trainable_variables(), config.optimizer_params())
+        self.update = Update(model, self.optimizer, config)
+        model.apply_adapter(adapter)
         self.position = Position()
         self.metrics: dict[str, float] = {}
         self.pad_id = pad_id
@@ -87,58 +85,6 @@ class AdapterTrainer:
         self._resumed: TrainingState | None = None
         self._key: mx.array | None = None
         self._fingerprint: DataFingerprint | None = None
-        self._sums: list[Var] = []
-        # Every shape of whole batches, and of an epoch's last one, which has fewer rows: none is traced twice.
-        plans = 2 * most_shapes(config.max_length)
-        self._update = compile(self._whole_step, max_plans=plans)
-        self._add = compile(self._micro_step, max_plans=plans)
-        self._finish = compile(self._accumulated_step)
-        self._loss = compile(lambda *tensors: batch_loss(model, *tensors), max_plans=plans)
-
-    # --- compiled functions -------------------------------------------------------------------
-
-    def _whole_step(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        loss = self._recorded_loss(*tensors)
-        return loss, self._apply(self._gradients(loss))
-
-    def _recorded_loss(self, *tensors: Tensor) -> Any:
-        """The loss, recorded as the configuration says; the model's own setting is as it was after it."""
-        if self._recomputable is None:
-            return batch_loss(self.model, *tensors)
-        before = self._recomputable.gradient_checkpointing(True)
-        try:
-            return batch_loss(self.model, *tensors)
-        finally:
-            self._recomputable.gradient_checkpointing(before)
-
-    def _micro_step(self, *tensors: Tensor) -> Tensor:
-        loss: Tensor = self._recorded_loss(*tensors)
-        grads = self._gradients(loss)
-        for var, total in zip(self.optimizer.vars(), self._sums):
-            if var in grads:
-                total.set(total + grads[var])
-        return loss
-
-    def _gradients(self, loss: Any) -> dict[Var, Tensor]:
-        grads = loss.backward()
-        found = {var: grads[var] for var in self.optimizer.vars() if var in grads}
-        if not found:
-            raise TrainingError.StateError(
-                reason="the loss depends on no variable of the trainer's adapter: another adapter acts in the model, "
-                "or none; takes model.apply_adapter(trainer.adapter)"
-            )
-        return found
-
-    def _accumulated_step(self) -> Tensor:
-        norm = self._apply(dict(zip(self.optimizer.vars(), (total.as_tensor() for total in self._sums))))
-        for total in self._sums:
-            total.set(total.zeros_like())
-        return norm
-
-    def _apply(self, gradients: dict[Var, Tensor]) -> Tensor:
-        norm, limit = global_norm(gradients.values()), self.config.max_grad_norm
-        self.optimizer.step(gradients, None if limit is None else clip_factor(norm, limit))
-        return norm
 
     # --- a run --------------------------------------------------------------------------------
 
@@ -195,11 +141,10 @@ class AdapterTrainer:
         rate = self.config.lr_scheduler.get_lr(self.step + 1)
         self.optimizer.set_learning_rate(rate)
         total = _trained("train_step", group)
-        if self._accumulates(group) and not self._sums:  # before the block that takes back what is in them
-            self._sums = [Var.zeros(var.shape, var.dtype, var.device) for var in self.optimizer.vars()]
+        self.update.prepare(group)  # before the block that takes back what is in the sums
         # An interrupt too: never a step that is half done.
         with bounded_cache(self.config.cache_limit), self.undone_by_errors():
-            loss, norm = self._compute(group, total)
+            loss, norm = self.update.make(group, total)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
                 raise TrainingError.Failed(
@@ -211,25 +156,13 @@ class AdapterTrainer:
         tokens = sum(batch.inputs.size for batch in group)
         return StepMetrics(loss, self.step, rate, norm, tokens, total, time.perf_counter() - start)
 
-    def _accumulates(self, group: list[Batch]) -> bool:
-        # By the group and the configuration alone: a resumed run has to take the same way.
-        return len(group) > 1 or self.config.accumulation_steps > 1
-
-    def _compute(self, group: list[Batch], total: int) -> tuple[float, float]:
-        """Loss and gradient norm of an update over ``total`` trained tokens, which it makes."""
-        if not self._accumulates(group):
-            loss_tensor, norm_tensor = self._update(*targets_of(group[0], total, self.model.device).tensors())
-            return float(loss_tensor), float(norm_tensor)
-        parts = [self._add(*targets_of(batch, total, self.model.device).tensors()) for batch in group]
-        return sum(map(float, parts)), float(self._finish())
-
     @contextmanager
     def undone_by_errors(self) -> Iterator[None]:
         """What the block did to variables, position and random state is taken back when it raises.
 
         Arrays never change, so that keeping them is free.
         """
-        held = [(var, var.mlx()) for var in (*self.optimizer.vars(), *self.optimizer.cells(), *self._sums)]
+        held = [(var, var.mlx()) for var in self.update.variables()]
         key, position, metrics = random_key(), self.position, self.metrics
         try:
             yield
@@ -253,8 +186,7 @@ class AdapterTrainer:
             listed = list(self.batches(examples, 0))
             total = _trained("evaluate", listed)
             with bounded_cache(self.config.cache_limit):
-                tensors = (targets_of(batch, total, self.model.device).tensors() for batch in listed)
-                loss = sum(float(self._loss(*each)) for each in tensors)
+                loss = self.update.loss(listed, total)
         finally:
             for (_, layer), before in zip(self.adapter.layers(), training):
                 layer.set_training(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,11 @@ from metal_candle import TrainingError
 from metal_candle.models import load_model
 from metal_candle.models.load import load_config
 from metal_candle.training import AdapterTrainer, LoRAAdapter, LoRAAdapterConfig, TargetModule, TrainingConfig
+from metal_candle.training.allocation import usage
 from metal_candle.training.data import Example
-from metal_candle.training.memory import MemoryPlan, batch_of, longest_batch, plan_memory
-from metal_candle.training.tape import tape_of, usage
+from metal_candle.training.memory import batch_of, longest_batch, plan_memory
+from metal_candle.training.memory_plan import MemoryPlan
+from metal_candle.training.tape import tape_of
 
 import mlx.core as mx
 import numpy as np
@@ -35,6 +38,7 @@ pytestmark = pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason
 
 def measured(model: Any, lora: LoRAAdapterConfig, training: TrainingConfig, batch: Any) -> int:
     """The peak above the weights of a first and of a steady step."""
+    gc.collect()  # trainers of other tests, in reference cycles: given back meanwhile they would lower the peak
     before = mx.get_active_memory()
     trainer = AdapterTrainer(model, LoRAAdapter.for_model(model, lora), training)
     peaks = []

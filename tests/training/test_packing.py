@@ -361,7 +361,7 @@ def test_batches_of_a_shape_share_a_plan(tiny_model_dir: ModelDir) -> None:
     trainer = trainer_of(tiny_model_dir(), packing=True)
     for split in (2, 3, 4):
         trainer.train_step([collate_packed([ROWS[:split], ROWS[split:]], 2, 512)])
-    assert trainer._update.traces == 1
+    assert trainer.update._at_once.traces == 1
 
 
 class NoLayout:

@@ -81,15 +81,15 @@ def test_a_held_out_loss_that_is_not_finite_is_not_saved(folder: Path, tmp_path:
 
 def interrupting(trainer: AdapterTrainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a KeyboardInterrupt come in the middle of a step, when variables are set already."""
-    compute = trainer._compute
+    make = trainer.update.make
 
     def interrupted(group: Any, total: int) -> tuple[float, float]:
-        result = compute(group, total)
+        result = make(group, total)
         if trainer.step + 1 == step:
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(trainer, "_compute", interrupted)
+    monkeypatch.setattr(trainer.update, "make", interrupted)
 
 
 def test_an_interrupt_in_a_step_takes_all_of_it_back(
@@ -113,7 +113,7 @@ def test_an_interrupt_between_the_first_batches_that_are_summed(
 ) -> None:
     """What the first of them left in the sums goes, too."""
     trainer = fresh(folder)
-    add, calls = trainer._add, []
+    add, calls = trainer.update._add, []
 
     def interrupted(*tensors: Tensor) -> Tensor:
         calls.append(1)
@@ -122,7 +122,7 @@ def test_an_interrupt_between_the_first_batches_that_are_summed(
         return add(*tensors)  # type: ignore[no-any-return]
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_add", interrupted)
+        patch.setattr(trainer.update, "_add", interrupted)
         with pytest.raises(KeyboardInterrupt):
             list(trainer.run(TRAIN, VALID))
     assert trainer.step == 0

@@ -200,7 +200,7 @@ def test_steps_are_traced_once_per_shape(tiny_model_dir: Callable[..., Path]) ->
     trainer = make(tiny_model_dir())
     for length in (12, 12, 14, 30, 12):
         trainer.train_step([collate(examples(2, length), 2, 64)])
-    assert trainer._update.traces == 2  # 12 and 14 both become 16 columns, 30 becomes 32
+    assert trainer.update._at_once.traces == 2  # 12 and 14 both become 16 columns, 30 becomes 32
 
 
 @pytest.mark.parametrize(
