@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
 from math import gcd
@@ -80,7 +80,7 @@ def packed_linear(x: Any, codes: Any, scales: Any, biases: Any, bits: int, group
     multiply, step = multiply_few if len(rows) <= FEW else multiply_many, max(1, _BLOCK // x.shape[-1])
 
     def multiply_blocks(part: slice) -> Any:
-        starts = range(part.start, part.stop, step)
+        starts = range(part.start, part.stop, step) or [part.start]
         return np.concatenate([multiply(slice(start, min(start + step, part.stop))) for start in starts])
 
     out = _by_parts(multiply_blocks, rows, len(codes), len(codes) * x.shape[-1], PACKED_PART)
@@ -152,6 +152,10 @@ def _threads() -> tuple[ThreadPoolExecutor, int]:
     return ThreadPoolExecutor(count, thread_name_prefix="metal-candle-host"), count
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
 def _by_parts(multiply: Callable[[slice], Any], rows: Any, size_out: int, work: int, least: int) -> Any:
     """``(rows, size_out)`` by parts, which ``multiply`` gives as ``(part, rows)``, on as many threads as pay."""
     out = np.empty((len(rows), size_out), rows.dtype)
@@ -159,10 +163,21 @@ def _by_parts(multiply: Callable[[slice], Any], rows: Any, size_out: int, work: 
     def fill(part: slice) -> None:
         out[:, part] = multiply(part).T
 
+    def fill_quietly(part: slice) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):  # as the plan has it, which holds in its own thread only
+            fill(part)
+
     parts = min(work // least, _threads()[1]) if work >= 2 * least else 1
     bounds = np.linspace(0, size_out, parts + 1, dtype=int).tolist()
-    others = [_threads()[0].submit(fill, slice(*pair)) for pair in pairwise(bounds[1:])]
-    fill(slice(0, bounds[1]))
+    first, *rest = (slice(*pair) for pair in pairwise(bounds))
+    own, others = [first], list[Future[None]]()
+    for part in rest:
+        try:
+            others.append(_threads()[0].submit(fill_quietly, part))
+        except RuntimeError:  # no more threads, once the main one has ended: this one does it all
+            own.append(part)
+    for part in own:
+        fill(part)
     for other in others:
         other.result()
     return out
