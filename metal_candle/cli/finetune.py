@@ -113,7 +113,7 @@ def finetune(
     from ..training.adapter import LoRAAdapter, LoRAAdapterConfig
     from ..training.config import TrainingConfig
     from ..training.data import find_data, read_rows, split, tokenize
-    from ..training.steps import planned_steps
+    from ..training.epochs import planned_steps
     from ..training.trainer import AdapterTrainer
 
     started = time.perf_counter()

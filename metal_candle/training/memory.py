@@ -38,13 +38,13 @@ from ..tensor.program import trace
 from .adapter import LoRAAdapter, LoRAAdapterConfig
 from .allocation import Usage, usage
 from .arguments import FLAG, INTEGER, Kind, a, at_least, optional, takes
+from .batch_loss import targets_of
 from .config import TrainingConfig
 from .data.batching import Batch
 from .data.tokenizing import EXAMPLES, Example
-from .loss import targets_of
+from .epochs import epoch_batches
 from .memory_plan import SHARE, MemoryPlan
 from .state import random_key, set_random_key
-from .steps import epoch_batches
 from .tape import tape_of
 from .trainer import AdapterTrainer
 

@@ -21,14 +21,15 @@ from ..tensor.cache_limit import bounded_cache
 from ..tensor.eager import Tensor
 from .adapter import LoRAAdapter
 from .arguments import DICT, INTEGER, a, list_of, optional, takes
+from .batch_loss import check_packable
 from .callbacks import Callbacks, TrainingCallback
 from .config import MAY_CHANGE, TrainingConfig
 from .data.batching import Batch
 from .data.tokenizing import EXAMPLES, Example
+from .epochs import epoch_batches, planned_steps
 from .events import EvalMetrics, StepMetrics
 from .fingerprint import DataFingerprint, ModelFingerprint
 from .loop import events
-from .loss import check_packable
 from .position import Position
 from .recorded import differences, record_of_config
 from .state import (
@@ -43,7 +44,6 @@ from .state import (
     set_random_key,
     state_of,
 )
-from .steps import epoch_batches, planned_steps
 from .update import Update
 
 

@@ -11,10 +11,10 @@ from ..nn.optim import AdamW, clip_factor, global_norm
 from ..tensor.compiled import compile
 from ..tensor.eager import Tensor
 from ..tensor.var import Var
+from .batch_loss import batch_loss, check_recomputable, targets_of
 from .config import TrainingConfig
 from .data.batching import Batch
 from .data.shapes import most_shapes
-from .loss import batch_loss, check_recomputable, targets_of
 
 
 class Update:

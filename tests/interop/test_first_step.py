@@ -9,8 +9,8 @@ from typing import Any
 from metal_candle import Tensor
 from metal_candle.models import LoadedModel, load_model
 from metal_candle.training import LoRAAdapter, LoRAAdapterConfig, TargetModule
+from metal_candle.training.batch_loss import batch_loss, targets_of
 from metal_candle.training.data import Batch
-from metal_candle.training.loss import batch_loss, targets_of
 
 import mlx.core as mx
 import numpy as np

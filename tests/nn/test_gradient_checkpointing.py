@@ -16,8 +16,8 @@ from metal_candle.graph.operations.checkpoint import Checkpoint
 from metal_candle.models import load_model
 from metal_candle.nn import checkpoint, ops
 from metal_candle.training import LoRAAdapter, LoRAAdapterConfig, TargetModule
+from metal_candle.training.batch_loss import batch_loss, targets_of
 from metal_candle.training.data import Example, collate
-from metal_candle.training.loss import batch_loss, targets_of
 
 import mlx.core as mx
 import numpy as np

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import metal_candle as mc
+from metal_candle.training.batch_loss import targets_of
 from metal_candle.training.data import Example, collate
 from metal_candle.training.data.shapes import most_shapes, rounded_length, rounded_rows
-from metal_candle.training.loss import targets_of
 
 import numpy as np
 

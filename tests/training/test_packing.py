@@ -18,10 +18,10 @@ from metal_candle.training import (
     TargetModule,
     TrainingConfig,
 )
+from metal_candle.training.batch_loss import batch_loss, check_packable, targets_of
 from metal_candle.training.data import Example, batches, collate, pack, packed_batch_count, packed_batches
 from metal_candle.training.data.packing import BLOCKS, LENGTHS, blocks_of, collate_packed
-from metal_candle.training.loss import batch_loss, check_packable, targets_of
-from metal_candle.training.steps import planned_steps
+from metal_candle.training.epochs import planned_steps
 
 import numpy as np
 import pytest
@@ -148,7 +148,7 @@ SHORT = [row(length, line) for line, length in enumerate((12, 5, 17, 9, 2, 17, 4
 @pytest.fixture
 def all_pairs(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Has attention score all pairs from here on."""
-    return lambda: monkeypatch.setattr("metal_candle.training.loss.blocks_of", lambda positions: 1)
+    return lambda: monkeypatch.setattr("metal_candle.training.batch_loss.blocks_of", lambda positions: 1)
 
 
 @each_base
