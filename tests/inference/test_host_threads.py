@@ -67,8 +67,8 @@ def test_what_is_not_finite_is_quiet_in_every_thread() -> None:
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_fewer_rows_of_a_weight_than_threads(count: int) -> None:
     x = np.arange(64, dtype=np.float32)[None]
-    parts = [np.array(part) for part in mx.quantize(mx.ones((2, 64)), group_size=32, bits=8)]
-    found = host_products.packed_linear(x, *(part[:count] for part in parts), 8, 32, "affine")
+    codes, scales, biases = (np.array(part)[:count] for part in mx.quantize(mx.ones((2, 64)), group_size=32, bits=8))
+    found = host_products.packed_linear(x, codes, scales, biases, 8, 32, "affine")
     np.testing.assert_allclose(found, np.full((1, count), x.sum()), rtol=1e-5)
     np.testing.assert_allclose(host_products.linear(x, np.ones((count, 64), np.float32)), found, rtol=1e-5)
 
