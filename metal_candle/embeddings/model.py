@@ -107,7 +107,7 @@ class EmbeddingModel:
         Raises ``EmbeddingError.EmptyInput`` without texts, ``EmbeddingError.TokenizationFailed`` for what is no
         Unicode, ``ArgumentTypeError`` for what is no list of texts. metal-candle: ``EmbeddingModel::encode``.
         """
-        batch_size = integer("encode", batch_size, "batch_size", 1)
+        batch_size = integer("encode", "batch_size", batch_size, 1)
         ids = self._ids(texts)
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
         parts = self._computed(self._batches([ids[i] for i in order], batch_size))

@@ -40,15 +40,18 @@ def wrong(op: str, given: object, takes: str, name: str = "") -> ArgumentTypeErr
     return ArgumentTypeError(f"{op}: got {name + ' ' if name else ''}{described(given)}; takes {takes}")
 
 
-def integer(op: str, given: Any, name: str, least: int | None = None) -> int:
-    """An integer of any kind as an ``int``. Raises ``ArgumentTypeError``, ``ArgumentValueError`` below ``least``."""
+def integer(op: str, name: str, value: Any, least: int | None = None) -> int:
+    """``value``, an integer of any type, as an ``int``.
+
+    Raises ``ArgumentTypeError`` for anything else, booleans included, and ``ArgumentValueError`` below ``least``.
+    """
     takes = "an integer" if least is None else f"an integer from {least}"
     try:
-        value = None if isinstance(given, bool) else operator.index(given)
+        count = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        value = None
-    if value is None:
-        raise wrong(op, given, takes, name)
-    if least is not None and value < least:
-        raise ArgumentValueError(f"{op}: got {name} {described(value)}; takes {takes}")
-    return value
+        count = None
+    if count is None:
+        raise wrong(op, value, takes, name)
+    if least is not None and count < least:
+        raise ArgumentValueError(f"{op}: got {name} {described(count)}; takes {takes}")
+    return count

@@ -59,7 +59,7 @@ class BatchGenerator:
         if not isinstance(model, Decoder):
             raise InferenceError.InvalidConfig(reason=f"the model is a {type(model).__name__}; a batch takes a Decoder")
         expect_adapters(_NAME, adapters)
-        ends = [integer(_NAME, i, "an end token") for i in listed(_NAME, eos_token_ids, "token ids", "eos_token_ids")]
+        ends = [integer(_NAME, "an end token", i) for i in listed(_NAME, eos_token_ids, "token ids", "eos_token_ids")]
         self._model, self._config, self._eos_ids = model, _checked(config), frozenset(ends)
         evaluate_weights(model)
         self._adapters = adapters

@@ -41,7 +41,7 @@ class Generator(New):
         expect_no_texts(self._config)
         evaluate_weights(model)
         ends = [
-            integer("Generator", i, "an end token")
+            integer("Generator", "an end token", i)
             for i in listed("Generator", eos_token_ids, "token ids", "eos_token_ids")
         ]
         self._eos = end_tokens_of(model, self._config, ends)

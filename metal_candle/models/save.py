@@ -65,7 +65,7 @@ def save_model(
     expect("save_model", model, Decoder, "a Decoder", "model")
     expect("save_model", tokenizer, Tokenizer, "a Tokenizer", "tokenizer")
     expect("save_model", overrides, (Mapping, type(None)), "a dict of weights by name", "overrides")
-    shard_bytes = integer("save_model", shard_bytes, "shard_bytes", 1)
+    shard_bytes = integer("save_model", "shard_bytes", shard_bytes, 1)
     overwrite = boolean("save_model", "overwrite", overwrite)
     target = DType.of(dtype)
     if target not in _DTYPE_NAMES:

@@ -42,7 +42,7 @@ class Tokenizer:
         expect("Tokenizer", tokenizer, tokenizers.Tokenizer, "a tokenizers.Tokenizer")
         expect("Tokenizer", config, dict, "the content of tokenizer_config.json, a dict", "config")
         found = listed("Tokenizer", eos_token_ids, "token ids", "eos_token_ids")
-        ends = [integer("Tokenizer", i, "an end token") for i in found]
+        ends = [integer("Tokenizer", "an end token", i) for i in found]
         tokenizer.no_truncation()  # a tokenizer.json may carry the settings of somebody's last call
         tokenizer.no_padding()
         self._tokenizer = tokenizer
@@ -178,7 +178,7 @@ class Tokenizer:
         if max_length is None:
             self._tokenizer.no_truncation()
             return
-        length = integer("truncate", max_length, "max_length", 0)
+        length = integer("truncate", "max_length", max_length, 0)
         try:
             self._tokenizer.enable_truncation(length)
         except Exception as error:  # the library raises plain Exception for whatever it does not like
@@ -195,7 +195,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of ``ids``; bytes that make no UTF-8 become U+FFFD."""
-        found = [integer("decode", i, "an id", 0) for i in listed("decode", ids, "a list of token ids", "ids")]
+        found = [integer("decode", "an id", i, 0) for i in listed("decode", ids, "a list of token ids", "ids")]
         try:
             return str(self._tokenizer.decode(found, boolean("decode", "skip_special_tokens", skip_special_tokens)))
         except OverflowError as error:  # the library's ids have 32 bits

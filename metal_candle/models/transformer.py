@@ -46,7 +46,7 @@ class RotaryEmbedding(rotary.RotaryEmbedding, New):
         if len(x.shape) != 4 or x.shape[1] != seq_len or x.shape[3] != self._head_dim:
             takes = f"(b, {seq_len}, heads, {self._head_dim})"
             raise ShapeMismatchError(f"apply_rotary_emb: got {tuple(x.shape)}; takes {takes}")
-        if not 0 <= integer("apply_rotary_emb", offset, "offset") <= self._most - seq_len:
+        if not 0 <= integer("apply_rotary_emb", "offset", offset) <= self._most - seq_len:
             raise ArgumentValueError(
                 f"apply_rotary_emb: got positions {offset} to {offset + seq_len - 1}; takes 0 to {self._most - 1}"
             )

@@ -87,9 +87,9 @@ class LoRAAdapter(New):
 
         Raises ``TrainingError.InvalidLoRAConfig``, also for a target that is none of the seven ``TargetModule``s.
         """
-        integer("LoRAAdapter", hidden_size, "hidden_size", 1)
-        integer("LoRAAdapter", intermediate_size, "intermediate_size", 1)
-        integer("LoRAAdapter", num_layers, "num_layers", 0)
+        integer("LoRAAdapter", "hidden_size", hidden_size, 1)
+        integer("LoRAAdapter", "intermediate_size", intermediate_size, 1)
+        integer("LoRAAdapter", "num_layers", num_layers, 0)
         sizes = dict.fromkeys(TargetModule, (hidden_size, hidden_size))
         sizes[TargetModule.GateProj] = sizes[TargetModule.UpProj] = (hidden_size, intermediate_size)
         sizes[TargetModule.DownProj] = (intermediate_size, hidden_size)

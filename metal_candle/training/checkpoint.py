@@ -18,11 +18,12 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..error import CheckpointError
+from ..error.expect import integer
 from ..error.text import described, shown
 from ..files import parse_json_object
 from ..formats import safetensors
 from ..graph.node import leaf
-from ..graph.operations.counts import integer, number
+from ..graph.operations.counts import number
 from ..tensor.assign import set_all
 from ..tensor.base import TensorBase
 from ..tensor.var import Var

@@ -44,7 +44,7 @@ class LoRAConfig(Default):
 
     def __post_init__(self) -> None:
         try:
-            integer("LoRAConfig", self.rank, "rank")
+            integer("LoRAConfig", "rank", self.rank)
             for name in ("alpha", "dropout"):
                 number("LoRAConfig", name, getattr(self, name))
         except (ArgumentTypeError, ArgumentValueError) as error:
@@ -126,8 +126,8 @@ class LoRALayer(Module):
         expect(op, config, LoRAConfig, "a LoRAConfig", "config")
         config.validate()
         self._config = config
-        self._in = integer(op, in_features, "in_features", 1)
-        self._out = integer(op, out_features, "out_features", 1)
+        self._in = integer(op, "in_features", in_features, 1)
+        self._out = integer(op, "out_features", out_features, 1)
 
     def forward(self, xs: Any) -> Any:
         """The delta ``(…, out)`` of ``(…, in)``, in its dtype: lazy for a lazy input, eager for an eager one."""

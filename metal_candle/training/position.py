@@ -18,4 +18,4 @@ class Position:
 
     def __post_init__(self) -> None:
         for name, least in (("step", 0), ("epoch", 0), ("batch", 0), ("evaluated", -1)):
-            integer("Position", getattr(self, name), name, least)
+            integer("Position", name, getattr(self, name), least)

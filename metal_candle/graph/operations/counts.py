@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import math
-import operator
 from numbers import Real
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ...error import ArgumentTypeError, ArgumentValueError, ShapeMismatchError
+from ...error import ArgumentTypeError, ArgumentValueError, ShapeMismatchError, expect
 from ...error.text import described
 
 
 def integer(op: str, name: str, value: Any, least: int | None = None) -> int:
-    """``value`` as an int. Raises ``ArgumentTypeError``, ``ShapeMismatchError`` for less than ``least``."""
-    try:
-        count: int | None = operator.index(value)
-    except TypeError:
-        count = None
-    if count is None or isinstance(value, bool):
-        raise ArgumentTypeError(f"{op}: got {name} {described(value)}; takes an integer")
+    """``error.expect.integer`` of a size: raises ``ShapeMismatchError`` for less than ``least``."""
+    count = expect.integer(op, name, value)
     if least is not None and count < least:
         raise ShapeMismatchError(f"{op}: got {name} {described(count)}; takes {least} or more")
     return count

@@ -229,7 +229,7 @@ class MlxLmModel(Module):
 
     def next_logits(self, ids: Sequence[int], caches: list[Any], last: bool = True) -> mx.array | None:
         """The logits ``(vocabulary,)`` after ids that follow those in the caches; without ``last`` only the caches."""
-        given = [integer("next_logits", each, "an id") for each in listed("next_logits", ids, "a list of ids", "ids")]
+        given = [integer("next_logits", "an id", each) for each in listed("next_logits", ids, "a list of ids", "ids")]
         takes = "a list of caches, as new_caches() makes it"
         if not all(hasattr(cache, "state") for cache in listed("next_logits", caches, takes, "caches")):
             raise wrong("next_logits", caches, takes, "caches")
