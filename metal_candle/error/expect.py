@@ -5,16 +5,24 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 from .tensor import ArgumentTypeError, ArgumentValueError
 from .text import described
+
+C = TypeVar("C")
 
 
 def expect(op: str, given: object, kind: type[Any] | tuple[type[Any], ...], takes: str, name: str = "") -> None:
     """Raise ``ArgumentTypeError`` unless ``given`` is of a kind; ``name`` says which of several arguments it is."""
     if not isinstance(given, kind):
         raise wrong(op, given, takes, name)
+
+
+def expect_config(op: str, config: C, kind: type[C]) -> C:
+    """The config itself. Raises ``ArgumentTypeError`` unless it is of its kind."""
+    expect(op, config, kind, f"a {kind.__name__}", "config")
+    return config
 
 
 def expect_path(op: str, given: object, takes: str = "a path", name: str = "") -> None:

@@ -14,7 +14,7 @@ from ..error import (
     InvalidIndexError,
     ShapeMismatchError,
 )
-from ..nn.expected import expect_config
+from ..error.expect import expect_config
 from ..nn.kv_cache import KvCache
 from ..nn.kv_cache.pair import expect_pair
 from ..shape import expect_rank

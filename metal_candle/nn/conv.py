@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ..constructors import Default
 from ..dtype import DType
 from ..error import ArgumentValueError
+from ..error.expect import expect_config
 from ..graph.operations.binary import Add
 from ..graph.operations.counts import integer
 from ..tensor.arguments import expect_tensor
 from ..tensor.eager import Tensor
-from .expected import expect_config
 from .init import DEFAULT_KAIMING_NORMAL, Init, over_root
 from .module import Module, T
 from .var_builder import VarBuilder

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from ..constructors import Default, New
 from ..error import ArgumentTypeError
+from ..error.expect import expect_config
 from ..error.text import described
 from ..graph.node import record
 from ..graph.operations.binary import Add
@@ -25,7 +26,6 @@ from ..graph.scopes import scoped
 from ..shape import expect_rank
 from ..tensor.eager import Tensor
 from ..tensor.lazy import LazyTensor
-from .expected import expect_config
 from .init import DEFAULT_KAIMING_UNIFORM, ZERO, Init
 from .module import Module, T
 from .var_builder import VarBuilder

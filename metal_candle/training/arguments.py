@@ -1,4 +1,7 @@
-"""What the functions of training take: an argument of another kind is refused in one line, before anything is done."""
+"""What the functions of training take, declared: ``@takes(steps=INTEGER)`` refuses anything else before the call.
+
+Checks inside a function, and those that make an argument plain, are ``error.expect``'s.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,11 @@ class Kind(NamedTuple):
 
     takes: str
     holds: Callable[[Any], bool]
+
+    def expect(self, op: str, name: str, value: object) -> None:
+        """Raise ``ArgumentTypeError`` for a value of another kind."""
+        if not self.holds(value):
+            raise wrong(op, value, self.takes, name)
 
 
 def a(kind: type, takes: str = "") -> Kind:
@@ -69,20 +77,14 @@ def takes(**kinds: Kind) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             for place, name, kind in places:
                 if place < len(args):
-                    expect(op, name, args[place], kind)
+                    kind.expect(op, name, args[place])
                 elif name in kwargs:
-                    expect(op, name, kwargs[name], kind)
+                    kind.expect(op, name, kwargs[name])
             return function(*args, **kwargs)
 
         return checked
 
     return decorate
-
-
-def expect(op: str, name: str, value: object, kind: Kind) -> None:
-    """Raise ``ArgumentTypeError`` for a value of another kind."""
-    if not kind.holds(value):
-        raise wrong(op, value, kind.takes, name)
 
 
 def at_least(op: str, least: int, **values: int) -> None:

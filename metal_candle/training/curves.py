@@ -10,7 +10,7 @@ from typing import Any
 
 from ..error.expect import listed
 from ..files import write_atomically
-from .arguments import INTEGER, LIST, NUMBER, PATH, TEXT, Kind, at_least, expect, list_of, takes
+from .arguments import INTEGER, LIST, NUMBER, PATH, TEXT, Kind, at_least, list_of, takes
 from .metrics import HELD_OUT, TRAINING, Record
 
 RECORDS = list_of(Mapping, "a list of records, as read_metrics gives")
@@ -20,7 +20,7 @@ RECORDS = list_of(Mapping, "a list of records, as read_metrics gives")
 def loss_series(records: Iterable[Record], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of one measured loss, ``loss`` or ``held_out_loss``, where it is a number."""
     every = listed("loss_series", records, RECORDS.takes)
-    expect("loss_series", "records", every, RECORDS)
+    RECORDS.expect("loss_series", "records", every)
     points = [(record["step"], record[name]) for record in every if _measured(record, name)]
     return [step for step, _ in points], [value for _, value in points]
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from ..error import ArgumentTypeError, CheckpointError, Error
 from ..files import parse_json_object
-from .arguments import DICT, FLAG, FUNCTION, PATH, expect, optional, takes
+from .arguments import DICT, FLAG, FUNCTION, PATH, optional, takes
 from .callbacks import TrainingCallback
 from .events import EvalMetrics, StepMetrics
 from .position import Position
@@ -134,7 +134,7 @@ class MetricsLog(TrainingCallback):
 
     def _more(self) -> Mapping[str, Any]:
         more = {} if self._extra is None else self._extra()
-        expect("MetricsLog", "from extra", more, DICT)
+        DICT.expect("MetricsLog", "from extra", more)
         return more
 
     def _reopen(self) -> None:

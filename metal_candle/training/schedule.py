@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from ..error import TrainingError
-from .arguments import COUNT, INTEGER, NUMBER, Kind, expect, takes
+from .arguments import COUNT, INTEGER, NUMBER, Kind, takes
 
 _KINDS: dict[Any, Kind] = {"int": INTEGER, "float": NUMBER}
 """What a schedule's field may be, by its annotation."""
@@ -37,7 +37,7 @@ class LRScheduler:
     def __post_init__(self) -> None:
         for each in fields(self):
             if each.type in _KINDS:
-                expect(type(self).__name__, each.name, getattr(self, each.name), _KINDS[each.type])
+                _KINDS[each.type].expect(type(self).__name__, each.name, getattr(self, each.name))
 
     @takes(step=COUNT)
     def get_lr(self, step: int) -> float:
