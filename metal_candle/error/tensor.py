@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .base import Error
-from .text import described, shown
+from .text import described, first_few, shown
 
 # Problems that one line lists.
 _LISTED = 10
@@ -238,9 +238,8 @@ class VariablesError(Error, ValueError):
     """
 
     def __init__(self, op: str, problems: list[Error], count: int) -> None:
-        first = "; ".join(map(str, problems[:_LISTED]))
-        more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        super().__init__(f"{op}: {len(problems)} of {count} do not fit, nothing is changed: {first}{more}")
+        listed = first_few(problems, _LISTED, "; ")
+        super().__init__(f"{op}: {len(problems)} of {count} do not fit, nothing is changed: {listed}")
         self.op, self.problems, self.count = op, problems, count
 
 

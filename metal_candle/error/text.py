@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def described(value: object) -> str:
     """A wrong argument in an error: its own text if it is a number, text, bytes or None, else its type."""
@@ -31,3 +33,10 @@ def shown(value: object, most: int = 80) -> str:
         text = text[:head] + "…" + text[-tail:]
     escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return escaped if len(escaped) <= most else f"{escaped[:head]}…{escaped[-tail:]}"
+
+
+def first_few(texts: Sequence[object], most: int, separator: str = ", ") -> str:
+    """Several things on one line, the first ``most`` by name: "a, b and 3 more"."""
+    more = len(texts) - most
+    end = f"{' ' if separator == ', ' else separator}and {more} more" if more > 0 else ""
+    return separator.join(map(str, texts[:most])) + end

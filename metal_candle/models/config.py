@@ -87,7 +87,7 @@ class ModelConfig:
         for item in fields(self):
             value, takes = getattr(self, item.name), str(item.type)
             if value is not None or not takes.endswith("| None"):
-                setattr(self, item.name, _typed(value, takes, item.name))
+                setattr(self, item.name, typed(value, takes, item.name))
         if not self.model_type:
             names = {name: kind for kind, name in ARCHITECTURES.items()}
             first = self.architectures[0] if self.architectures else "llama"
@@ -143,7 +143,7 @@ class ModelConfig:
         given = {item.name: (values[item.name], str(item.type)) for item in fields(cls) if item.name in values}
         return cls(
             **{
-                name: _typed(value, takes, f"{source}: {name}")
+                name: typed(value, takes, f"{source}: {name}")
                 for name, (value, takes) in given.items()
                 if value is not None
             }
@@ -255,7 +255,7 @@ _POSITIVE = (
 _PLAIN: dict[str, type] = {"bool": bool, "str": str, "dict[str, Any]": dict}
 
 
-def _typed(value: Any, takes: str, name: str) -> Any:
+def typed(value: Any, takes: str, name: str) -> Any:
     """``value`` as the annotation ``takes`` wants it, or ``ModelError.InvalidConfig`` naming ``name``."""
     for kind in takes.split(" | "):
         if kind == "int" and isinstance(value, Integral | float) and not isinstance(value, bool):
@@ -266,5 +266,5 @@ def _typed(value: Any, takes: str, name: str) -> Any:
         elif kind in _PLAIN and isinstance(value, _PLAIN[kind]):
             return value
         elif kind.startswith("list") and isinstance(value, list):
-            return [_typed(entry, kind[5:-1], name) for entry in value]
+            return [typed(entry, kind[5:-1], name) for entry in value]
     raise _invalid(f"{name} is {value!r}; takes {takes.removesuffix(' | None')}")

@@ -10,7 +10,7 @@ import math
 from functools import partial
 from typing import Any
 
-from ..error import ArgumentValueError, ModelError
+from ..error import ArgumentValueError
 from ..error.expect import expect, listed, wrong
 from ..graph.scopes import scoped
 from ..nn import ops
@@ -310,11 +310,3 @@ class Decoder(Module):
         parts = {part for name, weight in quantized.items() for part in weight.tensors(name)}
         plain = sum(tensor.elem_count() for name, tensor in self.weights().items() if name not in parts)
         return plain + sum(weight.shape.elem_count() for weight in quantized.values())
-
-
-def check_all_used(vb: VarBuilder) -> None:
-    """Raise ``ModelError.InvalidFormat`` if the weights hold tensors that the network has no place for."""
-    extra = [name for name in vb.unused() if not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight"]
-    if extra:
-        shown = ", ".join(extra[:5]) + (f" and {len(extra) - 5} more" if len(extra) > 5 else "")
-        raise ModelError.InvalidFormat(reason=f"weights that config.json has no place for: {shown}")

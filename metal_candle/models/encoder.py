@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields
-from numbers import Integral
+from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any, ClassVar, TypeVar
 
@@ -17,14 +16,7 @@ import mlx.core as mx
 
 from ..device import DeviceLike
 from ..dtype import DTypeLike
-from ..error import (
-    ArgumentTypeError,
-    ArgumentValueError,
-    CannotFindTensorError,
-    ModelError,
-    ShapeMismatchError,
-    UnexpectedShapeError,
-)
+from ..error import ArgumentTypeError, ArgumentValueError, ModelError, ShapeMismatchError
 from ..error.expect import expect, expect_path
 from ..files import parse_json_object, read_json_object
 from ..nn import ops
@@ -35,7 +27,9 @@ from ..nn.module import Module
 from ..nn.var_builder import VarBuilder
 from ..shape import expect_rank
 from ..tensor.arguments import expect_tensor
+from .config import typed
 from .layout import hidden_value
+from .load_errors import expect_all_used, misfit_errors
 
 C = TypeVar("C", bound="EncoderConfig")
 E = TypeVar("E", bound="Encoder")
@@ -43,19 +37,6 @@ E = TypeVar("E", bound="Encoder")
 
 def _invalid(reason: str) -> ModelError:
     return ModelError.InvalidConfig(reason=reason)
-
-
-def _typed(item: Field[Any], value: Any, name: str) -> Any:
-    """A value of its default's type. Raises ``ModelError.InvalidConfig`` for one of another, calling it ``name``."""
-    if value is None and item.default is None:
-        return None
-    kind = float if item.default is None else type(item.default)
-    is_number = isinstance(value, Integral | float) and not isinstance(value, bool)
-    if is_number and (kind is float or (kind is int and (isinstance(value, Integral) or value.is_integer()))):
-        value = kind(value)
-    if type(value) is not kind:
-        raise _invalid(f"{name} is {value!r}; takes {kind.__name__}")
-    return value
 
 
 @dataclass(kw_only=True)
@@ -76,7 +57,9 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            setattr(self, item.name, _typed(item, getattr(self, item.name), item.name))
+            value, takes = getattr(self, item.name), str(item.type)
+            if value is not None or not takes.endswith("| None"):
+                setattr(self, item.name, typed(value, takes, item.name))
 
     @classmethod
     def from_json(cls: type[C], text: str) -> C:
@@ -98,7 +81,7 @@ class EncoderConfig:
         for item in fields(cls):
             value = values.get(item.name)
             if value is not None:
-                given[item.name] = _typed(item, value, f"{source}: {item.name}")
+                given[item.name] = typed(value, str(item.type), f"{source}: {item.name}")
         return cls(**given)
 
     def head_dim(self) -> int:
@@ -226,15 +209,9 @@ class Encoder(Module, ABC):
         Raises ``ModelError.InvalidFormat`` for a missing or surplus tensor and ``ModelError.ShapeMismatch``.
         """
         vb = VarBuilder.from_tensors(_own(weights, cls.prefix), dtype, device)
-        try:
+        with misfit_errors():
             model = cls(config, vb)
-        except CannotFindTensorError as error:
-            raise ModelError.InvalidFormat(reason=f"{error}; the weights do not fit config.json") from error
-        except UnexpectedShapeError as error:
-            raise ModelError.ShapeMismatch(name=error.name, expected=error.expected, actual=error.got) from error
-        if unused := vb.unused():
-            shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
-            raise ModelError.InvalidFormat(reason=f"weights that config.json has no place for: {shown}")
+        expect_all_used(vb.unused())
         return model
 
 

@@ -12,12 +12,7 @@ import mlx.core as mx
 
 from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
-from ..error import (
-    CannotFindTensorError,
-    ModelError,
-    UnexpectedShapeError,
-    UnsupportedSafeTensorDtypeError,
-)
+from ..error import ModelError, UnsupportedSafeTensorDtypeError
 from ..error.expect import expect
 from ..formats.gguf import read_gguf_header
 from ..formats.sharded import load_directory
@@ -26,11 +21,11 @@ from ..nn.var_builder import VarBuilder
 from ..tensor.arguments import boolean
 from .architecture import MLX_LM_EXTRA, foreign_architecture, has_mlx_lm, unknown_architecture
 from .config import ModelConfig
-from .decoder import Decoder, check_all_used
+from .decoder import Decoder
 from .download import Progress
 from .fetch import resolve
-from .file_errors import model_file_errors
 from .frozen import FrozenBuilder
+from .load_errors import expect_all_used, misfit_errors, model_file_errors
 from .loaded import LoadedModel
 from .quantization import Packer, Quantize, described, quantization_entry
 from .tokenizer import Tokenizer
@@ -50,13 +45,10 @@ def build(
     quantized = {name: weight for name, weight in weights.items() if isinstance(weight, QuantizedWeight)}
     plain = {name: weight for name, weight in weights.items() if name not in quantized}
     vb = FrozenBuilder.on(VarBuilder.from_tensors(plain, dtype, device), quantized)
-    try:
+    with misfit_errors():
         model = Decoder(replace(config, quantization=quantization_entry(quantized)), vb)
-    except CannotFindTensorError as error:
-        raise ModelError.InvalidFormat(reason=f"{error}; the weights do not fit config.json") from error
-    except UnexpectedShapeError as error:
-        raise ModelError.ShapeMismatch(name=error.name, expected=error.expected, actual=error.got) from error
-    check_all_used(vb)
+    unused = [name for name in vb.unused() if not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight"]
+    expect_all_used(unused)  # but for frequencies, which are computed, and the copy of a tied head
     return model
 
 

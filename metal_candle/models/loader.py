@@ -11,11 +11,11 @@ from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
 from ..error import ModelError, UnsupportedSafeTensorDtypeError
 from ..error.expect import expect, expect_path
-from ..error.text import shown
+from ..error.text import first_few, shown
 from ..nn.weight_files import open_weights
 from ..shape import Shape, ShapeLike
 from ..tensor.eager import Tensor
-from .file_errors import model_file_errors
+from .load_errors import model_file_errors
 from .weights.gguf import gguf_shapes, load_gguf
 
 MOST = 16
@@ -70,8 +70,7 @@ class ModelLoader(New):
         found = self.inspect(path)
         missing = [name for name in expected if name not in found]
         if missing:
-            more = f" and {len(missing) - MOST} more" if len(missing) > MOST else ""
-            reason = f"{shown(path, 300)}: missing tensors: {', '.join(missing[:MOST])}{more}"
+            reason = f"{shown(path, 300)}: missing tensors: {first_few(missing, MOST)}"
             raise ModelError.InvalidFormat(reason=reason)
         for name, shape in expected.items():
             wanted = Shape.of(shape, "load_with_validation")

@@ -14,6 +14,7 @@ import mlx.core as mx
 from ..device import Device
 from ..dtype import DType
 from ..error import Error, ModelError
+from ..error.text import first_few
 from ..formats.ggml_affine import AFFINE, K_AFFINE, repack
 from ..formats.ggml_blocks import decode
 from ..graph.evaluate import on_device
@@ -161,10 +162,8 @@ class Packer:
     def check(self) -> None:
         """Raise ``ModelError.InvalidConfig`` that names the weights which a group does not divide."""
         if self._indivisible:
-            count = len(self._indivisible)
-            more = f" and {count - _SHOWN} more" if count > _SHOWN else ""
-            names = ", ".join(sorted(self._indivisible)[:_SHOWN])
-            raise _invalid(f"group_size {self._group()} does not divide the rows of {names}{more}; takes 32, 64 or 128")
+            names = first_few(sorted(self._indivisible), _SHOWN)
+            raise _invalid(f"group_size {self._group()} does not divide the rows of {names}; takes 32, 64 or 128")
 
 
 def described(weights: Iterable[QuantizedWeight], widened: Mapping[str, str], dtype: DType) -> str:
@@ -176,8 +175,7 @@ def described(weights: Iterable[QuantizedWeight], widened: Mapping[str, str], dt
         parts.append(f"{count} weight{'s' if count > 1 else ''} in {bits} bits ({how})")
     if widened:
         names = [f"{name} {kind}" for name, kind in widened.items()]
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        parts.append(f"widened to {dtype}, as MLX has no such blocks: {', '.join(names[:_SHOWN])}{more}")
+        parts.append(f"widened to {dtype}, as MLX has no such blocks: {first_few(names, _SHOWN)}")
     return "; ".join(parts)
 
 

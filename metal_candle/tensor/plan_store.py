@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from threading import Lock
 
+from ..error.text import first_few
 from ..graph.operation import Meta
 from ..graph.rewrite import in_words
 from .program import Program
@@ -103,7 +104,7 @@ class PlanStore:
             return f"passed by name is {now}, not {then}"
         if not nearest:
             return "an argument is another object that looks the same"
-        return "; ".join(nearest[:4]) + (f"; and {len(nearest) - 4} more" if len(nearest) > 4 else "")
+        return first_few(nearest, 4, "; ")
 
     def add(self, key: Hashable, program: Program, call: Call, reason: str) -> tuple[Plan, bool]:
         """The plan for ``key``, and whether it is a new program's; one that another thread has added meanwhile wins."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from ..error import CheckpointError
 from ..error.expect import integer
-from ..error.text import described, shown
+from ..error.text import described, first_few, shown
 from ..files import parse_json_object
 from ..formats import safetensors
 from ..graph.node import leaf
@@ -162,7 +162,7 @@ def _expect_tensors(file: Path, header: safetensors.Header, places: Mapping[str,
         if info is not None and (info.shape != tuple(var.shape) or info.dtype not in _FLOATS):
             misfits.append(f"{name} is {info.dtype} {list(info.shape)}, takes F32 {list(var.shape)}")
     wrong = [f"missing {_listed(missing)}"] if missing else []
-    wrong += [f"the adapter has no {_listed(map(shown, extra))}"] if extra else []
+    wrong += [f"the adapter has no {_listed([shown(name) for name in extra])}"] if extra else []
     wrong += [_listed(misfits)] if misfits else []
     if wrong:
         raise _refused(file, wrong, missing, extra, misfits)
@@ -184,7 +184,5 @@ def _refused(file: Path, wrong: list[str], *names: Sequence[str]) -> CheckpointM
     return CheckpointMismatchError(f"{file}: is no checkpoint of this adapter: {'; '.join(wrong)}", *names)
 
 
-def _listed(names: Iterable[str]) -> str:
-    every = list(names)
-    more = f" and {len(every) - MOST} more" if len(every) > MOST else ""
-    return ", ".join(every[:MOST]) + more
+def _listed(names: Sequence[str]) -> str:
+    return first_few(names, MOST)

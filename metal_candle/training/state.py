@@ -13,12 +13,13 @@ import mlx.core as mx
 import numpy as np
 
 from ..error import CheckpointError, Error, IoError, TrainingError
+from ..error.text import first_few
 from ..files import parse_json_object
 from ..formats import safetensors
 from ..models.projection import AdaptableModel
 from ..tensor.eager import Tensor
 from ..tensor.var import Var
-from .adapter import LoRAAdapter, LoRAAdapterConfig
+from .adapter import MODEL, LoRAAdapter, LoRAAdapterConfig
 from .arguments import PATH, Kind, a, takes
 from .config import TrainingConfig
 from .fingerprint import DataFingerprint, ModelFingerprint, RowsFingerprint
@@ -31,7 +32,6 @@ STATE = "training.state"
 
 FORMAT, VERSION = "metal-candle training state", "1"
 RANDOM_KEY = "random.key"
-MODEL = a(AdaptableModel, "one of metal_candle.models, or an AdaptableModel")
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,7 @@ def _invalid(reason: str) -> Error:
 def refuse(source: str, wrong: list[str]) -> None:
     """Raise ``TrainingError.StateError`` that lists what is wrong, if anything is."""
     if wrong:
-        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise TrainingError.StateError(reason=f"{source}: {'; '.join(wrong[:5])}{more}")
+        raise TrainingError.StateError(reason=f"{source}: {first_few(wrong, 5, '; ')}")
 
 
 @takes(state=Kind("a TrainingState, or the path of one", lambda it: isinstance(it, TrainingState) or PATH.holds(it)))

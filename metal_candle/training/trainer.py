@@ -19,7 +19,7 @@ from ..models.projection import AdaptableModel
 from ..nn.optim import AdamW
 from ..tensor.cache_limit import bounded_cache
 from ..tensor.eager import Tensor
-from .adapter import LoRAAdapter
+from .adapter import MODEL, LoRAAdapter
 from .arguments import DICT, INTEGER, a, list_of, optional, takes
 from .batch_loss import check_packable
 from .callbacks import Callbacks, TrainingCallback
@@ -33,7 +33,6 @@ from .loop import events
 from .position import Position
 from .recorded import differences, record_of_config
 from .state import (
-    MODEL,
     RANDOM_KEY,
     TrainingState,
     adapter_variables,

@@ -15,7 +15,7 @@ from ...error import ModelError
 from ..architecture import MLX_LM_EXTRA, foreign_architecture, unknown_architecture
 from ..download import Progress
 from ..fetch import resolve
-from ..file_errors import model_file_errors
+from ..load_errors import model_file_errors
 from ..loaded import LoadedModel
 from ..tokenizer import Tokenizer
 from .model import MlxLmModel

@@ -12,11 +12,12 @@ import mlx.core as mx
 import numpy as np
 
 from ...error import ModelError
+from ...error.text import first_few
 from ...formats.ggml_blocks import BLOCKS, decode
 from ...formats.gguf import GGUFHeader, GGUFTensor, read_gguf_header
 from ...formats.reading import io_errors
 from ..config import ModelConfig
-from ..file_errors import model_file_errors
+from ..load_errors import model_file_errors
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """The ``general.architecture``s that are read. Mistral and SmolLM2 files say ``llama``."""
@@ -152,9 +153,8 @@ def _names(path: Path, header: GGUFHeader, config: ModelConfig) -> Iterator[tupl
         else:
             unknown.append(name)
     if unknown:
-        shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         raise ModelError.InvalidConfig(
-            reason=f"{path}: {shown} have no place in a {config.model_type} decoder; takes plain ones"
+            reason=f"{path}: {first_few(unknown, 5)} have no place in a {config.model_type} decoder; takes plain ones"
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import mlx.core as mx
 
 from ...error import ArgumentTypeError, TrainingError
-from ...error.text import described, shown
+from ...error.text import described, first_few, shown
 from ...graph.node import GraphNode, leaf
 from ...tensor.assign import set_all
 from ...tensor.base import TensorBase
@@ -71,5 +71,4 @@ def write(arrays: Mapping[str, mx.array], count: Var, rate: Var, bundles: Sequen
 
 
 def _list(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
-    return ", ".join(names[:MOST]) + more
+    return first_few(names, MOST)
