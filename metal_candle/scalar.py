@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import mlx.core as mx
@@ -94,3 +94,14 @@ def _float(value: Any, dtype: DType) -> float:
         return float(mx.array(wide, mx.bfloat16))
     with np.errstate(over="ignore"):  # too large is infinite, as in a tensor
         return float(np.float16(wide) if dtype is DType.F16 else np.float32(wide))
+
+
+def hold_python_numbers(config: Any) -> None:
+    """Let a dataclass that is being made hold Python's numbers in the place of NumPy's and MLX's.
+
+    Those of NumPy would make NumPy's arrays of MLX's that they are computed with, and no JSON holds either.
+    """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, (np.generic, np.ndarray, mx.array)) and value.ndim == 0:
+            object.__setattr__(config, field.name, value.item())

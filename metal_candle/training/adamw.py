@@ -17,6 +17,7 @@ from ..nn.optim import ParamsAdamW, clip_factor, global_norm
 from ..nn.optim.param_group import listed
 from ..nn.optim.params import AT_LEAST_0, BELOW_1, MORE_THAN_0, Range
 from ..nn.optim.state import checked
+from ..scalar import hold_python_numbers
 from ..tensor.base import TensorBase
 from ..tensor.eager import CellTensor, Tensor
 from ..tensor.grad_store import backward
@@ -50,6 +51,9 @@ class AdamWConfig(Default):
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        hold_python_numbers(self)
 
     def validate(self) -> None:
         """Raise ``TrainingError.InvalidConfig`` for numbers outside their ranges."""

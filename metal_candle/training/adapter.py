@@ -13,6 +13,7 @@ from ..error import ModelError, ShapeMismatchError, TrainingError
 from ..error.expect import expect, integer
 from ..error.text import described, shown
 from ..models.projection import AdaptableModel, TargetModule, expect_sizes
+from ..scalar import hold_python_numbers
 from ..tensor.eager import Tensor
 from ..tensor.var import Var
 from .adapter_files import layers_for, stored_from, targets_of
@@ -45,6 +46,7 @@ class LoRAAdapterConfig(Default):
     init: Literal["normal", "uniform"] = "uniform"
 
     def __post_init__(self) -> None:
+        hold_python_numbers(self)
         self.to_lora_config()
         targets: object = self.target_modules
         good = isinstance(targets, Sequence) and not isinstance(targets, str)

@@ -8,6 +8,7 @@ from ..constructors import Default
 from ..error import TrainingError
 from ..error.text import described
 from ..nn.optim import ParamsAdamW
+from ..scalar import hold_python_numbers
 from .adamw import AdamWConfig
 from .arguments import FLAG, INTEGER, NUMBER, Kind, a, optional
 from .schedule import LRScheduler
@@ -41,6 +42,9 @@ class TrainingConfig(Default):
     cache_limit: int | None = None
     eval_every: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        hold_python_numbers(self)
 
     def optimizer_params(self) -> ParamsAdamW:
         """``optimizer_config`` as ``nn.AdamW`` takes it."""

@@ -22,6 +22,7 @@ from ..graph.operations.fused import AddLoRA, LoRA
 from ..graph.scopes import scoped
 from ..nn import ops
 from ..nn.module import Module
+from ..scalar import hold_python_numbers
 from ..tensor.arguments import boolean, expect_tensor
 from ..tensor.eager import Tensor
 from ..tensor.lazy import LazyTensor
@@ -43,6 +44,7 @@ class LoRAConfig(Default):
     init: Literal["normal", "uniform"] = "normal"
 
     def __post_init__(self) -> None:
+        hold_python_numbers(self)
         try:
             integer("LoRAConfig", "rank", self.rank)
             for name in ("alpha", "dropout"):

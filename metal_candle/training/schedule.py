@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from ..error import TrainingError
+from ..scalar import hold_python_numbers
 from .arguments import COUNT, INTEGER, NUMBER, Kind, takes
 
 _KINDS: dict[Any, Kind] = {"int": INTEGER, "float": NUMBER}
@@ -35,6 +36,7 @@ class LRScheduler:
     WarmupCosine: ClassVar[type[WarmupCosine]]
 
     def __post_init__(self) -> None:
+        hold_python_numbers(self)
         for each in fields(self):
             if each.type in _KINDS:
                 _KINDS[each.type].expect(type(self).__name__, each.name, getattr(self, each.name))

@@ -11,6 +11,7 @@ from ...constructors import Default
 from ...error import TrainingError
 from ...error.text import described
 from ...graph.operations.counts import number
+from ...scalar import hold_python_numbers
 from ...tensor.arguments import boolean
 
 Range = tuple[str, Callable[[Any], bool]]
@@ -29,6 +30,9 @@ class Params:
     ranges: ClassVar[dict[str, Range]] = {}
 
     lr: float
+
+    def __post_init__(self) -> None:
+        hold_python_numbers(self)
 
     def validate(self) -> None:
         """Raise ``TrainingError.InvalidConfig`` for numbers outside their ranges, ``ArgumentTypeError`` for others."""
