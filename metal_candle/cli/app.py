@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import warnings
 
 import typer
 
@@ -28,6 +30,9 @@ app.command()(doctor.doctor)
 
 def run() -> None:
     """Exit codes: 0 done, 1 an error in what was given or found, 2 wrong usage, 130 interrupted (see ``main``)."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # of an encoding that lacks a curve's or an answer's characters
     try:
         features.switched_off()  # a wrong name in a variable is said by every command
         app()

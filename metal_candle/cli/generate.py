@@ -90,7 +90,7 @@ def generate(
     if chat and not sys.stdin.isatty() and prompt is None:
         raise InferenceError.InvalidConfig(reason="--chat talks on a terminal, which standard input here is not")
     if prompt is None and not chat:
-        prompt = "" if sys.stdin.isatty() else sys.stdin.read().strip()
+        prompt = "" if sys.stdin.isatty() else piped_prompt()
     if prompt is not None and not prompt:
         raise InferenceError.InvalidConfig(reason="there is no prompt; give one as an argument or on standard input")
     loaded = load_with_progress(name, target, wish, group_size, quantize_embeddings)
@@ -119,6 +119,15 @@ def generate(
         prompt = None
         if not chat:
             break
+
+
+def piped_prompt() -> str:
+    """What standard input holds. Raises ``InferenceError.InvalidConfig`` where that is no text."""
+    try:
+        return sys.stdin.read().strip()
+    except UnicodeDecodeError as error:
+        where = f"byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
+        raise InferenceError.InvalidConfig(reason=f"standard input is not {error.encoding.upper()}: {where}") from error
 
 
 def generator_config(

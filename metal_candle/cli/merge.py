@@ -30,7 +30,7 @@ def merge(
     Example: metal-candle merge --adapter adapter --output merged
     """
     from ..models.decoder import Decoder
-    from ..models.save import save_model
+    from ..models.save import check_target, save_model
     from ..training.adapter import LoRAAdapter
     from ..training.merge import MergeWarning, merge_adapter
     from .generate import base_model_of
@@ -43,6 +43,7 @@ def merge(
         raise CheckpointError.SaveFailed(
             reason=f"{output} is the model that the adapter is for, and would act twice in it; give another folder"
         )
+    check_target(output, overwrite)  # before the model is loaded
     loaded = load_with_progress(base, parse_dtype("f32"), wish, group_size)
     deltas = LoRAAdapter.load(adapter, loaded.model, alpha)
     print(f"{adapter}: {deltas.report()}")

@@ -133,7 +133,7 @@ def model_folder(target: Path, overwrite: bool) -> Iterator[Path]:
 
     Raises ``CheckpointError.SaveFailed`` as ``save_model``.
     """
-    _check_target(target, overwrite)
+    check_target(target, overwrite)
     name = f".{target.absolute().name}.{os.getpid()}.{secrets.token_hex(4)}"
     beside, old = target.absolute().parent / f"{name}.tmp", target.absolute().parent / f"{name}.old"
     try:
@@ -159,7 +159,7 @@ def model_folder(target: Path, overwrite: bool) -> Iterator[Path]:
         raise
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_target(target: Path, overwrite: bool) -> None:
     """Raise ``CheckpointError.SaveFailed`` unless ``target`` is free, empty, or a model to be overwritten."""
 
     def refuse(reason: str) -> CheckpointError:

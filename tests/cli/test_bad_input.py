@@ -329,7 +329,8 @@ def test_merge_refuses_to_write_over_something(tmp_path: Path, tiny_model_dir: F
     target = tmp_path / "merged"
     target.mkdir()
     (target / "precious.txt").write_text("keep me")
-    refused("merge", "--adapter", adapter, "--model", model, "--output", target)
+    line = refused("merge", "--adapter", adapter, "--model", tmp_path / "nowhere", "--output", target)
+    assert "the folder is not empty" in line  # said before the model is looked for
     assert (target / "precious.txt").read_text() == "keep me"
     shutil.rmtree(target)
     line = refused("merge", "--adapter", adapter, "--model", model, "--output", model, "--overwrite")
