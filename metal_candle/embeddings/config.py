@@ -14,9 +14,9 @@ from ..error.text import described
 class EmbeddingModelType(Enum):
     """The models that have a name here. metal-candle: ``EmbeddingModelType``.
 
-    E5 was trained with a word before each text, which makes its results better: ``"query: "`` before what is
-    searched for, ``"passage: "`` before what is searched in, ``"query: "`` where the two are alike. It is the caller's
-    to write. The other two take texts as they are.
+    E5 was trained with a prefix before each text and gives better results with it: ``"query: "`` for what is searched
+    for, ``"passage: "`` for what is searched in, ``"query: "`` for both where the two are alike. The caller adds it.
+    The other two take texts as they are.
     """
 
     E5SmallV2 = "intfloat/e5-small-v2"

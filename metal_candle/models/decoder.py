@@ -162,9 +162,9 @@ class Decoder(Module):
         self._recomputes = False
 
     def gradient_checkpointing(self, on: bool = True) -> bool:
-        """Whether a gradient computes each block again instead of keeping what is in it; without caches only.
+        """Turn gradient checkpointing on or off: the backward pass recomputes each block, whose activations are not kept.
 
-        Gives what it was before.
+        Calls with caches are computed as ever. Returns the setting before.
         """
         before, self._recomputes = self._recomputes, boolean("gradient_checkpointing", "on", on)
         return before

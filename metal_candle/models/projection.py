@@ -1,4 +1,4 @@
-"""The linear maps of a decoder, each of which an adapter may act in."""
+"""Where adapters act: what they and training need of a model, as protocols, and our models' projections."""
 
 from __future__ import annotations
 
@@ -187,10 +187,10 @@ def expect_sizes(place: Place, adapter: Adapter | None) -> None:
 
 @runtime_checkable
 class RecomputableModel(Protocol):
-    """A model whose gradient may compute each block again instead of keeping what is in it."""
+    """A model with gradient checkpointing: the backward pass can recompute blocks instead of keeping activations."""
 
     def gradient_checkpointing(self, on: bool = True) -> bool:
-        """Switch it on or off. Gives what it was before."""
+        """Switch it on or off; returns the setting before."""
 
 
 class Projection(Module):

@@ -1,4 +1,4 @@
-"""Callbacks: what is told about a run as it goes, and may stop it."""
+"""Callbacks: objects that are notified of a run's events, and may stop it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .events import EvalMetrics, StepMetrics
 
 
 class TrainingCallback:
-    """Base of the callbacks: each method is called at its moment, in the order in which the callbacks were given.
+    """Base class of callbacks: a run calls each method at its event, for one callback after the other as given.
 
-    A method that returns ``False`` stops the run after the step; ``None`` and everything else lets it go on. All
-    callbacks hear of the event that one of them stops at. ``trainer`` is the one that runs: ``trainer.step`` is how
-    many updates it has made.
+    A method that returns ``False`` stops the run after the current step; any other result lets it go on. All callbacks
+    are notified of an event, also where an earlier one stops the run at it. ``trainer`` is the running trainer:
+    ``trainer.step`` is the number of updates made.
 
-    What is raised ends the run and comes out of it. Raised in ``on_step``, ``AdapterTrainer`` takes back the step, so
-    that the step and what is written about it are there together or not at all.
+    An exception ends the run and reaches its caller. When ``on_step`` raises, ``AdapterTrainer`` takes the step back:
+    a step and what was written about it exist together or not at all.
     """
 
     def on_start(self, trainer: Any, total_steps: int) -> bool | None:
@@ -44,7 +44,7 @@ class TrainingCallback:
         """After the last step, however the run ended; ``error`` is what ended it early, an interrupt included."""
 
     def state(self) -> dict[str, Any]:
-        """What of it has to survive a resume, as JSON can hold it. Called right before the state is written."""
+        """What has to survive a resume, as values that JSON can hold. Called right before the state is written."""
         return {}
 
     def on_resume(self, trainer: Any, state: Mapping[str, Any]) -> None:
@@ -52,7 +52,7 @@ class TrainingCallback:
 
 
 class Callbacks:
-    """Tells several callbacks of each event, and remembers whether one of them asked to stop."""
+    """Notifies several callbacks of each event, and remembers whether one of them asked to stop."""
 
     def __init__(self, callbacks: Iterable[TrainingCallback] = ()) -> None:
         """Raises ``ArgumentTypeError`` for what is no ``TrainingCallback``."""

@@ -24,7 +24,7 @@ Told = Union[TrainingCallback, Callable[[StepMetrics], Union[bool, None]]]
 
 
 class Trainer(New):
-    """Trains an adapter of its own through a function of yours; ``AdapterTrainer`` trains a model's on texts.
+    """Creates an adapter and trains it through the caller's forward function; ``AdapterTrainer`` trains on texts.
 
     ``forward_fn(input_ids)`` makes logits ``(b, t, v)`` by means of ``lora_adapter()``: after
     ``model.apply_adapter(trainer.lora_adapter())`` it may be the model itself. Raises ``TrainingError.InvalidConfig``

@@ -1,4 +1,4 @@
-"""What a run tells as it goes: an update's figures and an evaluation's."""
+"""The metrics that a run reports: one record for each update, one for each evaluation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one update tells. ``step`` counts from 1, ``tokens`` those fed in, ``seconds`` the whole step."""
+    """The metrics of one update; ``step`` counts from 1.
+
+    ``tokens`` are those fed to the model, padding included, ``trained_tokens`` those that the loss is the mean over.
+    ``seconds`` is the wall time of the whole step.
+    """
 
     loss: float
     step: int

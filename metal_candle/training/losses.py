@@ -20,8 +20,8 @@ def cross_entropy_loss(logits: T, targets: TensorBase, ignore_index: int | None 
     """The mean of ``-log_softmax(logits)[target]`` over the positions whose target is not ``ignore_index``.
 
     ``logits`` ``(b, t, v)``, a float dtype; ``targets`` ``(b, t)``, integers. A scalar in the logits' dtype, summed in
-    F32; lazy for lazy logits. What is ignored may be any id, inside the vocabulary or not, and has no gradient; -100
-    among unsigned ids is what a conversion to them has made of it.
+    F32; lazy for lazy logits. ``ignore_index`` may be any id, in the vocabulary or not; the positions it marks have no
+    gradient. With unsigned targets a negative one stands for what converting it to their dtype gives.
 
     Raises ``TrainingError.InvalidConfig`` for other ranks, sizes and dtypes, and where every target is ignored (of
     targets that are not computed yet, recorded ones say, the mean over nothing is 0); when it is computed,

@@ -71,13 +71,13 @@ def plan_memory(
     dtype: DTypeLike = DType.F32,
     what_fits: bool = False,
 ) -> MemoryPlan:
-    """The memory of training with batches up to ``batch``; see ``longest_batch`` and ``batch_of``.
+    """The peak memory of training with batches up to ``batch``; see ``longest_batch`` and ``batch_of``.
 
-    ``model`` is a configuration, whose weights would be in ``dtype``, or a model, which gets an adapter for the
-    moment. With ``what_fits`` the plan says what the largest batch and length are, and what gradient checkpointing and
-    a base of 4 bits would save, which takes a few times as long. Within 20 % of what MLX measures. Leaves the random
-    state as it was. Raises ``TrainingError.InvalidConfig`` for a model that an adapter acts in, and what
-    ``LoRAAdapter.for_model`` and ``AdapterTrainer`` raise.
+    ``model`` is a configuration, of a model with weights in ``dtype``, or a model, which an adapter is applied to for
+    the moment. ``what_fits`` also finds the largest batch and the longest rows that fit, and the peaks with gradient
+    checkpointing and with a base of 4 bits; it takes a few times as long. The estimate is within 20 % of what MLX
+    measures. The random state is left as it was. Raises ``TrainingError.InvalidConfig`` for a model that an adapter
+    acts in, and as ``LoRAAdapter.for_model`` and ``AdapterTrainer``.
     """
     if not isinstance(model, ModelConfig) and model.has_adapter():
         raise TrainingError.InvalidConfig(reason="plan_memory: an adapter acts in the model; remove_adapter() first")
@@ -94,9 +94,10 @@ def plan_memory(
 
 @takes(training=a(TrainingConfig), examples=EXAMPLES, pad_id=INTEGER)
 def longest_batch(training: TrainingConfig, examples: Sequence[Example], pad_id: int = 0) -> Batch:
-    """The batch of the run that takes most: the most tokens, then the longest, then the most trained.
+    """The batch that needs the most memory in the run: the one of most tokens, then longest, then most trained tokens.
 
-    Of all epochs, in each of which rows meet others: in one the longest may be in the last batch, with few beside it.
+    All epochs are looked through, as each puts other rows together: in one the longest row may be in the last batch,
+    with few others.
     """
     epochs = range(training.num_epochs)
     taken = chain.from_iterable(epoch_batches(training, examples, epoch, pad_id) for epoch in epochs)
@@ -109,9 +110,9 @@ def longest_batch(training: TrainingConfig, examples: Sequence[Example], pad_id:
 def batch_of(
     rows: int, length: int, trained: int | None = None, packed: bool = False, longest: int | None = None
 ) -> Batch:
-    """A batch of ``rows`` rows of ``length`` tokens, the last ``trained`` of all positions trained, by default all.
+    """A batch of ``rows`` rows of ``length`` tokens, of which the last ``trained`` positions are trained, or all.
 
-    ``packed``: as sequences of packed rows, each of ``longest`` tokens but for the last; by default of one each.
+    ``packed`` makes the rows sequences of packed ones, each ``longest`` tokens long but for the last, or one each.
     """
     count = rows * length if trained is None else trained
     at_least("batch_of", 1, rows=rows, length=length, longest=longest or length)

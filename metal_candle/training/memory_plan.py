@@ -15,8 +15,9 @@ class MemoryPlan:
     """The peak of a run in bytes, by parts that add up to it.
 
     ``rows`` and ``length`` are those of the longest batch, ``targets`` its trained positions. ``device`` is the memory
-    there is. ``largest_rows`` and ``largest_length`` are what fits at that length or with those rows, 0 where nothing
-    does and ``None`` where it was not asked for; ``alternatives`` are peaks of the same run set otherwise.
+    of the device. ``largest_rows`` is the largest batch of that length that fits, ``largest_length`` the longest rows
+    in a batch of that size: 0 where nothing fits, ``None`` where it was not asked for. ``alternatives`` are the peaks
+    of the same run with other settings.
     """
 
     rows: int

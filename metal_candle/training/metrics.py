@@ -28,12 +28,12 @@ TRAINING, HELD_OUT = "loss", "held_out_loss"
 
 
 class MetricsLog(TrainingCallback):
-    """Appends one JSON object per line to a file, each written through at once.
+    """Writes metrics as JSON Lines: one object per line, flushed at once.
 
     A record has ``step`` and, where they were measured, ``loss`` (training) and ``held_out_loss``. A number
     that is not finite is written as ``null``, since JSON has none. As a callback it writes every update and
-    evaluation, with what ``extra`` gives at that moment. Opened with ``append`` for a run that is resumed, it first
-    drops what was written after the state was saved: each step is there once.
+    evaluation, with the fields that ``extra()`` returns. Opened with ``append`` for a run that is resumed, it first
+    drops what was written after the state was saved, so that each step occurs once.
     Raises ``CheckpointError.SaveFailed`` when the file cannot be opened or written.
     """
 

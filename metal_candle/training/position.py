@@ -1,4 +1,4 @@
-"""Where a run is."""
+"""``Position``: how far a run has come."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..error.expect import integer
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is: updates made, the epoch, the batches taken from it, the update last evaluated after."""
+    """How far a run has come: updates made, the epoch, batches taken from it, the step of the last evaluation."""
 
     step: int = 0
     epoch: int = 0

@@ -73,9 +73,9 @@ class AdapterRegistry(New, Default):
 
     @takes(name=TEXT)
     def activate(self, name: str) -> None:
-        """Let an adapter be the active one. Raises ``TrainingError.InvalidConfig`` for an unknown name.
+        """Make an adapter the active one. Raises ``TrainingError.InvalidConfig`` for an unknown name.
 
-        Also raises what the model's ``apply_adapter`` does; the one before then stays active.
+        Raises as the model's ``apply_adapter``, too; the previous adapter then stays active.
         """
         self._expect_known(name)
         if self._model is not None:
@@ -83,7 +83,7 @@ class AdapterRegistry(New, Default):
         self._activated = name
 
     def deactivate(self) -> None:
-        """Let none be active, nor act in the model: also one that a trainer or another registry applied."""
+        """Make none active, and remove what acts in the model, also where a trainer or another registry applied it."""
         if self._model is not None:
             self._model.remove_adapter()
         self._activated = None

@@ -18,14 +18,14 @@ from .state import TrainingState
 
 
 class SaveState(TrainingCallback):
-    """Writes the state to ``path`` at the start, every ``every`` updates (0: not in between) and at the end.
+    """Writes the run's state to ``path`` at the start, every ``every`` updates (0: not in between) and at the end.
 
-    ``adapter``, a folder, gets the adapter's own files besides, but for the start; the state is written first and is
-    all that a resume reads. ``base_model`` is the name that those files give the model, ``notes`` go into the state.
+    ``adapter`` is a folder for the adapter's own files, which are written after the state, but not at the start; a
+    resume reads the state alone. ``base_model`` is the base model's name in those files. ``notes`` go into the state.
 
-    Only what is good replaces what is there: a state is written when its weights have been seen to give a finite
-    loss, by the evaluation after its update or by the next one, and at the end unless the loss was what ended the
-    run. When a file cannot be written, what was there stays and the run ends; ``saved_step`` says which step that is.
+    A good state is never replaced by a bad one: it is written once its weights have given a finite loss, in the
+    evaluation after the update or in the next update, and at the end unless a loss that is not finite ended the run.
+    When a file cannot be written, the old one stays and the run ends; ``saved_step`` is the step that is on disk.
     Give it after the callbacks whose own state has to be of the same moment: ``MetricsLog``, ``EarlyStopping``.
     """
 

@@ -26,9 +26,9 @@ Forward = Callable[[Any], Any]
 
 
 class TrainingStep(New, Default):
-    """Makes steps and counts them: ``step()`` is how many, ``reset()`` starts from 0 again.
+    """Makes training steps and counts them: ``step()`` is their number, ``reset()`` sets it to 0.
 
-    Positions whose target is -100, or of unsigned ids the largest (``u32::MAX`` in metal-candle), do not count.
+    Positions whose target is -100 are ignored, and in U32 targets those of 2^32 - 1 (metal-candle's ``u32::MAX``).
     """
 
     def __init__(self) -> None:

@@ -47,13 +47,13 @@ from .update import Update
 
 
 class AdapterTrainer:
-    """Trains the variables of an adapter in a frozen model.
+    """Trains an adapter, which it applies to a frozen model.
 
-    The adapter is applied to the model. Only what stands above the first adapted layer is differentiated,
-    as nothing below depends on a variable. ``callbacks`` are told of what happens, see ``TrainingCallback``.
+    Gradients are computed down to the first adapted layer only, as nothing below depends on a variable. ``callbacks``
+    are notified of the run's events, see ``TrainingCallback``.
 
-    ``state()`` is all that a run has to know to go on, ``save_state`` writes it, ``resume`` and ``load_state`` read
-    it: the run then ends with the bits of one that was never interrupted, given the same device and versions.
+    ``state()`` is everything that a run needs to continue; ``save_state`` writes it, ``resume`` and ``load_state`` read
+    it. A resumed run ends bit for bit like one that was never interrupted, on the same device with the same versions.
     """
 
     @takes(model=MODEL, adapter=a(LoRAAdapter), config=a(TrainingConfig))
@@ -94,11 +94,11 @@ class AdapterTrainer:
 
     @takes(train=EXAMPLES, valid=EXAMPLES)
     def run(self, train: Sequence[Example], valid: Sequence[Example] = ()) -> Iterator[StepMetrics | EvalMetrics]:
-        """Train from the trainer's position on, giving what each update and each evaluation tells as it happens.
+        """Train from the trainer's position on; yields the metrics of each update and each evaluation as it happens.
 
-        The held-out loss is measured before the first step, every ``eval_every`` steps and at the end. A callback
-        that asks for it ends the run after the step, and so does leaving the loop; running again goes on. Raises
-        ``TrainingError.Failed`` when the loss is not finite, with the weights of the step before, and
+        The held-out loss is measured before the first step, every ``eval_every`` steps and at the end. A callback can
+        end the run after a step, and so can the caller by leaving the loop; another call continues it. Raises
+        ``TrainingError.Failed`` if the loss is not finite, which leaves the weights of the step before, and
         ``TrainingError.StateError`` for other data than those of the run that is resumed.
         """
         if not train:
@@ -134,7 +134,7 @@ class AdapterTrainer:
 
     @takes(group=list_of(Batch, "a list of Batches, as batches() gives"))
     def train_step(self, group: list[Batch]) -> StepMetrics:
-        """One update from the batches of ``group``, whose tokens weigh alike. Raises as ``run``."""
+        """Make one update from the batches of ``group``; every trained token weighs the same. Raises as ``run``."""
         start = time.perf_counter()
         self.take_random_key()
         rate = self.config.lr_scheduler.get_lr(self.step + 1)
@@ -196,7 +196,7 @@ class AdapterTrainer:
 
     @takes(notes=optional(DICT))
     def state(self, notes: Mapping[str, Any] | None = None) -> TrainingState:
-        """All that the run has to know to go on, as it is now; ``notes`` are the caller's, as JSON can hold them."""
+        """All that the run needs to continue from here; ``notes`` are the caller's own, values that JSON can hold."""
         arrays = {name: var.mlx() for name, var in adapter_variables(self.adapter).items()}
         for name, tensor in self.optimizer.state().items():
             arrays[f"optimizer.{name}"] = tensor.mlx()
@@ -221,7 +221,7 @@ class AdapterTrainer:
         )
 
     def data_fingerprint(self) -> DataFingerprint:
-        """That of the rows ``run`` was given last."""
+        """The fingerprint of the rows that ``run`` was given last."""
         if self._fingerprint is None:
             self._fingerprint = DataFingerprint.of(*(self._data or ((), ())))
         return self._fingerprint
@@ -232,11 +232,11 @@ class AdapterTrainer:
         self.callbacks.saved(self, Path(path))
 
     def load_state(self, state: TrainingState | str | PathLike[str]) -> None:
-        """Go on from a state, or from that in a file or a run's folder; all of it or, when it raises, nothing.
+        """Continue from a state, given itself or as a file or a run's folder. When this raises, nothing has changed.
 
         Fields of the configuration in ``MAY_CHANGE`` may differ. Raises ``TrainingError.StateError``, which names
-        what else differs: another model, adapter, configuration or optimizer; and as ``TrainingState.load``. Whether
-        the data are the same is seen when ``run`` is given them.
+        what else differs: another model, adapter, configuration or optimizer; and as ``TrainingState.load``. The data
+        are compared when ``run`` is given them.
         """
         state = state_of(state)
         here, there = record_of_config(self.config), dict(state.config)
