@@ -162,7 +162,7 @@ class Decoder(Module):
         self._recomputes = False
 
     def gradient_checkpointing(self, on: bool = True) -> bool:
-        """Turn gradient checkpointing on or off: the backward pass recomputes each block, whose activations are not kept.
+        """Turn gradient checkpointing on or off: the backward pass recomputes blocks instead of keeping activations.
 
         Calls with caches are computed as ever. Returns the setting before.
         """
