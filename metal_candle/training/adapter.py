@@ -35,8 +35,8 @@ class LoRAAdapterConfig(Default):
 
     A target that is a text names linear maps by the end of their module path, "mlp.c_fc" say, for models whose
     projections are not ``TargetModule``s; "all-linear", as PEFT calls it, is every linear map of the blocks that is
-    not narrower than the rank. Raises ``TrainingError.InvalidLoRAConfig`` for what are no numbers and no list of
-    names; ``validate()`` looks at the ranges.
+    not narrower than the rank. Raises ``TrainingError.InvalidLoRAConfig`` for values that are not numbers and targets
+    that are not a list of names; ``validate()`` checks the ranges.
     """
 
     rank: int = 8

@@ -1,4 +1,4 @@
-"""How a training run goes: epochs, batches, rates, clipping, evaluation."""
+"""``TrainingConfig``: epochs, batches, learning rate, clipping, evaluation."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MAY_CHANGE = ("num_epochs", "max_steps", "eval_every", "cache_limit")
 
 @dataclass(frozen=True)
 class TrainingConfig(Default):
-    """metal-candle's ``TrainingConfig``, with what a run over a data set needs besides.
+    """How an adapter is trained: metal-candle's ``TrainingConfig``, and what a run over a data set needs besides.
 
-    ``max_steps`` ends the run early; ``accumulation_steps`` batches make one update; ``eval_every`` steps
-    (0 for only at the end) the held-out loss is measured; ``max_grad_norm`` ``None`` switches clipping off.
-    ``packing`` puts several rows into a sequence of at most ``max_length`` tokens, each seeing itself alone;
-    ``batch_size`` then counts sequences. ``gradient_checkpointing`` computes each block again for its gradient instead
-    of keeping what is in it: less memory, more time. ``cache_limit`` is how many bytes of freed memory MLX may
-    keep for later use while the run goes on, ``None`` for ``METAL_CANDLE_CACHE_LIMIT``.
+    ``max_steps`` ends the run after so many updates, each of ``accumulation_steps`` batches. The held-out loss is
+    measured every ``eval_every`` steps, with 0 only at the start and the end. ``max_grad_norm`` clips the gradients'
+    global norm, ``None`` does not. ``packing`` puts several rows into a sequence of at most ``max_length`` tokens, none
+    of which sees another; ``batch_size`` then counts sequences. ``gradient_checkpointing`` recomputes each block in the
+    backward pass instead of keeping its activations: less memory, more time. ``cache_limit`` is how many bytes of
+    freed memory MLX may keep during the run, ``None`` for ``METAL_CANDLE_CACHE_LIMIT``.
     """
 
     num_epochs: int = 3

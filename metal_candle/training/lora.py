@@ -35,7 +35,7 @@ class LoRAConfig(Default):
 
     ``init`` is how A starts: "normal" with standard deviation 1/sqrt(rank), metal-candle's; "uniform" in
     ±1/sqrt(in), as PEFT and mlx-lm start, so that their learning rates carry over. B starts at zero. Raises
-    ``TrainingError.InvalidLoRAConfig`` for what are no numbers; ``validate()`` looks at their ranges.
+    ``TrainingError.InvalidLoRAConfig`` for values that are not numbers; ``validate()`` checks their ranges.
     """
 
     rank: int = 8

@@ -25,9 +25,9 @@ def _require(good: bool, reason: str) -> None:
 
 @dataclass(frozen=True)
 class LRScheduler:
-    """Base of the schedules. ``get_lr(step)`` counts from 0; ``validate()`` raises ``InvalidConfig``.
+    """Base class of learning-rate schedules. ``get_lr(step)`` counts from 0; ``validate()`` raises ``InvalidConfig``.
 
-    What is no number, or no whole one where steps are counted, is refused by ``ArgumentTypeError``.
+    Raises ``ArgumentTypeError`` for values that are not numbers, and steps that are not integers.
     """
 
     Constant: ClassVar[type[Constant]]

@@ -49,8 +49,7 @@ def save(
     """
     if dtype not in KINDS:
         raise invalid(path, f"dtype is {dtype!r}; a GGUF adapter takes f32 or f16")
-    if not adapter.factors:
-        raise CheckpointError.InvalidFormat(reason=f"{path}: an adapter needs at least one module's factors")
+    adapter.expect_factors(path)
     architecture = "llama" if base.model_type == "mistral" else base.model_type
     if architecture not in ARCHITECTURES:
         raise invalid(path, f"the base is a {architecture!r}; takes {', '.join(ARCHITECTURES)}")

@@ -17,7 +17,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from ...error import CheckpointError
 from ...files import parse_json_object
 from ...formats import safetensors
 from ...formats.safetensors import Reader
@@ -99,8 +98,7 @@ def save(path: str | PathLike[str], adapter: StoredAdapter, metadata: Mapping[st
 
     Raises ``CheckpointError.SaveFailed``, and ``CheckpointError.InvalidFormat`` for an adapter of no modules.
     """
-    if not adapter.factors:
-        raise CheckpointError.InvalidFormat(reason=f"{path}: an adapter needs at least one module's factors")
+    adapter.expect_factors(path)
     safetensors.save(path, tensors_of(adapter), {**header_of(adapter), **(metadata or {})})
 
 

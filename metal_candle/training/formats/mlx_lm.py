@@ -11,7 +11,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ...error import CheckpointError
 from ...files import read_json_object
 from ...formats.safetensors import Reader
 from ...models.projection import TargetModule
@@ -57,8 +56,7 @@ def save(
     (-1): mlx-lm leaves B at zero where the file has none. Raises ``CheckpointError.SaveFailed``, and
     ``CheckpointError.InvalidFormat`` for scales that cannot be folded exactly and modules outside the blocks.
     """
-    if not adapter.factors:
-        raise CheckpointError.InvalidFormat(reason=f"{directory}: an adapter needs at least one module's factors")
+    adapter.expect_factors(directory)
     if outside := next((path for path in adapter.factors if block_of(path)[0] is None), None):
         raise invalid(adapter.source, f"{outside} stands outside the blocks; mlx-lm's adapters are in blocks only")
     uniform = with_one_scale(with_one_rank(adapter), "mlx-lm", fold_scales)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ...error import CheckpointError
 from ...formats import safetensors
 from ...formats.safetensors import Reader
 from ..arguments import PATH, takes
@@ -38,8 +37,7 @@ def save(directory: str | PathLike[str], adapter: StoredAdapter) -> None:
     ``CheckpointError.SaveFailed`` if they cannot be written or the folder holds an adapter of another format, and
     ``CheckpointError.InvalidFormat`` if there are no factors.
     """
-    if not adapter.factors:
-        raise CheckpointError.InvalidFormat(reason=f"{directory}: an adapter needs at least one module's factors")
+    adapter.expect_factors(directory)
     tensors = {}
     for path, factors in adapter.factors.items():
         tensors[f"{PREFIX}{path}.lora_A.weight"] = mx.contiguous(factors.a.T)

@@ -130,6 +130,11 @@ class StoredAdapter:
         total = num_layers or max(self.adapted_layers(), default=-1) + 1
         return tuple(range(total - self.last_blocks, total)) if self.last_blocks < total else None
 
+    def expect_factors(self, target: object) -> None:
+        """Raise ``CheckpointError.InvalidFormat``, naming what is to be written, for an adapter of no modules."""
+        if not self.factors:
+            raise CheckpointError.InvalidFormat(reason=f"{target}: an adapter needs at least one module's factors")
+
     def num_parameters(self) -> int:
         """How many numbers the factors have."""
         return sum(each.a.size + each.b.size for each in self.factors.values())
