@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from metal_candle.error import CheckpointError, IoError, ModelError
-from metal_candle.error.text import shown
+from metal_candle.error.text import first_few, shown
 from metal_candle.files import (
     locked,
     parse_json_object,
@@ -229,6 +229,13 @@ def test_a_key_that_is_there_twice() -> None:
     assert parse_json_object(text, "x", lambda reason: ModelError.InvalidFormat(reason=reason))["a"]["b\n"] == 3
     with pytest.raises(ModelError.InvalidFormat, match=r"x: has b\\n twice"):
         parse_json_object(text, "x", lambda reason: ModelError.InvalidFormat(reason=reason), unique=True)
+
+
+def test_the_first_few_of_many_are_named_and_the_rest_counted() -> None:
+    assert first_few([], 2) == ""
+    assert first_few(["a", "b"], 2) == "a, b"
+    assert first_few(["a", "b", "c", "d"], 2) == "a, b and 2 more"
+    assert first_few(["a", "b", "c"], 2, "; ") == "a; b; and 1 more"
 
 
 def test_what_is_shown_is_one_line_of_bounded_length() -> None:

@@ -203,10 +203,6 @@ class QuantizedLinear(Module):
         """The weight ``(out, in)``, unpacked to F32."""
         return self._weight.dequantize()
 
-    def requantize(self, weight: Tensor) -> QuantizedWeight:
-        """A weight quantised as this layer's is. Raises as ``QuantizedWeight.requantize``."""
-        return self._weight.requantize(weight)
-
     def forward(self, xs: T) -> T:
         """The product. Raises ``ShapeMismatchBinaryOpError`` where the last dim is not ``in``."""
         expect_tensor("QuantizedLinear", xs)

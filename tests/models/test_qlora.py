@@ -343,7 +343,7 @@ def test_overrides_are_floats_or_quantised(tiny_model_dir: ModelDir, tmp_path: P
     place = next(place for place in loaded.model.projections() if f"{place.path}.weight" == second)
     assert isinstance(place.linear, QuantizedLinear)
     doubled = place.dense_weight() * 2.0
-    overrides = {first: doubled, second: place.linear.requantize(doubled)}
+    overrides = {first: doubled, second: place.linear.quantized_weight().requantize(doubled)}
     model = load_model(save(loaded, tmp_path / "merged", overrides=overrides)).model
     assert first not in model.quantized_weights()
     np.testing.assert_array_equal(model.weights()[first].numpy(), doubled.numpy())

@@ -16,13 +16,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import metal_candle
 from metal_candle.formats import safetensors
 from metal_candle.models import load_model
-from metal_candle.nn import ParamsAdamW
 from metal_candle.training import (
     AdapterTrainer,
     EarlyStopping,
@@ -31,37 +31,20 @@ from metal_candle.training import (
     LRScheduler,
     MetricsLog,
     SaveState,
-    TargetModule,
-    TrainingConfig,
     read_metrics,
 )
-from metal_candle.training.data import Example
 from metal_candle.training.state import STATE
 
-import numpy as np
+import resumed_runs
+from resumed_runs import TARGETS, TRAIN, VALID
 
-CONFIG = TrainingConfig(
-    num_epochs=3,
-    lr_scheduler=LRScheduler.warmup_cosine(2, 10, 1e-2, 1e-3),
-    optimizer_config=ParamsAdamW(lr=1e-2),
-    batch_size=2,
-    accumulation_steps=2,
-    eval_every=3,
-    seed=5,
+CONFIG = replace(
+    resumed_runs.CONFIG, num_epochs=3, lr_scheduler=LRScheduler.warmup_cosine(2, 10, 1e-2, 1e-3), eval_every=3
 )
 RUN = "killed-run"
 """What the names of the runs' folders begin with."""
 TIMED = ("seconds",)
 """What a record of the metrics has that no two runs have in common."""
-
-
-def examples(count: int, seed: int) -> list[Example]:
-    rng = np.random.default_rng(seed)
-    rows = []
-    for line in range(count):
-        tokens = rng.integers(3, 64, int(rng.integers(6, 30))).tolist()
-        rows.append(Example(tokens, [i > 1 for i in range(len(tokens))], Path("made.jsonl"), line + 1))
-    return rows
 
 
 def train(model_folder: Path, folder: Path) -> None:
@@ -76,10 +59,9 @@ def train(model_folder: Path, folder: Path) -> None:
         metal_candle.Device.default().set_seed(99)  # which the state has to undo
         trainer = AdapterTrainer.resume(state, model, callbacks)
     else:
-        targets = (TargetModule.QProj, TargetModule.DownProj)
-        adapter = LoRAAdapter.for_model(model, LoRAAdapterConfig(2, 4.0, 0.3, targets))
+        adapter = LoRAAdapter.for_model(model, LoRAAdapterConfig(2, 4.0, 0.3, TARGETS))
         trainer = AdapterTrainer(model, adapter, CONFIG, 2, callbacks)
-    for _ in trainer.run(examples(10, 0), examples(3, 1)):
+    for _ in trainer.run(TRAIN, VALID):
         pass
 
 

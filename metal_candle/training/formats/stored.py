@@ -114,7 +114,11 @@ class StoredAdapter:
 
     def target_names(self) -> tuple[str, ...]:
         """The modules it says it adapts, or the names of those that have factors."""
-        return self.targets if self.targets is not None else tuple(sorted(last_names(self.factors)))
+        return (
+            self.targets
+            if self.targets is not None
+            else tuple(sorted({path.rpartition(".")[2] for path in self.factors}))
+        )
 
     def adapted_layers(self) -> tuple[int, ...]:
         """The blocks that have factors, in order."""
@@ -165,11 +169,6 @@ def block_of(path: str) -> tuple[int | None, str]:
         if part.isdecimal():
             return int(part), ".".join(parts[place + 1 :])
     return None, path
-
-
-def last_names(paths: Iterable[str]) -> dict[str, None]:
-    """The last parts of module paths, each once."""
-    return dict.fromkeys(path.rpartition(".")[2] for path in paths)
 
 
 def ends_with(path: str, names: Iterable[str]) -> bool:
