@@ -51,7 +51,7 @@ def convert(
 
 
 def write_as(output: Path, adapter: StoredAdapter, target: Format, dtype: str, fold_scales: bool) -> StoredAdapter:
-    """Write an adapter in a format; for GGUF its base model's configuration is read. Gives what was written."""
+    """Write an adapter in a format; for GGUF its base model's configuration is read. Returns it as written."""
     from ..models.load import load_config
     from ..training.formats import gguf_adapter
     from ..training.formats.recognise import write

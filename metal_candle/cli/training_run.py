@@ -85,9 +85,9 @@ def run(
     resumed: Path | None = None,
     announce: Callable[[AdapterTrainer], None],
 ) -> tuple[AdapterTrainer, Outcome]:
-    """Train, show it, and keep state, adapter and metrics on disk. ``resumed`` is the folder of the run gone on with.
+    """Train, show it, and keep state, adapter and metrics on disk. ``resumed`` is the folder of a resumed run.
 
-    Gives the trainer that ``make`` made, and how the run ended. Where it ends before anything was saved, it leaves
+    Returns the trainer that ``make`` made, and how the run ended. Where it ends before anything was saved, it leaves
     neither files nor folders of its own.
     """
     from ..training.saving import SaveState

@@ -31,7 +31,7 @@ FEWEST_TOKENS, MOST_TOKENS = 64, 128
 tokens 544, 128 430, 256 400, 512 390, 2048 440. Of small ones less is padding, and all cores end at about the same
 time."""
 MOST_PLANS = 256
-"""So many shapes of batches are kept: a length has a number of rows or, of the last batches, some."""
+"""How many shapes of batches keep a compiled plan. A length comes with one number of rows, and fewer at the end."""
 
 
 class EmbeddingModel:

@@ -59,10 +59,10 @@ class Causal:
 
 
 class AtTables:
-    """Tokens whose tables are given: placeholders, where a step is recorded for replay.
+    """Tokens whose rotary tables and masks are given, as where a decoding step is recorded for replay.
 
-    So are the masks, one for each window that the blocks have; where none is given nothing is masked: what a token
-    may not see is not in its cache.
+    There is a mask for each window that the blocks have. Without one nothing is masked: what a token may not see is
+    not in its cache then.
     """
 
     def __init__(self, cos: Any, sin: Any, masks: Mapping[int | None, Any] | None = None) -> None:
@@ -78,7 +78,7 @@ class AtTables:
 
 
 class Rows:
-    """Rows of unequal length that end together: each is preceded by places that stand for nothing.
+    """Rows of unequal length that end together: each is padded on the left.
 
     ``xs`` ``(b, t)`` holds the places from ``start`` on. Row i begins at place ``left[i]``, where its position is 0.
     ``spans`` tells what is seen, and kept in the cache, where a block has this window.

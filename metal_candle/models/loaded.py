@@ -11,7 +11,7 @@ from .tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, its tokenizer, and where both came from; ``note`` says how, where that is not plain."""
+    """A model, its tokenizer, and where both came from; ``note`` says what is unusual: quantised, or through mlx-lm."""
 
     model: Any
     tokenizer: Tokenizer

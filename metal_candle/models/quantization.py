@@ -36,10 +36,11 @@ _SHOWN = 5
 
 @dataclass
 class Packer:
-    """Decides weight by weight, while a model is loaded, and remembers what it did.
+    """Decides for each weight, while a model is loaded, whether it is quantised, kept as stored or widened to floats.
 
-    ``embeddings`` quantises the table of tokens and the head, too, where bits are given; Dettmers et al. leave them.
-    Raises ``ModelError.InvalidConfig`` for a wish that makes no sense.
+    ``embeddings`` quantises the token embeddings and the head, too, where bits are given; QLoRA leaves them as they
+    are. ``widened`` names the weights whose blocks MLX has no packing for. Raises ``ModelError.InvalidConfig`` for
+    settings that do not exist or exclude each other.
     """
 
     quantize: Quantize

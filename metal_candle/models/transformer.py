@@ -83,7 +83,7 @@ class MLP(decoder.MLP):
 
 
 class Masked:
-    """Tokens from position 0 on, of which a given additive mask says who sees whom."""
+    """Tokens from position 0 on, with a given additive mask."""
 
     def __init__(self, rotary: rotary.RotaryEmbedding, xs: Any, mask: Any) -> None:
         self._causal, self._mask = Causal(rotary, xs, 0), mask

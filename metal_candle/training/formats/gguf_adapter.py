@@ -41,7 +41,7 @@ def save(
     dtype: str = "f32",
     fold_scales: bool = False,
 ) -> StoredAdapter:
-    """Write an adapter of a model with the configuration ``base``. Gives what was written.
+    """Write an adapter of a model with the configuration ``base``. Returns it as written.
 
     Ranks stay as they are. An alpha of a module's own goes into its B: see ``uniform``. ``dtype`` is "f32", exact, or
     "f16". Raises ``CheckpointError.SaveFailed``, and ``CheckpointError.InvalidFormat`` for an architecture that GGUF

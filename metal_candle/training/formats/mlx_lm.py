@@ -49,7 +49,7 @@ ALL_BLOCKS = -1
 def save(
     directory: str | PathLike[str], adapter: StoredAdapter, num_layers: int | None = None, fold_scales: bool = False
 ) -> StoredAdapter:
-    """Write an adapter folder that mlx-lm loads; dtypes are kept. Gives what was written.
+    """Write an adapter folder that mlx-lm loads; dtypes are kept. Returns the adapter as written.
 
     Smaller ranks are padded with zeros to the largest, and a module's own scale goes into its B: see ``uniform``.
     ``num_layers`` is the model's number of blocks. Adapters of its last n blocks say n; other choices say all blocks

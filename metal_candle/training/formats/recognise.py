@@ -103,7 +103,7 @@ def write(
     num_layers: int | None = None,
     fold_scales: bool = False,
 ) -> StoredAdapter:
-    """Write an adapter as a PEFT or mlx-lm folder, or as metal-candle's file; gives what was written.
+    """Write an adapter as a PEFT or mlx-lm folder, or as metal-candle's file; returns it as written.
 
     ``num_layers`` is the model's number of blocks, where it is known. ``fold_scales`` lets modules' own scales be
     rounded into their B where the format holds one scale for all and no exact way exists. Raises ``CheckpointError``.
