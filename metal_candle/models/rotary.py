@@ -11,7 +11,6 @@ from ..device import Device
 from ..dtype import DType
 from ..tensor.eager import Tensor
 from .config import ModelConfig
-from .weights.gguf import llama3_divisors
 
 
 def inverse_frequencies(config: ModelConfig) -> np.ndarray[Any, Any]:
@@ -28,6 +27,20 @@ def inverse_frequencies(config: ModelConfig) -> np.ndarray[Any, Any]:
     if scaling["rope_type"] == "linear":
         return np.asarray(frequencies / scaling["factor"])
     return np.asarray(frequencies / llama3_divisors(config.rope_theta, size, scaling))
+
+
+def llama3_divisors(theta: float, head_dim: int, scaling: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """What Llama 3 divides each of the ``head_dim / 2`` RoPE frequencies by, float64.
+
+    Wavelengths below ``original / high_freq_factor`` stay, those above ``original / low_freq_factor`` are
+    stretched by ``factor``, between them the frequency is interpolated. Source: Llama 3.1's reference
+    implementation (``apply_scaling``).
+    """
+    factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
+    wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    turns = scaling["original_max_position_embeddings"] / wavelength
+    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return np.asarray(1.0 / ((1.0 - smooth) / factor + smooth))
 
 
 class RotaryEmbedding:

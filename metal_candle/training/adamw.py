@@ -14,7 +14,7 @@ from ..graph.node import current_trace, topological_order
 from ..graph.operation import to_numpy
 from ..graph.operations.counts import number
 from ..nn.optim import ParamsAdamW, clip_factor, global_norm
-from ..nn.optim.param_group import listed
+from ..nn.optim.param_group import listed_vars
 from ..nn.optim.params import AT_LEAST_0, BELOW_1, MORE_THAN_0, Range
 from ..nn.optim.state import checked
 from ..scalar import hold_python_numbers
@@ -86,7 +86,7 @@ class AdamW(New):
         self._group_of: dict[int, nn.AdamW] = {}
         self._fixed = vars is not None
         if vars is not None:
-            self._register([var for var in listed("AdamW", vars) if var.dtype.is_float()])
+            self._register([var for var in listed_vars("AdamW", vars) if var.dtype.is_float()])
 
     def __repr__(self) -> str:
         return f"AdamW({len(self._vars)} vars, {len(self._named)} named parameters, {self.config()!r})"

@@ -10,7 +10,8 @@ from typing import Any
 from metal_candle.error import ModelError
 from metal_candle.formats.gguf import read_gguf_header
 from metal_candle.formats.sharded import load_directory
-from metal_candle.models.weights.gguf import llama3_divisors, load_gguf, unpermute
+from metal_candle.models.rotary import llama3_divisors
+from metal_candle.models.weights.gguf import load_gguf, unpermute
 
 import gguf
 import mlx.core as mx

@@ -18,6 +18,7 @@ from ...formats.gguf import GGUFHeader, GGUFTensor, read_gguf_header
 from ...formats.reading import io_errors
 from ..config import ModelConfig
 from ..load_errors import model_file_errors
+from ..rotary import llama3_divisors
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """The ``general.architecture``s that are read. Mistral and SmolLM2 files say ``llama``."""
@@ -53,12 +54,11 @@ def load_gguf(
 ) -> tuple[ModelConfig, dict[str, Any], dict[str, Any]]:
     """Read a model from a GGUF file: configuration, weights by Hugging Face name, metadata.
 
-    The weights are dequantised to ``dtype``, one tensor at a time, as MLX arrays, but for matrices of which ``stored``
-    makes something else; rows of q and k, which llama.cpp interleaves for its own RoPE in files of the ``llama``
-    architecture, are put back before. Without an
-    ``output.weight`` the embedding is the head. Raises as ``read_gguf_header``, ``ModelError.FileNotFound`` and
-    ``ModelError.InvalidFormat`` where the file is not there or cannot be read, and
-    ``ModelError.InvalidConfig`` for an architecture or a setting that no network here has.
+    The weights are dequantised to ``dtype``, one tensor at a time, as MLX arrays, except matrices of which ``stored``
+    makes something else. Rows of q and k that llama.cpp interleaves for its own RoPE, in files of the ``llama``
+    architecture, are put back in order first. Without an ``output.weight`` the embedding is the head. Raises as
+    ``read_gguf_header``, ``ModelError.FileNotFound`` and ``ModelError.InvalidFormat`` where the file is not there or
+    cannot be read, and ``ModelError.InvalidConfig`` for an architecture or a setting that no network here has.
     """
     path = Path(path)
     header, data = _opened(path)
@@ -98,9 +98,7 @@ def _opened(path: Path) -> tuple[GGUFHeader, Bytes]:
 def gguf_shapes(path: str | PathLike[str]) -> dict[str, tuple[int, ...]]:
     """The shapes of a GGUF file's tensors by Hugging Face name, from its header. Raises as ``load_gguf``."""
     path = Path(path)
-    with model_file_errors(), io_errors(path):
-        header = read_gguf_header(path)
-        data = np.memmap(path, np.uint8, "r")
+    header, data = _opened(path)
     return {target: header.tensors[name].shape for name, target in _names(path, header, _config(path, header, data))}
 
 
@@ -246,17 +244,3 @@ def _rope_scaling(path: Path, header: GGUFHeader, data: Bytes, theta: float, hea
     if expected.shape != table.shape or not np.allclose(table, expected, rtol=1e-4):
         raise ModelError.InvalidConfig(reason=f"{path}: {_ROPE_FACTORS} is not Llama 3's; takes no other")
     return scaling
-
-
-def llama3_divisors(theta: float, head_dim: int, scaling: dict[str, Any]) -> np.ndarray[Any, Any]:
-    """What Llama 3 divides each of the ``head_dim / 2`` RoPE frequencies by, float64.
-
-    Wavelengths below ``original / high_freq_factor`` stay, those above ``original / low_freq_factor`` are
-    stretched by ``factor``, between them the frequency is interpolated. Source: Llama 3.1's reference
-    implementation (``apply_scaling``).
-    """
-    factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
-    wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    turns = scaling["original_max_position_embeddings"] / wavelength
-    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return np.asarray(1.0 / ((1.0 - smooth) / factor + smooth))

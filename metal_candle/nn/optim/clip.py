@@ -18,7 +18,7 @@ from ...tensor.base import TensorBase
 from ...tensor.eager import Tensor
 from ...tensor.grad_store import GradStore
 from ...tensor.var import Var
-from .param_group import listed
+from .param_group import listed_vars
 
 Gradients = Union[GradStore, MutableMapping[Var, Tensor]]
 
@@ -104,10 +104,11 @@ def expect_gradients(op: str, grads: object) -> None:
 def _chosen(op: str, grads: Gradients, vars: Iterable[Var] | None) -> tuple[list[object], list[GraphNode]]:
     """The keys of the gradients that are meant, a GradStore's ids, and the gradients."""
     expect_gradients(op, grads)
+    named = None if vars is None else listed_vars(op, vars)
     if isinstance(grads, GradStore):
-        ids = grads.get_ids() if vars is None else list({var.id(): var for var in listed(op, vars) if var in grads})
+        ids = grads.get_ids() if named is None else dict.fromkeys(var.id() for var in named if var in grads)
         return list(ids), [grads.get_id(id)._node for id in ids]  # type: ignore[union-attr]
-    wanted = None if vars is None else {var.id() for var in listed(op, vars)}
+    wanted = None if named is None else {var.id() for var in named}
     keys = [var for var in grads if wanted is None or var.id() in wanted]
     return list(keys), [grads[var]._node for var in keys]
 

@@ -23,7 +23,7 @@ class ParamGroup(New):
     """
 
     def __init__(self, vars: Iterable[Var], **overrides: Any) -> None:
-        self.vars, self.overrides = listed("ParamGroup", vars), overrides
+        self.vars, self.overrides = listed_vars("ParamGroup", vars), overrides
 
     def __repr__(self) -> str:
         named = "".join(f", {name}={value!r}" for name, value in self.overrides.items())
@@ -44,7 +44,7 @@ Vars = Union[Iterable[Var], Iterable[Union[ParamGroup, Mapping[str, Any]]]]
 """What an optimizer takes: variables, or groups of them."""
 
 
-def listed(op: str, vars: Any) -> list[Var]:
+def listed_vars(op: str, vars: Any) -> list[Var]:
     """The variables as a list. Raises ``ArgumentTypeError`` for what is no list, or other iterable, of ``Var``s."""
     if isinstance(vars, (Var, str, bytes, Mapping)) or not isinstance(vars, Iterable):
         raise ArgumentTypeError(f"{op}: got {described(vars)}; takes a list of Vars, as VarMap.all_vars() gives")
@@ -69,7 +69,7 @@ def grouped(op: str, vars: Any) -> list[ParamGroup]:
     if len(kinds) > 1:
         raise ArgumentTypeError(f"{op}: got Vars beside ParamGroups in one list; takes Vars, or ParamGroups")
     if kinds != {True}:
-        return [ParamGroup(listed(op, found))]
+        return [ParamGroup(listed_vars(op, found))]
     return [each if isinstance(each, ParamGroup) else _of_dict(op, each) for each in found]
 
 
