@@ -97,8 +97,10 @@ def longest_batch(training: TrainingConfig, examples: Sequence[Example], pad_id:
     """The batch that needs the most memory in the run: the one of most tokens, then longest, then most trained tokens.
 
     All epochs are looked through, as each puts other rows together: in one the longest row may be in the last batch,
-    with few others.
+    with few others. Raises ``TrainingError.InvalidConfig`` for no examples.
     """
+    if not examples:
+        raise TrainingError.InvalidConfig(reason="longest_batch: there are no examples to train on")
     epochs = range(training.num_epochs)
     taken = chain.from_iterable(epoch_batches(training, examples, epoch, pad_id) for epoch in epochs)
     # An epoch's last update may take fewer batches: these are a few more than the run's.

@@ -396,6 +396,16 @@ def test_what_is_not_saved_as_an_mlx_lm_folder(folder: Path, tmp_path: Path) -> 
     assert not list(tmp_path.glob(".out*"))
 
 
+def test_what_speaks_of_other_weights_is_not_taken_along(folder: Path, tmp_path: Path) -> None:
+    for name in ("generation_config.json", "adapter_config.json", "pytorch_model.bin.index.json"):
+        (folder / name).write_text("{}")
+    save_mlx_lm(tmp_path / "out", load_mlx_lm(folder))
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names & {"generation_config.json", "adapter_config.json", "pytorch_model.bin.index.json"} == {
+        "generation_config.json"
+    }
+
+
 @pytest.mark.slow
 def test_the_command_line(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

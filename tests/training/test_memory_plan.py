@@ -173,6 +173,8 @@ def test_the_longest_batch_of_all_epochs() -> None:
 
 def test_longest_batch_and_refusals(tiny_model_dir: Callable[..., Path]) -> None:
     rows = [Example([3] * n, [True] * n, Path("made.jsonl"), n) for n in (5, 40, 7, 33)]
+    with pytest.raises(TrainingError.InvalidConfig, match="longest_batch: there are no examples to train on"):
+        longest_batch(TrainingConfig(), [])
     batch = longest_batch(TrainingConfig(batch_size=2), rows)
     assert batch.inputs.shape == (2, 48)
     model = load_model(tiny_model_dir()).model

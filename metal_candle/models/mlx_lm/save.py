@@ -11,19 +11,21 @@ from pathlib import Path
 import mlx.core as mx
 
 from ...dtype import DType, DTypeLike
-from ...error import CannotFindTensorError, ModelError, UnexpectedShapeError, UnsupportedDTypeForOpError
+from ...error import CannotFindTensorError, ModelError, UnexpectedShapeError
 from ...error.expect import expect, expect_path
 from ...error.text import described
 from ...formats import sharded
 from ...nn.quantized_linear import QuantizedWeight
 from ...tensor.base import TensorBase
 from ..loaded import LoadedModel
-from ..save import model_folder
+from ..save import model_folder, weights_dtype
 from .load import mlx_lm_utils
 from .model import MlxLmModel
 
 # Beside the weights and config.json: the tokenizer, generation_config.json, code of a model's own.
 _KEPT = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
+# But for what speaks of other weights: an adapter would act again in the sum.
+_LEFT = ("config.json", "adapter_config.json", "*.index.json")
 
 
 def save_mlx_lm(
@@ -37,20 +39,18 @@ def save_mlx_lm(
     """Write what ``load_mlx_lm`` loaded: the configuration and tokenizer as they were, the floats in ``dtype``.
 
     Floats that the architecture keeps in a dtype of their own, as its ``cast_predicate`` says, stay so; quantised
-    weights, too.
-    ``overrides`` replaces weights of linear maps by name, as merging an adapter does; a quantised one by one with the
-    same packing, which the configuration says. No adapter is written. The folder is there whole or not at all, as of
-    ``save_model``.
+    weights, too. ``overrides`` replaces weights of linear maps by name, as merging an adapter does; a quantised one by
+    one with the same packing, which the configuration says. No adapter is written. The folder is there whole or not at
+    all, as of ``save_model``.
 
     Raises as ``save_model``, and ``ModelError.InvalidConfig`` for what ``load_mlx_lm`` did not load.
     """
     expect_path("save_mlx_lm", directory)
     expect("save_mlx_lm", loaded, LoadedModel, "what load_mlx_lm gives", "loaded")
-    model, target = loaded.model, DType.of(dtype)
+    model = loaded.model
     if not isinstance(model, MlxLmModel) or not model.config.values:
         raise ModelError.InvalidConfig(reason=f"save_mlx_lm: got {described(model)}; takes what load_mlx_lm gives")
-    if target not in (DType.F32, DType.BF16, DType.F16):
-        raise UnsupportedDTypeForOpError("save_mlx_lm", target, "f32, bf16 or f16")
+    target = weights_dtype("save_mlx_lm", dtype)
     weights = _replaced(model.weights(), overrides or {})
     casts = getattr(model.module, "cast_predicate", lambda name: True)
     dtypes = {
@@ -62,8 +62,8 @@ def save_mlx_lm(
         return {name: weights[name].astype(dtypes[name]) for name in names}
 
     with model_folder(Path(directory), overwrite) as folder:
-        kept = {file for pattern in _KEPT for file in loaded.path.glob(pattern) if file.is_file()}
-        for file in sorted(kept - {loaded.path / "config.json", loaded.path / sharded.INDEX}):
+        kept, left = ({file for each in patterns for file in loaded.path.glob(each)} for patterns in (_KEPT, _LEFT))
+        for file in sorted(file for file in kept - left if file.is_file()):
             shutil.copyfile(file, folder / file.name)
         mlx_lm_utils("save_mlx_lm").save_config(
             dict(model.config.values),
