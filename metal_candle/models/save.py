@@ -52,9 +52,9 @@ def save_model(
 
     Quantised weights stay so, as mlx-lm writes them; their scales and biases are rounded to ``dtype``, which F32 does
     not do. ``overrides`` replaces weights by their Hugging Face names, as merging an adapter does, each by floats or
-    by a ``QuantizedWeight``, whatever the model's is. A tied head is not
-    written twice; weights above ``shard_bytes`` are split into files with an index. All files are written into
-    a folder beside ``directory``, which is then renamed: the result is there whole or not at all.
+    by a ``QuantizedWeight``, whatever the model's is. A tied head is not written twice; weights above ``shard_bytes``
+    are split into files with an index. All files are written into a folder beside ``directory``, which is then renamed:
+    the result is there whole or not at all.
 
     Raises ``CheckpointError.SaveFailed`` when ``directory`` is a file or holds something (with ``overwrite``:
     something else than a model) or cannot be written, ``CannotFindTensorError`` and ``UnexpectedShapeError``
@@ -67,9 +67,7 @@ def save_model(
     expect("save_model", overrides, (Mapping, type(None)), "a dict of weights by name", "overrides")
     shard_bytes = integer("save_model", "shard_bytes", shard_bytes, 1)
     overwrite = boolean("save_model", "overwrite", overwrite)
-    target = DType.of(dtype)
-    if target not in _DTYPE_NAMES:
-        raise UnsupportedDTypeForOpError("save_model", target, "f32, bf16 or f16")
+    target = weights_dtype("save_model", dtype)
     weights, quantized = _weights(model, overrides or {})
     config = replace(model.config, torch_dtype=_DTYPE_NAMES[target], quantization=quantization_entry(quantized))
     for name, weight in quantized.items():
@@ -79,6 +77,14 @@ def save_model(
         write_json(folder / "generation_config.json", _generation_config(model, tokenizer))
         tokenizer.save(folder)
         _save_weights(folder, weights, target, shard_bytes)
+
+
+def weights_dtype(op: str, dtype: DTypeLike) -> DType:
+    """A dtype that weights are stored in. Raises ``UnsupportedDTypeForOpError`` for others than F32, BF16 and F16."""
+    target = DType.of(dtype)
+    if target not in _DTYPE_NAMES:
+        raise UnsupportedDTypeForOpError(op, target, "f32, bf16 or f16")
+    return target
 
 
 def _weights(

@@ -10,8 +10,8 @@ from typing import Union
 import mlx.core as mx
 
 from ..dtype import DType, DTypeLike
-from ..error import UnsupportedDTypeForOpError
 from ..models.projection import MergeableModel
+from ..models.save import weights_dtype
 from ..nn.quantized_linear import QuantizedWeight
 from ..tensor.eager import Tensor
 from .adapter import LoRAAdapter, expect_fits
@@ -98,9 +98,7 @@ def merge_adapter(model: MergeableModel, adapter: LoRAAdapter, dtype: DTypeLike 
     the worst modules where rounding takes a notable part of a delta. Raises ``UnsupportedDTypeForOpError`` for other
     dtypes than F32, BF16 and F16, and ``ModelError.InvalidConfig`` for an adapter of another model.
     """
-    target = DType.of(dtype)
-    if target not in (DType.F32, DType.BF16, DType.F16):
-        raise UnsupportedDTypeForOpError("merge_adapter", target, "f32, bf16 or f16")
+    target = weights_dtype("merge_adapter", dtype)
     expect_fits(model, adapter)
     quantized, norms = model.quantized_weights(), {each.path: each.norm for each in adapter.report().modules}
     weights: dict[str, Union[Tensor, QuantizedWeight]] = {}
