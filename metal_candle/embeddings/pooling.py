@@ -14,9 +14,9 @@ from ..tensor.arguments import expect_tensor
 T = TypeVar("T", bound=Any)
 
 FEWEST = 1e-9
-"""A text without tokens counts as so many."""
+"""The number of tokens is taken for at least this: a text without any gives zeros."""
 SHORTEST = 1e-12
-"""A row is divided by its norm or by this."""
+"""The norm of a row is taken for at least this: a row of zeros stays one."""
 
 
 def mean_pool(hidden: T, mask: Any) -> T:
@@ -27,7 +27,7 @@ def mean_pool(hidden: T, mask: Any) -> T:
 
 
 def mean_sqrt_pool(hidden: T, mask: Any) -> T:
-    """The sum over the tokens by the square root of their number."""
+    """The sum over the tokens divided by the square root of their number."""
     total, count = _sums("mean_sqrt_pool", hidden, mask)
     result: T = total.broadcast_div(count.clamp(FEWEST, float("inf")).sqrt())
     return result
