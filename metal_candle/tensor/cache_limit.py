@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 
 import mlx.core as mx
 
@@ -15,6 +16,10 @@ from .memory import device_memory
 MOST = 4 << 30
 """Bytes of the default bound; less where an eighth of the device's memory is less."""
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+# The limit that was there, and those of the blocks that are under way: of several threads, in any order.
+_limits: list[int] = []
+_lock = RLock()
 
 
 def cache_limit() -> int | None:
@@ -46,12 +51,19 @@ def bounded_cache(limit: int | None = None) -> Iterator[None]:
     if wanted is None:
         yield
         return
-    before = mx.set_cache_limit(wanted)
-    if before < wanted:
-        mx.set_cache_limit(before)
-    elif mx.get_cache_memory() > wanted:
-        mx.clear_cache()
+    with _lock:
+        before = mx.set_cache_limit(wanted)
+        if not _limits:
+            _limits.append(before)
+        _limits.append(wanted)
+        mx.set_cache_limit(min(_limits))
+        if mx.get_cache_memory() > min(_limits):
+            mx.clear_cache()
     try:
         yield
     finally:
-        mx.set_cache_limit(before)
+        with _lock:
+            _limits.remove(wanted)
+            mx.set_cache_limit(min(_limits))
+            if len(_limits) == 1:
+                _limits.clear()

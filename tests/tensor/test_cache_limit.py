@@ -74,6 +74,23 @@ def test_the_limit_is_set_back_after_an_error() -> None:
     assert limit() == 1 << 30
 
 
+def test_blocks_that_end_in_another_order_than_they_began() -> None:
+    """As those of threads do."""
+    first, second = bounded_cache(8 * MIB), bounded_cache(2 * MIB)
+    first.__enter__()
+    second.__enter__()
+    assert limit() == 2 * MIB
+    first.__exit__(None, None, None)
+    assert limit() == 2 * MIB
+    second.__exit__(None, None, None)
+    assert limit() == 1 << 30
+    with bounded_cache(2 * MIB):
+        with bounded_cache(8 * MIB):
+            assert limit() == 2 * MIB
+        assert limit() == 2 * MIB
+    assert limit() == 1 << 30
+
+
 @pytest.mark.parametrize(("value", "wanted"), [("1000", 1000), ("512M", 512 * MIB), ("2 GiB", 2 << 30), ("3kb", 3072)])
 def test_environment(value: str, wanted: int) -> None:
     with settings.CACHE_LIMIT.override(value):
