@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
@@ -24,24 +24,48 @@ def write_atomically(path: str | PathLike[str]) -> Iterator[Path]:
     """Give a path beside ``path`` to write to; when the block ends well, it is renamed over ``path``.
 
     Missing folders are created, an old file's permissions are kept, and a symbolic link stays one: what it leads to
-    is written. When the block fails, the new file is removed and an old ``path`` is untouched. Raises
+    is written. When the block fails, the new file and folders are removed and an old ``path`` is untouched. Raises
     ``CheckpointError.SaveFailed`` for every ``OSError`` (no space, no permission), for a name that no file can have,
     and for a folder, device, FIFO or socket of that name.
     """
     with save_errors(path, "; what was there is unchanged"):
         target = target_of(path)
-        beside = target.create("tmp")
-        try:
-            yield beside
-            target.finish(beside)
-            os.replace(beside, target.path)
-        except BaseException as error:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
-            # ``write_all`` names the file that it writes.
-            if isinstance(error, IoError) and str(error.path) in map(str, (path, target.path, beside)):
-                raise OSError(error.reason) from error
-            raise
+        with no_new_folders_on_failure(target.path.parent):
+            beside = target.create("tmp")
+            try:
+                yield beside
+                target.finish(beside)
+                os.replace(beside, target.path)
+            except BaseException as error:
+                with suppress(OSError):
+                    beside.unlink(missing_ok=True)
+                # ``write_all`` names the file that it writes.
+                if isinstance(error, IoError) and str(error.path) in map(str, (path, target.path, beside)):
+                    raise OSError(error.reason) from error
+                raise
+
+
+@contextmanager
+def no_new_folders_on_failure(folder: Path) -> Iterator[None]:
+    """Where the block fails, remove what it made of ``folder`` and those above it, as far as that is empty."""
+    missing = missing_folders(folder)
+    try:
+        yield
+    except BaseException:
+        remove_empty(missing)
+        raise
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there, the innermost first."""
+    return [each for each in (folder, *folder.parents) if not os.path.exists(each)]
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those that are there and empty."""
+    for folder in folders:
+        with suppress(OSError, ValueError):  # a name that no folder can have
+            folder.rmdir()
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from metal_candle.files import (
     write_json,
     write_text,
 )
+from metal_candle.formats.replacing import replace_together
 
 import pytest
 
@@ -49,6 +50,17 @@ def test_a_block_that_fails_changes_nothing(tmp_path: Path, error: type[BaseExce
         write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folders_made_for_what_fails_are_removed(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError.SaveFailed), write_atomically(tmp_path / "a" / "b" / "c.txt"):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "there").mkdir()
+    for folder in (tmp_path / "there" / "new", tmp_path / "there"):
+        with pytest.raises(ValueError, match="so"), replace_together(folder, ("1.txt", "2.txt"), ()):
+            raise ValueError("so")
+        assert [path.name for path in tmp_path.rglob("*")] == ["there"]  # which others made
 
 
 def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..error import CheckpointError
-from ..files import save_errors
+from ..files import missing_folders, remove_empty, save_errors
 
 
 def check_output(output: Path, overwrite: bool, resume: Path | None) -> None:
@@ -35,18 +33,6 @@ def check_output(output: Path, overwrite: bool, resume: Path | None) -> None:
                 pass
     finally:
         remove_empty(missing)
-
-
-def missing_folders(folder: Path) -> list[Path]:
-    """The folder and those above it that are not there, the innermost first."""
-    return [each for each in (folder, *folder.parents) if not each.exists()]
-
-
-def remove_empty(folders: Sequence[Path]) -> None:
-    """Remove those that are there and empty."""
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
 
 
 def check_space(output: Path, adapter: Any) -> None:

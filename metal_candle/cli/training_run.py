@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..error import CheckpointError, TrainingError
+from ..files import missing_folders, remove_empty
 from ..training.callbacks import Callbacks, TrainingCallback
-from .output_folder import missing_folders, remove_empty
 
 if TYPE_CHECKING:
     from ..training.saving import SaveState

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..error import CheckpointError, IoError
 from ..error.text import shown
-from ..files import Target, save_errors, target_of
+from ..files import Target, no_new_folders_on_failure, save_errors, target_of
 
 
 @contextmanager
@@ -24,20 +24,21 @@ def replace_together(folder: Path, names: Sequence[str], stale: Sequence[str]) -
     names that end in ``.old``.
     """
     besides: dict[str, Path] = {}
-    try:
-        with save_errors(folder, "; what was there is unchanged"):
-            targets = {name: target_of(folder / name) for name in names}
-            for name, target in targets.items():
-                besides[name] = target.create("tmp")
-        yield besides
-        with save_errors(folder, "; what was there is unchanged"):
-            for name, target in targets.items():
-                target.finish(besides[name])
-        old = _exchange(folder, targets, besides, stale)
-    finally:
-        for beside in besides.values():
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
+    with no_new_folders_on_failure(folder):
+        try:
+            with save_errors(folder, "; what was there is unchanged"):
+                targets = {name: target_of(folder / name) for name in names}
+                for name, target in targets.items():
+                    besides[name] = target.create("tmp")
+            yield besides
+            with save_errors(folder, "; what was there is unchanged"):
+                for name, target in targets.items():
+                    target.finish(besides[name])
+            old = _exchange(folder, targets, besides, stale)
+        finally:
+            for beside in besides.values():
+                with suppress(OSError):
+                    beside.unlink(missing_ok=True)
     for path in old:
         try:
             path.unlink()
