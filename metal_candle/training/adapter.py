@@ -119,11 +119,9 @@ class LoRAAdapter(New):
         """An adapter with the sizes of a model's own projections, grouped heads included.
 
         Raises ``TrainingError.InvalidLoRAConfig`` for a target that no module of the model is, or that names experts,
-        embeddings or the head, and for none.
+        embeddings or the head.
         """
         config = _checked(config)
-        if not config.target_names():
-            raise TrainingError.InvalidLoRAConfig(reason="target_modules is empty; takes at least one name")
         if ALL_NAMES in config.target_names():
             config = replace(config, target_modules=all_linear(model, config.rank))
         lora = config.to_lora_config()
