@@ -150,7 +150,7 @@ def data(
         str, typer.Argument(help="JSON Lines file, a folder with train.jsonl, or field-guide.")
     ] = "field-guide",
     model: Annotated[str, typer.Option(help="Model whose tokenizer is used.")] = "smollm2",
-    rows: Annotated[int, typer.Option(help="How many rows to show.")] = 3,
+    rows: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 3,
     max_length: Annotated[int, typer.Option(help="Maximum number of tokens in a row.")] = 1024,
     mask_prompt: Annotated[bool, typer.Option(help="Train on the completion or the assistant's turns only.")] = True,
     too_long: Annotated[str, typer.Option(help="What to do with a longer row: error, truncate or skip.")] = "error",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -66,6 +67,8 @@ class AdapterTrainer:
         callbacks: Iterable[TrainingCallback] = (),
     ) -> None:
         config.validate()
+        if not adapter.trainable_variables():
+            raise TrainingError.InvalidConfig(reason="the adapter adapts nothing; give it target_modules")
         if config.packing:
             check_packable(model)
         if not (type(pad_id) is int and 0 <= pad_id < model.vocab_size()):
@@ -92,17 +95,26 @@ class AdapterTrainer:
         """How many updates a run over these examples makes."""
         return planned_steps(self.config, examples)
 
-    @takes(train=EXAMPLES, valid=EXAMPLES)
-    def run(self, train: Sequence[Example], valid: Sequence[Example] = ()) -> Iterator[StepMetrics | EvalMetrics]:
+    @takes(train=EXAMPLES, valid=optional(EXAMPLES))
+    def run(
+        self, train: Sequence[Example], valid: Sequence[Example] | None = None
+    ) -> Iterator[StepMetrics | EvalMetrics]:
         """Train from the trainer's position on; yields the metrics of each update and each evaluation as it happens.
 
         The held-out loss is measured before the first step, every ``eval_every`` steps and at the end. A callback can
         end the run after a step, and so can the caller by leaving the loop; another call continues it. Raises
         ``TrainingError.Failed`` if the loss is not finite, which leaves the weights of the step before, and
-        ``TrainingError.StateError`` for other data than those of the run that is resumed.
+        ``TrainingError.StateError`` for other data than those of the run that is resumed. Warns of rows that are longer
+        than the model's context.
         """
         if not train:
             raise TrainingError.InvalidConfig(reason="there are no examples to train on")
+        valid = valid or ()
+        context = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
+        longest = max(len(example.tokens) - 1 for example in train)
+        if context is not None and longest > context:
+            text = f"run: the longest row has {longest} tokens, the model's context is {context}"
+            warnings.warn(text, stacklevel=3)
         resumed, fingerprint = self._resumed, None
         if resumed is not None and resumed.data is not None:
             fingerprint = DataFingerprint.of(train, valid)

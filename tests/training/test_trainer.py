@@ -261,3 +261,17 @@ def test_what_is_no_model_adapter_configuration_or_token_is_named(tiny_model_dir
     for pad in (None, -1, 64):
         with pytest.raises(TrainingError.InvalidConfig, match=f"pad_id is {pad}; takes a token id below 64"):
             AdapterTrainer(model, adapter, config, pad)  # type: ignore[arg-type]
+
+
+def test_rows_longer_than_the_models_context_are_warned_of(tiny_model_dir: Callable[..., Path]) -> None:
+    trainer = make(tiny_model_dir(max_position_embeddings=16), max_steps=1)
+    with pytest.warns(UserWarning, match=r"^run: the longest row has 23 tokens, the model's context is 16$") as found:
+        events = list(trainer.run([*examples(2, 9), *examples(1, 24)], None))
+    assert found[0].filename == __file__
+    assert [type(event) for event in events] == [StepMetrics]
+    list(make(tiny_model_dir(max_position_embeddings=16), max_steps=1).run(examples(2, 17)))  # no warning
+
+
+def test_an_adapter_of_nothing_is_not_trained(tiny_model_dir: Callable[..., Path]) -> None:
+    with pytest.raises(TrainingError.InvalidConfig, match="the adapter adapts nothing; give it target_modules"):
+        make(tiny_model_dir(), targets=())
