@@ -71,10 +71,12 @@ def test_patience_ends(name: str, checked: bool) -> None:
 @pytest.fixture
 def interrupt() -> Iterator[None]:
     """SIGINT to the process after the launch has begun."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     yield
     timer.join()
+    signal.signal(signal.SIGINT, before)
 
 
 @ways
