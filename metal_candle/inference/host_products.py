@@ -16,14 +16,14 @@ import numpy as np
 PART = 1 << 20
 """Least products that are worth another thread: 0.2 ms of reading a weight against 0.05 ms of waking it."""
 
-PACKED_PART = 1 << 18
-"""As ``PART``, of packed numbers, which take four times as long."""
+PACKED_PART = 1 << 23
+"""As ``PART``, of packed numbers: two threads that take turns in many short calls wait for Python's lock."""
 
 FEW = 8
 """Rows up to which a dot product for each is no slower than a BLAS's matrix-matrix product."""
 
-# Numbers that are unpacked at a time: they stay in a core's cache.
-_BLOCK = 1 << 18
+# Numbers that are unpacked at a time: fewer calls against more of them in a core's cache.
+_BLOCK = 1 << 19
 
 
 def linear(x: Any, weight: Any) -> Any:
@@ -50,8 +50,8 @@ def packed_linear(x: Any, codes: Any, scales: Any, biases: Any, bits: int, group
     """``linear`` with a weight in MLX's affine quantisation, of which a block at a time is unpacked.
 
     Of few rows each group is multiplied as it is coded and scaled then, ``scale · (code · x) + bias · Σ x``. On one
-    thread that takes 0.35 ns a number of 8 bits and 0.55 of 4, where MLX's quantised product takes 1.0 to 1.3; of 6
-    bits 2 and of 5, with which MLX takes 23, 2.5.
+    thread that takes 0.3 ns a number of 8 bits and 0.65 of 4, where MLX's quantised product takes 1.0 to 1.3; of 5
+    bits some 2, where MLX takes 23.
     """
     rows = x.reshape(-1, x.shape[-1])
     groups, places = scales.shape[1], _places(bits)
@@ -66,11 +66,11 @@ def packed_linear(x: Any, codes: Any, scales: Any, biases: Any, bits: int, group
         scale, bias = scales[block].astype(np.float32), biases[block].astype(np.float32)
         numbers = _room("numbers", np.float32, (len(scale), x.shape[-1] // places))
         by_group = numbers.reshape(len(scale), groups, each).swapaxes(0, 1)
-        products = np.empty((places, groups, len(scale), len(rows)), np.float32)
-        for place, plane in enumerate(_planes(codes[block], bits)):
+        by_code: Any = None
+        for column, plane in zip(columns, _planes(codes[block], bits)):
             numbers[...] = plane
-            np.matmul(by_group, columns[place], out=products[place])
-        by_code = products.sum(0) if places > 1 else products[0]
+            product = np.matmul(by_group, column)
+            by_code = product if by_code is None else np.add(by_code, product, out=by_code)
         by_code *= scale.T[:, :, None]
         return by_code.sum(0) + bias @ sums
 
@@ -120,12 +120,12 @@ def _planes(codes: Any, bits: int) -> Iterator[Any]:
     plane = _room("plane", np.uint8, (len(codes), octets.shape[1] // width))
     for place in range(_places(bits)):
         first, shift = divmod(place * bits, 8)
-        np.right_shift(octets[:, first::width], shift, out=plane)
+        found, mask = octets[:, first::width], (1 << bits) - 1
+        if shift:
+            found = np.right_shift(found, shift, out=plane)
         if shift + bits > 8:
-            plane |= octets[:, first + 1 :: width] << (8 - shift)
-        if shift + bits != 8:
-            plane &= (1 << bits) - 1
-        yield plane
+            found |= octets[:, first + 1 :: width] << (8 - shift)
+        yield found if shift + bits == 8 else np.bitwise_and(found, mask, out=plane)
 
 
 class _Rooms(threading.local):
@@ -158,6 +158,9 @@ if hasattr(os, "register_at_fork"):
 
 def _by_parts(multiply: Callable[[slice], Any], rows: Any, size_out: int, work: int, least: int) -> Any:
     """``(rows, size_out)`` by parts, which ``multiply`` gives as ``(part, rows)``, on as many threads as pay."""
+    parts = min(work // least, _threads()[1]) if work >= 2 * least else 1
+    if parts == 1:
+        return multiply(slice(0, size_out)).T
     out = np.empty((len(rows), size_out), rows.dtype)
 
     def fill(part: slice) -> None:
@@ -167,8 +170,7 @@ def _by_parts(multiply: Callable[[slice], Any], rows: Any, size_out: int, work: 
         with np.errstate(over="ignore", invalid="ignore"):  # as the plan has it, which holds in its own thread only
             fill(part)
 
-    parts = min(work // least, _threads()[1]) if work >= 2 * least else 1
-    bounds = np.linspace(0, size_out, parts + 1, dtype=int).tolist()
+    bounds = [size_out * i // parts for i in range(parts + 1)]
     first, *rest = (slice(*pair) for pair in pairwise(bounds))
     own, others = [first], list[Future[None]]()
     for part in rest:
