@@ -99,8 +99,8 @@ def test_batches_are_bounded_and_cover_the_texts_in_order(
     batches = model._batches(rows, 32)
     assert [row for batch in batches for row in batch] == rows
     # The longest text has 60 tokens; 30 count as 32, and 3 as 4.
-    assert [len(batch) for batch in batches] == [2, 2, 4, 4, 4, 4, 4, 32, 27]
-    assert [len(batch) for batch in model._batches(rows, 3)] == [2, 2] + [3] * 26 + [1]
+    assert [len(batch) for batch in batches] == [4, 8, 8, 8, 32, 23]
+    assert [len(batch) for batch in model._batches(rows, 3)] == [3] * 27 + [2]
     # Two cores share what is little, but 64 tokens are not divided.
     assert [len(batch) for batch in model._batches(rows[-48:], 32)] == [24, 24]
     assert [len(batch) for batch in model._batches(rows[-16:], 32)] == [16]
