@@ -28,7 +28,7 @@ STEP = 4
 """Batches are padded to a multiple of so many tokens, so that few shapes occur: each is traced once."""
 FEWEST_TOKENS, MOST_TOKENS = 64, 256
 """Of a batch on the CPU. Measured with all-MiniLM-L6-v2 on one thread of an x86-64 core, microseconds a token: of 64
-tokens 544, 128 430, 256 400, 512 390, 2048 440. 64 sentences took less time in batches of 256 than of 128 and of 512."""
+tokens 544, 128 430, 256 400, 512 390, 2048 440. And 64 sentences took least in batches of 256."""
 MOST_PLANS = 256
 """How many shapes of batches keep a compiled plan. A length comes with one number of rows, and fewer at the end."""
 
