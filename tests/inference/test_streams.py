@@ -161,10 +161,12 @@ def test_leaving_early_without_closing(loaded: LoadedModel) -> None:
 
 
 def test_a_stream_that_is_never_begun(loaded: LoadedModel) -> None:
-    async def run() -> None:
-        await Generator(loaded.model, LONG).generate_stream_async(PROMPT).aclose()
+    async def run() -> list[StreamToken]:
+        stream = Generator(loaded.model, LONG).generate_stream_async(PROMPT)
+        await stream.aclose()
+        return [token async for token in stream]
 
-    asyncio.run(run())
+    assert asyncio.run(run()) == []
 
 
 def test_text_comes_asynchronously_too(loaded: LoadedModel) -> None:
