@@ -69,7 +69,7 @@ def ours(folder: str) -> Callable[[], float]:
     """This package's trainer."""
     from metal_candle import Tensor
     from metal_candle.models.load import load_model
-    from metal_candle.models.projection import TargetModule
+    from metal_candle.models.target_module import TargetModule
     from metal_candle.nn.optim import ParamsAdamW
     from metal_candle.training.adapter import LoRAAdapter, LoRAAdapterConfig
     from metal_candle.training.config import TrainingConfig

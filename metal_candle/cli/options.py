@@ -16,8 +16,8 @@ from ..models.architecture import foreign_architecture
 from ..models.fetch import PACKAGED, resolve
 from ..models.load import load_model, load_tokenizer
 from ..models.loaded import LoadedModel
-from ..models.projection import TargetModule
 from ..models.quantization import Quantize
+from ..models.target_module import TargetModule
 from ..models.tokenizer import Tokenizer
 
 

@@ -35,7 +35,7 @@ class Outcome:
 
 
 class StopRequest(TrainingCallback):
-    """Ctrl-C during a run: the first asks to stop after the step, the second stops at once.
+    """Ctrl-C during a run: the first asks to stop after the step, or a batch of an evaluation, the second at once.
 
     While the state is saved at the end, and after it, there is nothing left to interrupt. Give it before what saves.
     """
@@ -54,13 +54,17 @@ class StopRequest(TrainingCallback):
             self.ended = True
             raise KeyboardInterrupt
         self.asked = True
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+        print("\nstopping after this step, or this batch of an evaluation; once more to stop at once", file=sys.stderr, flush=True)
 
     def __exit__(self, *error: object) -> None:
         if not self.asked:
             signal.signal(signal.SIGINT, self._previous)
 
     def on_step(self, trainer: Any, metrics: Any) -> bool | None:
+        """Stop if it was asked for."""
+        return not self.asked
+
+    def on_evaluation_batch(self, trainer: Any, done: int, total: int) -> bool | None:
         """Stop if it was asked for."""
         return not self.asked
 
@@ -173,7 +177,8 @@ def report(outcome: Outcome, output: Path, question: str, before: str, after: st
     if after:
         print(f"\n> {question}\n\nbefore:\n{before}\n\nafter:\n{after}\n")
     seconds = time.perf_counter() - started
-    print(f"adapter in {output}/ after {clock(seconds)}")
+    # Before the first step there is no adapter to be written.
+    print(f"{'adapter' if outcome.saved else 'state of the run'} in {output}/ after {clock(seconds)}")
     arrays, process = mebibytes(outcome.arrays), mebibytes(process_memory())
     print(
         f"peak memory: {arrays} in MLX's arrays while training, which --plan estimates; {process} in the whole process"

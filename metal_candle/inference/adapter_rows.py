@@ -17,7 +17,8 @@ from ..error import InferenceError, ModelError
 from ..graph.node import GraphNode, placeholder
 from ..graph.operation import Meta
 from ..models.decoder import Decoder
-from ..models.projection import AdapterSource, Projection
+from ..models.places import AdapterSource
+from ..models.projection import Projection
 from ..shape import Shape
 from ..tensor.eager import Tensor
 from ..tensor.lazy import LazyTensor

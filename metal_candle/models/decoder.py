@@ -37,8 +37,10 @@ from .frozen import (
 )
 from .layout import Causal, Layout, Packed
 from .packed_blocks import PackedInBlocks
-from .projection import Adapter, AdapterSource, Projection, TargetModule, expect_sizes, expect_spans
+from .places import Adapter, AdapterSource, expect_sizes, expect_spans
+from .projection import Projection
 from .rotary import RotaryEmbedding
+from .target_module import TargetModule
 
 TM = TargetModule
 

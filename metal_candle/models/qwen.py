@@ -15,7 +15,7 @@ from ..tensor.arguments import expect_tensor
 from .config import ModelConfig
 from .decoder import Decoder, DecoderLayer
 from .layout import Layout
-from .projection import AdapterSource
+from .places import AdapterSource
 from .rotary import RotaryEmbedding
 from .transformer import layout_of
 

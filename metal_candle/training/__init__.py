@@ -1,6 +1,7 @@
 """LoRA training: layers, adapters, data, schedules, optimizers, trainers, checkpoints."""
 
-from ..models.projection import ApplyAdapter, TargetModule
+from ..models.adaptable import ApplyAdapter
+from ..models.target_module import TargetModule
 from ..nn.optim import ParamsAdamW
 from .adamw import AdamW, AdamWConfig
 from .adapter import LoRAAdapter, LoRAAdapterConfig, merged_weights

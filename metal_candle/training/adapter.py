@@ -12,7 +12,9 @@ from ..device import DeviceLike
 from ..error import ModelError, ShapeMismatchError, TrainingError
 from ..error.expect import expect, integer
 from ..error.text import described, shown
-from ..models.projection import AdaptableModel, TargetModule, expect_sizes
+from ..models.adaptable import AdaptableModel
+from ..models.places import expect_sizes
+from ..models.target_module import TargetModule
 from ..scalar import hold_python_numbers
 from ..tensor.eager import Tensor
 from ..tensor.var import Var

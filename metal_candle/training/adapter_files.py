@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..error import CheckpointError
 from ..graph.evaluate import on_device
-from ..models.projection import AdaptableModel, Place, TargetModule
+from ..models.adaptable import AdaptableModel
+from ..models.places import Place
+from ..models.target_module import TargetModule
 from .formats.stored import Factors, StoredAdapter, ends_with, in_order, widened_together
 from .lora import LoRAConfig, LoRALayer
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ..models.projection import AdaptableModel
+from ..models.adaptable import AdaptableModel
 from .formats.stored import Factors, block_of, widened_together
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from ..models.projection import AdaptableModel, TargetModule
+from ..models.adaptable import AdaptableModel, SelectiveModel
+from ..models.target_module import TargetModule
 
 ALL_NAMES = "all-linear"
 """PEFT's name for every linear map of the blocks."""
 
 
 def refusal(model: AdaptableModel, name: str) -> str | None:
-    """Why a model refuses a target; ``None`` where it does not. A base of another library has maps of all kinds."""
-    refused = getattr(model, "refused_target", None)
-    return None if refused is None else refused(name)
+    """Why a model refuses a target; ``None`` where it does not."""
+    return model.refused_target(name) if isinstance(model, SelectiveModel) else None
 
 
 def all_linear(model: AdaptableModel, rank: int) -> tuple[TargetModule | str, ...]:

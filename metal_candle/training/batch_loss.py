@@ -9,7 +9,7 @@ import numpy as np
 
 from ..device import DeviceLike
 from ..error import TrainingError
-from ..models.projection import AdaptableModel, PackableModel, RecomputableModel, WeighingModel
+from ..models.adaptable import AdaptableModel, PackableModel, RecomputableModel, WeighingModel
 from ..tensor.eager import Tensor
 from .data.batching import Batch
 from .data.packing import blocks_of

@@ -31,6 +31,12 @@ class TrainingCallback:
     def on_step(self, trainer: Any, metrics: StepMetrics) -> bool | None:
         """After an update."""
 
+    def on_evaluation_batch(self, trainer: Any, done: int, total: int) -> bool | None:
+        """After a batch of an evaluation, the first of which comes before any step: ``done`` of ``total``.
+
+        ``False`` leaves the evaluation unfinished: ``on_evaluate`` does not follow, and a resumed run begins with it.
+        """
+
     def on_evaluate(self, trainer: Any, metrics: EvalMetrics) -> bool | None:
         """After the held-out loss was measured."""
 
@@ -73,6 +79,10 @@ class Callbacks:
     def step(self, trainer: Any, metrics: StepMetrics) -> None:
         """An update was made."""
         self._tell(lambda callback: callback.on_step(trainer, metrics))
+
+    def evaluation_batch(self, trainer: Any, done: int, total: int) -> None:
+        """A part of the held-out loss was measured."""
+        self._tell(lambda callback: callback.on_evaluation_batch(trainer, done, total))
 
     def evaluated(self, trainer: Any, metrics: EvalMetrics) -> None:
         """The held-out loss was measured."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..models.projection import AdaptableModel
+from ..models.adaptable import AdaptableModel
 from .data.tokenizing import Example
 
 

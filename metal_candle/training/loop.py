@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from .trainer import AdapterTrainer
 
 
+class _Unfinished(Exception):
+    """A callback ended an evaluation between two of its batches."""
+
+
 class Group(NamedTuple):
     """The batches of one update, and where in the data they end."""
 
@@ -83,10 +87,18 @@ def _steps(
 
 
 def _evaluation(trainer: AdapterTrainer, valid: Sequence[Example]) -> Iterator[EvalMetrics]:
-    with trainer.undone_by_errors():
-        metrics = trainer.evaluate(valid)
-        trainer.position = replace(trainer.position, evaluated=trainer.step)
-        trainer.callbacks.evaluated(trainer, metrics)
+    def after_batch(done: int, total: int) -> None:
+        trainer.callbacks.evaluation_batch(trainer, done, total)
+        if trainer.callbacks.stopped and done < total:
+            raise _Unfinished
+
+    try:
+        with trainer.undone_by_errors():
+            metrics = trainer.evaluate(valid, after_batch)
+            trainer.position = replace(trainer.position, evaluated=trainer.step)
+            trainer.callbacks.evaluated(trainer, metrics)
+    except _Unfinished:
+        return
     yield metrics
     if math.isfinite(metrics.loss):
         return

@@ -23,9 +23,9 @@ from ..device import Device
 from ..dtype import DType, DTypeLike
 from ..error import TrainingError
 from ..graph.operations.random import next_key
+from ..models.adaptable import AdaptableModel, RecomputableModel
 from ..models.config import ModelConfig
 from ..models.decoder import Decoder
-from ..models.projection import AdaptableModel, RecomputableModel
 from ..nn.backends import Zeros
 from ..nn.init import Init
 from ..nn.var_builder import VarBuilder

@@ -10,7 +10,7 @@ from typing import Union
 import mlx.core as mx
 
 from ..dtype import DType, DTypeLike
-from ..models.projection import MergeableModel
+from ..models.adaptable import MergeableModel
 from ..models.save import weights_dtype
 from ..nn.quantized_linear import QuantizedWeight
 from ..tensor.eager import Tensor

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import Any, TypeVar
 
 from ..error import CheckpointError, TrainingError
-from ..models.projection import TargetModule
+from ..models.target_module import TargetModule
 from ..nn.optim import ParamsAdamW
 from .adapter import LoRAAdapterConfig
 from .config import TrainingConfig

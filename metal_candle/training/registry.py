@@ -7,7 +7,7 @@ from os import PathLike
 from ..constructors import Default, New
 from ..error import TrainingError
 from ..error.text import shown
-from ..models.projection import ActingModel, ApplyAdapter
+from ..models.adaptable import ActingModel, ApplyAdapter
 from .adapter import LoRAAdapter
 from .arguments import TEXT, a, optional, takes
 from .checkpoint import load_checkpoint

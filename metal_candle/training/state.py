@@ -16,7 +16,7 @@ from ..error import CheckpointError, Error, IoError, TrainingError
 from ..error.text import first_few
 from ..files import parse_json_object
 from ..formats import safetensors
-from ..models.projection import AdaptableModel
+from ..models.adaptable import AdaptableModel
 from ..tensor.eager import Tensor
 from ..tensor.var import Var
 from .adapter import MODEL, LoRAAdapter, LoRAAdapterConfig

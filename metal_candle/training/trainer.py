@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from os import PathLike
@@ -16,12 +16,12 @@ import mlx.core as mx
 
 from ..error import TrainingError
 from ..error.text import described
-from ..models.projection import AdaptableModel
+from ..models.adaptable import AdaptableModel
 from ..nn.optim import AdamW
 from ..tensor.cache_limit import bounded_cache
 from ..tensor.eager import Tensor
 from .adapter import MODEL, LoRAAdapter
-from .arguments import DICT, INTEGER, a, list_of, optional, takes
+from .arguments import DICT, FUNCTION, INTEGER, a, list_of, optional, takes
 from .batch_loss import check_packable
 from .callbacks import Callbacks, TrainingCallback
 from .config import MAY_CHANGE, TrainingConfig
@@ -184,11 +184,14 @@ class AdapterTrainer:
             self.position, self.metrics = position, metrics
             raise
 
-    @takes(examples=EXAMPLES)
-    def evaluate(self, examples: Sequence[Example]) -> EvalMetrics:
+    @takes(examples=EXAMPLES, after_batch=optional(FUNCTION))
+    def evaluate(
+        self, examples: Sequence[Example], after_batch: Callable[[int, int], object] | None = None
+    ) -> EvalMetrics:
         """The mean loss over the trained tokens of ``examples``, without dropout.
 
-        Raises ``TrainingError.InvalidConfig`` where there is none.
+        ``after_batch(done, total)`` counts the batches; what it raises ends the evaluation. Raises
+        ``TrainingError.InvalidConfig`` where there is no trained token.
         """
         start = time.perf_counter()
         training = [layer.is_training() for _, layer in self.adapter.layers()]
@@ -196,11 +199,16 @@ class AdapterTrainer:
         try:
             listed = list(self.batches(examples, 0))
             total = _trained("evaluate", listed)
+            parts: list[float] = []
             with bounded_cache(self.config.cache_limit):
-                loss = self.update.loss(listed, total)
+                for batch in listed:
+                    parts.append(self.update.batch_loss(batch, total))
+                    if after_batch is not None:
+                        after_batch(len(parts), len(listed))
         finally:
             for (_, layer), before in zip(self.adapter.layers(), training):
                 layer.set_training(before)
+        loss = sum(parts)
         self.metrics = {**self.metrics, "held_out_loss": loss}
         return EvalMetrics(loss, self.step, total, time.perf_counter() - start)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..error import TrainingError
-from ..models.projection import AdaptableModel
+from ..models.adaptable import AdaptableModel
 from ..nn.optim import AdamW, clip_factor, global_norm
 from ..tensor.compiled import compile
 from ..tensor.eager import Tensor
@@ -58,9 +58,9 @@ class Update:
         parts = [self._add(*self._tensors(batch, total)) for batch in group]
         return sum(map(float, parts)), float(self._finish())
 
-    def loss(self, batches: Sequence[Batch], total: int) -> float:
-        """The mean loss of batches over their ``total`` trained tokens; changes nothing."""
-        return sum(float(self._loss(*self._tensors(batch, total))) for batch in batches)
+    def batch_loss(self, batch: Batch, total: int) -> float:
+        """A batch's part of the mean loss over ``total`` trained tokens; changes nothing."""
+        return float(self._loss(*self._tensors(batch, total)))
 
     def of_batch(self) -> Callable[..., Any]:
         """The function of a batch's tensors that takes the most memory, not compiled."""

@@ -10,9 +10,9 @@ from typing import Any
 import metal_candle as mc
 from metal_candle import Device, LazyTensor, Tensor
 from metal_candle.error import ArgumentTypeError, Error, InvalidIndexError, ModelError, TrainingError
+from metal_candle.models.adaptable import AdaptableModel, PackableModel, WeighingModel
 from metal_candle.models.mlx_lm import MlxLmModel
 from metal_candle.models.mlx_lm.adapted import AdaptedLinear, MlxPlace
-from metal_candle.models.projection import AdaptableModel, PackableModel, WeighingModel
 from metal_candle.training import LoRAAdapter, LoRAAdapterConfig, LoRAConfig, LoRALayer
 from metal_candle.training.config import TrainingConfig
 from metal_candle.training.data.tokenizing import Example

@@ -10,7 +10,7 @@ from typing import Any
 from metal_candle import Tensor
 from metal_candle.error import Error
 from metal_candle.models.load import load_model
-from metal_candle.models.projection import TargetModule
+from metal_candle.models.target_module import TargetModule
 from metal_candle.training import (
     AdapterRegistry,
     LoRAAdapter,

@@ -21,7 +21,7 @@ from ...graph.scopes import scoped
 from ...nn.module import Module
 from ...nn.quantized_linear import QuantizedWeight
 from ...tensor.arguments import expect_tensor
-from ..projection import AdapterSource, expect_sizes, expect_spans
+from ..places import AdapterSource, expect_sizes, expect_spans
 from .adapted import AdaptedLinear, MlxPlace, Seats, block_paths, find_places, is_quantized, other_maps
 from .computations import Logits, Losses, Seat, WeightedLoss
 from .config import MlxLmConfig

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...files import read_json_object
 from ...formats.safetensors import Reader
-from ...models.projection import TargetModule
+from ...models.target_module import TargetModule
 from ..arguments import FLAG, INTEGER, PATH, optional, takes
 from .folder import CONFIG, check_agreement, plain_number, save_folder
 from .stored import STORED, Factors, Format, Pair, StoredAdapter, block_of
