@@ -35,7 +35,7 @@ class Outcome:
 
 
 class StopRequest(TrainingCallback):
-    """Ctrl-C during a run: the first asks to stop after the step, or a batch of an evaluation, the second at once.
+    """Ctrl-C during a run: the first asks to stop after the step or batch of an evaluation, the second stops at once.
 
     While the state is saved at the end, and after it, there is nothing left to interrupt. Give it before what saves.
     """
@@ -54,7 +54,11 @@ class StopRequest(TrainingCallback):
             self.ended = True
             raise KeyboardInterrupt
         self.asked = True
-        print("\nstopping after this step, or this batch of an evaluation; once more to stop at once", file=sys.stderr, flush=True)
+        print(
+            "\nstopping after this step or batch of an evaluation; once more to stop at once",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def __exit__(self, *error: object) -> None:
         if not self.asked:
