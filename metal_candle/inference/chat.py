@@ -46,15 +46,21 @@ class TextGenerator:
         Raises ``ModelError.ChatTemplateFailed`` where the model has none or it refuses the messages, and
         ``InferenceError.InvalidConfig`` for an empty prompt.
         """
+        return self._encode(prompt)
+
+    def _encode(self, prompt: Prompt, place: str = "") -> list[int]:
         if isinstance(prompt, str):
             ids = self._tokenizer.encode(prompt, add_special_tokens=True)
         else:
             messages = listed("TextGenerator", prompt, "a text or a list of messages", "prompt")
+            if not messages:  # of which a template makes something all the same
+                raise InferenceError.InvalidConfig(reason=f"{place}the prompt has no messages; takes at least one")
             # The template writes the special tokens out.
             text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)
             ids = self._tokenizer.encode(text)
         if not ids:
-            raise InferenceError.InvalidConfig(reason="the prompt is empty; takes at least one token to go on from")
+            reason = f"{place}the prompt is empty; takes at least one token to go on from"
+            raise InferenceError.InvalidConfig(reason=reason)
         return ids
 
     def stream_tokens(self, prompt: Prompt, **options: Any) -> Iterator[StreamToken]:
@@ -105,7 +111,8 @@ class TextGenerator:
         as ``BatchGenerator.stream``.
         """
         batch = BatchGenerator(self._model, self._of_ids, self._adapters, self._ends)
-        ids = [self.encode(prompt) for prompt in listed("generate_batch", prompts, "a list of prompts", "prompts")]
+        given = listed("generate_batch", prompts, "a list of prompts", "prompts")
+        ids = [self._encode(prompt, f"prompts[{i}]: ") for i, prompt in enumerate(given)]
         found = []
         for prompt, whole in zip(ids, batch.generate(ids, adapters, **options)):
             answer = _Answer(self._tokenizer, self._config)

@@ -53,9 +53,20 @@ def test_it_stops_at_the_tokenizers_end_tokens(loaded: LoadedModel) -> None:
     assert found[0].is_eos
 
 
-def test_an_empty_prompt_is_refused(loaded: LoadedModel) -> None:
-    with pytest.raises(InferenceError.InvalidConfig, match="the prompt is empty; takes at least one token"):
-        TextGenerator(loaded).generate("")
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("", "the prompt is empty; takes at least one token to go on from"),
+        # A template makes an opening of no messages too, which a model would answer.
+        ([], "the prompt has no messages; takes at least one"),
+    ],
+)
+def test_an_empty_prompt_is_refused(loaded: LoadedModel, prompt: Any, words: str) -> None:
+    generator = TextGenerator(loaded)
+    with pytest.raises(InferenceError.InvalidConfig, match=f": {words}$"):
+        generator.generate(prompt)
+    with pytest.raises(InferenceError.InvalidConfig, match=f": prompts\\[1\\]: {words}$"):
+        generator.generate_batch(["a cat", prompt])
 
 
 def test_messages_without_a_template_are_refused(loaded: LoadedModel) -> None:
