@@ -13,13 +13,12 @@ import typer
 from ..error import TrainingError
 from .memory_plan import planned_memory
 from .options import (
-    GROUP_SIZE,
-    QUANTIZE,
-    QUANTIZE_EMBEDDINGS,
+    GroupSize,
+    Quantize,
+    QuantizeEmbeddings,
     check_adapter,
     load_with_progress,
     parse_dtype,
-    parse_quantize,
     parse_targets,
     read_config,
     tokenizer_with_progress,
@@ -100,15 +99,16 @@ def finetune(
         typer.Option(help="Prompt answered before and after; by default the first held-out one. '' for none."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="Dtype of the frozen weights: f32, bf16 or f16.")] = "f32",
-    quantize: Annotated[Optional[str], typer.Option(help=QUANTIZE)] = None,  # noqa: UP045
-    group_size: Annotated[Optional[int], typer.Option(help=GROUP_SIZE)] = None,  # noqa: UP045
-    quantize_embeddings: Annotated[bool, typer.Option("--quantize-embeddings", help=QUANTIZE_EMBEDDINGS)] = False,
+    quantize: Quantize = None,
+    group_size: GroupSize = None,
+    quantize_embeddings: QuantizeEmbeddings = False,
 ) -> None:
     """Fine-tune a model with LoRA. Without arguments: SmolLM2-135M-Instruct on the data set that comes along.
 
     Example: metal-candle finetune --data my.jsonl --output my-adapter --epochs 2
     """
     from ..device import Device
+    from ..models.quantize_options import QuantizeOptions
     from ..nn.optim import ParamsAdamW
     from ..training.adapter import LoRAAdapter, LoRAAdapterConfig
     from ..training.config import TrainingConfig
@@ -117,7 +117,8 @@ def finetune(
     from ..training.trainer import AdapterTrainer
 
     started = time.perf_counter()
-    weights_dtype, modules = parse_dtype(dtype), parse_targets(targets, model)
+    weights_dtype, held = parse_dtype(dtype), QuantizeOptions.parse(quantize, group_size, quantize_embeddings)
+    modules = parse_targets(targets, model)
     lora = LoRAAdapterConfig(rank, alpha, dropout, modules)
     lora.to_lora_config().validate()
     if not 0 <= warmup < 1:
@@ -159,10 +160,9 @@ def finetune(
     )
     training.validate()
     if plan:
-        how = (parse_quantize(quantize), group_size, quantize_embeddings)
-        print(planned_memory(model, weights_dtype, how, lora, training, train, tokenizer.pad_token_id or 0).table())
+        print(planned_memory(model, weights_dtype, held, lora, training, train, tokenizer.pad_token_id or 0).table())
         return
-    loaded = load_with_progress(model, weights_dtype, parse_quantize(quantize), group_size, quantize_embeddings)
+    loaded = load_with_progress(model, weights_dtype, held)
     question = sample if sample is not None else first_question(held_rows or rows)
     before = answer(loaded, question) if question else ""
     Device.default().set_seed(seed)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..error import CheckpointError, InferenceError
-from .options import ALPHA, GROUP_SIZE, QUANTIZE, QUANTIZE_EMBEDDINGS
+from .options import ALPHA, GroupSize, Quantize, QuantizeEmbeddings
 
 
 def base_model_of(adapter: Path) -> str:
@@ -63,9 +63,9 @@ def generate(
     system: Annotated[Optional[str], typer.Option(help="System message of the chat.")] = None,  # noqa: UP045
     chat: Annotated[bool, typer.Option("--chat", help="Talk in turns; an empty line ends.")] = False,
     dtype: Annotated[str, typer.Option(help="f32, bf16 or f16.")] = "f32",
-    quantize: Annotated[Optional[str], typer.Option(help=QUANTIZE)] = None,  # noqa: UP045
-    group_size: Annotated[Optional[int], typer.Option(help=GROUP_SIZE)] = None,  # noqa: UP045
-    quantize_embeddings: Annotated[bool, typer.Option("--quantize-embeddings", help=QUANTIZE_EMBEDDINGS)] = False,
+    quantize: Quantize = None,
+    group_size: GroupSize = None,
+    quantize_embeddings: QuantizeEmbeddings = False,
 ) -> None:
     """Generate text, shown as it comes.
 
@@ -74,10 +74,11 @@ def generate(
     from ..inference.chat import TextGenerator
     from ..inference.prompt_cache import PromptCache
     from ..models.decoder import Decoder
+    from ..models.quantize_options import QuantizeOptions
     from ..training.adapter import LoRAAdapter
-    from .options import check_adapter, load_with_progress, parse_dtype, parse_quantize
+    from .options import check_adapter, load_with_progress, parse_dtype
 
-    target, wish = parse_dtype(dtype), parse_quantize(quantize)
+    target, held = parse_dtype(dtype), QuantizeOptions.parse(quantize, group_size, quantize_embeddings)
     config = generator_config(max_tokens, temperature, top_k, top_p, min_p, seed, stop or (), max_kv_size)
     if adapter is not None:
         check_adapter(adapter)
@@ -93,7 +94,7 @@ def generate(
         prompt = "" if sys.stdin.isatty() else piped_prompt()
     if prompt is not None and not prompt:
         raise InferenceError.InvalidConfig(reason="there is no prompt; give one as an argument or on standard input")
-    loaded = load_with_progress(name, target, wish, group_size, quantize_embeddings)
+    loaded = load_with_progress(name, target, held)
     if adapter is not None:
         deltas = LoRAAdapter.load(adapter, loaded.model, alpha)
         print(f"{adapter}: {deltas.report()}", file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from ..training.formats.stored import StoredAdapter
 
-from .options import ALPHA, QUANTIZE
+from .options import ALPHA, Quantize
 
 app = typer.Typer(help="Show what a model, an adapter or a data set holds.", no_args_is_help=True)
 
@@ -28,7 +28,7 @@ def _console() -> Any:
 def model(
     model: Annotated[str, typer.Argument(help="Folder, .gguf file, hub id, or smollm2.")] = "smollm2",
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor with its shape.")] = False,
-    quantize: Annotated[Optional[str], typer.Option(help=QUANTIZE)] = None,  # noqa: UP045
+    quantize: Quantize = None,
 ) -> None:
     """A model's architecture, sizes and tokenizer.
 
@@ -36,9 +36,10 @@ def model(
     """
     from ..dtype import DType
     from ..models.decoder import Decoder
-    from .options import load_with_progress, parse_quantize, print_table
+    from ..models.quantize_options import QuantizeOptions
+    from .options import load_with_progress, print_table
 
-    loaded = load_with_progress(model, DType.F32, parse_quantize(quantize))
+    loaded = load_with_progress(model, DType.F32, QuantizeOptions.parse(quantize))
     config, network = loaded.model.config, loaded.model
     if not isinstance(network, Decoder):  # another library's, which names its own sizes otherwise
         print_table([("path", loaded.path), *network.facts()])
@@ -92,13 +93,14 @@ def adapter(
     Example: metal-candle inspect adapter adapter
     """
     from ..dtype import DType
+    from ..models.quantize_options import QuantizeOptions
     from ..training.adapter_files import layers_for
     from ..training.adapter_report import report_of
     from ..training.formats.recognise import read
     from .options import load_with_progress, print_table
 
     stored = read(adapter, alpha)
-    network = load_with_progress(model, DType.F32).model if model is not None else None
+    network = load_with_progress(model, DType.F32, QuantizeOptions()).model if model is not None else None
     if network is not None:
         layers_for(stored, network)
     report = report_of(stored.factors, network)

@@ -9,6 +9,7 @@ from ..dtype import DType
 from .options import load_with_progress
 
 if TYPE_CHECKING:
+    from ..models.quantize_options import QuantizeOptions
     from ..training.adapter import LoRAAdapterConfig
     from ..training.config import TrainingConfig
     from ..training.data import Example
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def planned_memory(
     model: str,
     dtype: DType,
-    quantized: tuple[Any, int | None, bool],
+    held: QuantizeOptions,
     lora: LoRAAdapterConfig,
     training: TrainingConfig,
     train: Sequence[Example],
@@ -29,6 +30,6 @@ def planned_memory(
     from ..training.memory import longest_batch, plan_memory
 
     base: Any = load_config(model)
-    if quantized[0] is not None or base.quantization is not None:
-        base = load_with_progress(model, dtype, *quantized).model
+    if held.how is not None or base.quantization is not None:
+        base = load_with_progress(model, dtype, held).model
     return plan_memory(base, lora, training, longest_batch(training, train, pad_id), dtype, what_fits=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..error import CheckpointError
-from .options import ALPHA, GROUP_SIZE, QUANTIZE
+from .options import ALPHA, QUANTIZE, GroupSize
 
 
 def merge(
@@ -21,7 +21,7 @@ def merge(
     ] = None,
     dtype: Annotated[str, typer.Option(help="f32, bf16 or f16.")] = "f32",
     quantize: Annotated[Optional[str], typer.Option(help=f"{QUANTIZE} The merged weights are held so too.")] = None,  # noqa: UP045
-    group_size: Annotated[Optional[int], typer.Option(help=GROUP_SIZE)] = None,  # noqa: UP045
+    group_size: GroupSize = None,
     alpha: Annotated[Optional[float], typer.Option(help=ALPHA)] = None,  # noqa: UP045
     overwrite: Annotated[bool, typer.Option(help="Replace what is in the output folder.")] = False,
 ) -> None:
@@ -30,13 +30,14 @@ def merge(
     Example: metal-candle merge --adapter adapter --output merged
     """
     from ..models.decoder import Decoder
+    from ..models.quantize_options import QuantizeOptions
     from ..models.save import check_target, save_model
     from ..training.adapter import LoRAAdapter
     from ..training.merge import MergeWarning, merge_adapter
     from .generate import base_model_of
-    from .options import check_adapter, load_with_progress, parse_dtype, parse_quantize
+    from .options import check_adapter, load_with_progress, parse_dtype
 
-    target, wish = parse_dtype(dtype), parse_quantize(quantize)
+    target, held = parse_dtype(dtype), QuantizeOptions.parse(quantize, group_size)
     check_adapter(adapter)
     base = model or base_model_of(adapter)
     if output.is_dir() and output.resolve() == Path(base).resolve():
@@ -44,7 +45,7 @@ def merge(
             reason=f"{output} is the model that the adapter is for, and would act twice in it; give another folder"
         )
     check_target(output, overwrite)  # before the model is loaded
-    loaded = load_with_progress(base, parse_dtype("f32"), wish, group_size)
+    loaded = load_with_progress(base, parse_dtype("f32"), held)
     deltas = LoRAAdapter.load(adapter, loaded.model, alpha)
     print(f"{adapter}: {deltas.report()}")
     with warnings.catch_warnings():

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated, Optional
 
 import typer
 
@@ -14,9 +15,9 @@ from ..dtype import DType
 from ..error import TrainingError
 from ..models.architecture import foreign_architecture
 from ..models.fetch import PACKAGED, resolve
-from ..models.load import load_model, load_tokenizer
+from ..models.load import load_held, load_tokenizer
 from ..models.loaded import LoadedModel
-from ..models.quantization import Quantize
+from ..models.quantize_options import QuantizeOptions
 from ..models.target_module import TargetModule
 from ..models.tokenizer import Tokenizer
 
@@ -98,29 +99,23 @@ def _is_foreign(model: str) -> bool:
 
 ALPHA = "Alpha of an adapter's file that does not say it, as the metal-candle crate's."
 QUANTIZE = "How weights are held: in 4 or 8 bits (or 2, 3, 5, 6), keep (packed as the file has them), or dense."
-GROUP_SIZE = "Numbers that share a scale where --quantize gives bits: 32, 64 or 128; by default 64."
-QUANTIZE_EMBEDDINGS = "Where --quantize gives bits, quantise the table of tokens and the head, too."
+Quantize = Annotated[Optional[str], typer.Option(help=QUANTIZE)]  # noqa: UP045
+GroupSize = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="Numbers that share a scale where --quantize gives bits: 32, 64 or 128; by default 64."),
+]
+QuantizeEmbeddings = Annotated[
+    bool,
+    typer.Option(
+        "--quantize-embeddings", help="Where --quantize gives bits, quantise the table of tokens and the head, too."
+    ),
+]
 
 
-def parse_quantize(text: str | None) -> Quantize:
-    """Bits, "keep" or "dense". Raises ``TrainingError.InvalidConfig``."""
-    if text is None or text == "keep" or text == "dense":
-        return text  # type: ignore[return-value]
-    if not text.isdecimal():
-        raise TrainingError.InvalidConfig(reason=f"quantize is {text!r}; takes 4, 8 (or 2, 3, 5, 6), keep or dense")
-    return int(text)
-
-
-def load_with_progress(
-    model: str,
-    dtype: DType,
-    quantize: Quantize = None,
-    group_size: int | None = None,
-    quantize_embeddings: bool = False,
-) -> LoadedModel:
+def load_with_progress(model: str, dtype: DType, options: QuantizeOptions) -> LoadedModel:
     """Load a model; a download shows its progress on a terminal and one line elsewhere, and so does what is unusual."""
     with download_progress(model) as progress:
-        loaded = load_model(model, dtype, None, progress, quantize, group_size, quantize_embeddings)
+        loaded = load_held(model, options, dtype, progress=progress)
     if loaded.note:
         print(f"{model}: {loaded.note}", file=sys.stderr, flush=True)
     return loaded

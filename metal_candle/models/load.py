@@ -27,7 +27,8 @@ from .fetch import resolve
 from .frozen import FrozenBuilder
 from .load_errors import expect_all_used, misfit_errors, model_file_errors
 from .loaded import LoadedModel
-from .quantization import Packer, Quantize, described, quantization_entry
+from .quantization import Packer, described, quantization_entry
+from .quantize_options import Quantize, QuantizeOptions
 from .tokenizer import Tokenizer
 from .weights.gguf import load_gguf, read_gguf_config
 
@@ -105,12 +106,24 @@ def load_model(
     ``MlxLmModel`` then, and ``note`` says so. ``progress(done, total)`` counts the bytes of a download. Raises kinds of
     ``ModelError``.
     """
+    tables = boolean("load_model", "quantize_embeddings", quantize_embeddings)
+    return load_held(model, QuantizeOptions(quantize, group_size, tables), dtype, device, progress)
+
+
+def load_held(
+    model: str | PathLike[str],
+    options: QuantizeOptions,
+    dtype: DTypeLike = DType.F32,
+    device: DeviceLike = None,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """``load_model``, with how weights are held as one value."""
     path = resolve(model, progress)
     target = DType.of(dtype)
     if path.is_dir() and (name := foreign_architecture(path)) is not None:
         if not has_mlx_lm():
             raise unknown_architecture(path, name, MLX_LM_EXTRA)
-        if quantize not in (None, "keep") or group_size is not None or quantize_embeddings:
+        if options.how not in (None, "keep"):
             raise ModelError.InvalidConfig(
                 reason=f"{path}: architecture {name!r} goes through mlx-lm, which keeps weights as they are stored; "
                 "quantise the folder with mlx_lm.convert -q"
@@ -118,8 +131,8 @@ def load_model(
         from .mlx_lm.load import load_mlx_lm
 
         return replace(load_mlx_lm(path, target, device, progress), name=str(model))
-    where, tables = Device.of(device), boolean("load_model", "quantize_embeddings", quantize_embeddings)
-    packer = Packer(quantize, target, where, group_size, tables)
+    where = Device.of(device)
+    packer = Packer(options, target, where)
     if path.is_dir():
         config, tokenizer = ModelConfig.from_directory(path), Tokenizer.from_directory(path)
         weights = _load_weights(path)

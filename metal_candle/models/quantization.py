@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any
 
 import mlx.core as mx
 
@@ -20,13 +20,8 @@ from ..formats.ggml_blocks import decode
 from ..graph.evaluate import on_device
 from ..nn.quantized_linear import MODES, QuantizedWeight, check_packing
 from ..tensor.eager import Tensor
+from .quantize_options import GROUP_SIZE, QuantizeOptions
 from .weights.gguf import Bytes
-
-Quantize = Union[None, int, Literal["keep", "dense"]]
-"""Bits for weights that have more; "keep": as stored; "dense": floats. ``None`` keeps MLX's and widens a GGUF's."""
-
-GROUP_SIZE = 64
-"""Numbers that share a scale where nothing else is said: MLX's default."""
 
 _PROJECTION = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\.\w+_proj\.weight")
 _TABLES = ("model.embed_tokens.weight", "lm_head.weight")
@@ -38,51 +33,37 @@ _SHOWN = 5
 class Packer:
     """Decides for each weight, while a model is loaded, whether it is quantised, kept as stored or widened to floats.
 
-    ``embeddings`` quantises the token embeddings and the head, too, where bits are given; QLoRA leaves them as they
-    are. ``widened`` names the weights whose blocks MLX has no packing for. Raises ``ModelError.InvalidConfig`` for
-    settings that do not exist or exclude each other.
+    ``widened`` names the weights whose blocks MLX has no packing for. Raises ``ModelError.InvalidConfig`` for F64 where
+    weights are to be quantised.
     """
 
-    quantize: Quantize
+    options: QuantizeOptions
     dtype: DType
     device: Device
-    group_size: int | None = None
-    embeddings: bool = False
     widened: dict[str, str] = field(default_factory=dict)
     _indivisible: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        wish = self.quantize
-        if isinstance(wish, bool) or not (wish in (None, "keep", "dense") or isinstance(wish, int)):
-            raise _invalid(f"quantize is {wish!r}; takes bits, 'keep', 'dense' or None")
-        if isinstance(wish, int):
-            try:
-                check_packing("quantize", wish, self._group())
-            except Error as error:
-                raise _invalid(str(error)) from error
-            if self.dtype is DType.F64:
-                raise _invalid("quantize: got dtype f64; takes bf16, f16 or f32")
-        elif self.group_size is not None or self.embeddings:
-            given = "group_size" if self.group_size is not None else "quantize_embeddings"
-            raise _invalid(f"{given} is for weights that are quantised while loading; takes it with quantize 4 or 8")
-
-    def _group(self) -> int:
-        return GROUP_SIZE if self.group_size is None else self.group_size
+        if self.options.bits is not None and self.dtype is DType.F64:
+            raise _invalid("quantize: got dtype f64; takes bf16, f16 or f32")
 
     def _wanted(self, name: str) -> bool:
-        return bool(_PROJECTION.fullmatch(name)) or (self.embeddings and name in _TABLES)
+        """Whether a weight is to be quantised to the wished bits."""
+        chosen = bool(_PROJECTION.fullmatch(name)) or (self.options.embeddings and name in _TABLES)
+        return self.options.bits is not None and chosen
 
     # --- GGUF ---------------------------------------------------------------------------------
 
     def from_blocks(self, name: str, rows: Bytes, kind: str) -> Any:
         """A matrix of a GGUF file: repacked without loss, quantised anew, or ``None``, which leaves it to floats."""
-        if self.quantize in (None, "dense") or not (_PROJECTION.fullmatch(name) or name in _TABLES):
+        how, bits = self.options.how, self.options.bits
+        if how in (None, "dense") or not (_PROJECTION.fullmatch(name) or name in _TABLES):
             return None
-        stays = self.quantize == "keep" or _BITS.get(kind, 32) <= int(self.quantize or 0)
+        stays = bits is None or _BITS.get(kind, 32) <= bits
         affine = repack(rows, kind) if kind in (*AFFINE, *K_AFFINE) and stays else None
         if affine is not None:
             return self._weight([mx.array(part) for part in affine[:3]], affine.bits, 32)
-        if isinstance(self.quantize, int) and self._wanted(name):
+        if self._wanted(name):
             return self._quantized(name, mx.array(decode(rows, kind)))
         if kind not in ("F32", "F16", "BF16"):
             self.widened[name] = kind
@@ -98,26 +79,25 @@ class Packer:
         stored = [name.removesuffix(".scales") for name in weights if name.endswith(".scales")]
         if stored and quantization is None:
             raise _invalid(f"{path}: {stored[0]}.scales is there, but config.json has no quantization")
-        if stored and isinstance(self.quantize, int):
+        if stored and self.options.bits is not None:
             raise _invalid(
                 f"{path} is quantised already, its config.json says so; takes quantize 'keep' or 'dense', "
-                f"not {self.quantize}"
+                f"not {self.options.bits}"
             )
-        if self.quantize == "keep" and not stored:
+        if self.options.how == "keep" and not stored:
             raise _invalid(f"{path} holds no quantised weights to keep; takes quantize 4 or 8")
         for module in stored:
             weight = self._stored(path, module, weights, quantization or {})
-            if self.quantize == "dense":
+            if self.options.how == "dense":
                 dense = weight.dequantize().mlx().astype(self.dtype.mlx_)
                 mx.eval(dense)
                 weights[f"{module}.weight"] = dense
             else:
                 weights[f"{module}.weight"] = weight
-        if isinstance(self.quantize, int):
-            for name in [name for name in weights if self._wanted(name)]:
-                made = self._quantized(name, weights[name])
-                if made is not None:
-                    weights[name] = made
+        for name in [name for name in weights if self._wanted(name)]:
+            made = self._quantized(name, weights[name])
+            if made is not None:
+                weights[name] = made
 
     def _stored(
         self, path: Path, module: str, weights: dict[str, Any], quantization: Mapping[str, Any]
@@ -153,18 +133,19 @@ class Packer:
 
     def _quantized(self, name: str, dense: mx.array) -> QuantizedWeight | None:
         """A float weight in the wished bits; ``None`` where the group does not divide its rows: ``check`` tells."""
-        assert isinstance(self.quantize, int)
-        if dense.ndim != 2 or dense.shape[1] % self._group():
+        bits, group = self.options.bits, self.options.group
+        assert bits is not None
+        if dense.ndim != 2 or dense.shape[1] % group:
             self._indivisible.append(f"{name} {tuple(dense.shape)}")
             return None
         weight = Tensor.from_mlx(dense.astype(self.dtype.mlx_), self.device)
-        return QuantizedWeight.quantize(weight, self.quantize, self._group())
+        return QuantizedWeight.quantize(weight, bits, group)
 
     def check(self) -> None:
         """Raise ``ModelError.InvalidConfig`` that names the weights which a group does not divide."""
         if self._indivisible:
             names = first_few(sorted(self._indivisible), _SHOWN)
-            raise _invalid(f"group_size {self._group()} does not divide the rows of {names}; takes 32, 64 or 128")
+            raise _invalid(f"group_size {self.options.group} does not divide the rows of {names}; takes 32, 64 or 128")
 
 
 def described(weights: Iterable[QuantizedWeight], widened: Mapping[str, str], dtype: DType) -> str:

@@ -14,6 +14,7 @@ from metal_candle.formats import safetensors
 from metal_candle.models import LoadedModel, load_model
 from metal_candle.models.decoder import Decoder
 from metal_candle.models.quantization import Packer, described
+from metal_candle.models.quantize_options import QuantizeOptions
 from metal_candle.models.save import save_model
 from metal_candle.nn.quantized_linear import QuantizedLinear, QuantizedWeight
 from metal_candle.training import LoRAAdapter, LoRAAdapterConfig, TargetModule
@@ -130,7 +131,7 @@ def test_bits_quantise_what_has_more(tiny_model_dir: ModelDir, gguf_of: Callable
 
 
 def test_what_mlx_cannot_hold_is_named() -> None:
-    packer = Packer("keep", DType.F32, Device.default())
+    packer = Packer(QuantizeOptions("keep"), DType.F32, Device.default())
     rows = np.zeros((2, 210), np.uint8)
     assert packer.from_blocks("lm_head.weight", rows, "Q6_K") is None
     assert packer.from_blocks("model.layers.0.input_layernorm.weight", rows, "F32") is None
@@ -257,6 +258,12 @@ def test_wishes_that_make_no_sense(tiny_model_dir: ModelDir, arguments: dict[str
     with pytest.raises(ModelError.InvalidConfig) as caught:
         load_model(tiny_model_dir(), **arguments)
     assert words in str(caught.value)
+
+
+def test_a_wish_is_checked_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metal_candle.models.load.resolve", lambda *given: pytest.fail("fetched"))
+    with pytest.raises(ModelError.InvalidConfig, match="got bits 7"):
+        load_model("smollm2", quantize=7)
 
 
 @pytest.mark.parametrize(
