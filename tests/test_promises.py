@@ -40,6 +40,58 @@ def lifted(x: Tensor) -> LazyTensor:
     return LazyTensor.from_tensor(x)
 
 
+# What the functions are, in NumPy's float64: eager and lazy share their code, and could be wrong alike.
+
+
+def np_softmax(x: Any, dim: int) -> Any:
+    exps = np.exp(x - x.max(dim, keepdims=True))
+    return exps / exps.sum(dim, keepdims=True)
+
+
+def np_rms_norm(x: Any, eps: float = 1e-5) -> Any:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+
+
+def np_layer_norm(x: Any, eps: float = 1e-5) -> Any:
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
+
+
+def wide(x: Tensor) -> Any:
+    return x.numpy().astype(np.float64)
+
+
+def close(got: Any, want: Any) -> None:
+    """Within float32's rounding."""
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-5, atol=1e-5)
+
+
+def np_lora(layer: LoRALayer, x: Any) -> Any:
+    return layer.config().scaling() * (x @ wide(layer.lora_a()) @ wide(layer.lora_b()))
+
+
+def calls_of_v1() -> list[tuple[Any, Any]]:
+    """Every function and tensor method of v1: what it gives, and what it is."""
+    x, alpha, beta, a, b = normal(2, 8), normal(8, seed=2), normal(8, seed=3), normal(8, 2), normal(2, 8, seed=4)
+    layer = trained(8, 8, 2)
+    n = wide(x)
+    return [
+        (compat.softmax(x, 0), np_softmax(n, 0)),
+        (compat.softmax(x, -1), np_softmax(n, -1)),
+        (compat.rms_norm(x, alpha, 1e-5), np_rms_norm(n) * wide(alpha)),
+        (compat.layer_norm(x, alpha, beta, 1e-5), np_layer_norm(n) * wide(alpha) + wide(beta)),
+        (x.softmax_stable(), np_softmax(n, -1)),
+        (x.layer_norm(1e-5), np_layer_norm(n)),
+        (x.rms_norm(1e-5), np_rms_norm(n)),
+        (x.softmax_fused(), np_softmax(n, -1)),
+        (x.rms_norm_fused(1e-5), np_rms_norm(n)),
+        (x.lora_forward_fused(a, b, 0.5), 0.5 * (n @ wide(a) @ wide(b))),
+        (x.matmul(x.t()), n @ n.T),
+        (x.add(x).mul_scalar(2.0), 4.0 * n),
+        (layer.forward(x), np_lora(layer, n)),
+    ]
+
+
 # --- lazy tensors -----------------------------------------------------------------------------
 
 
@@ -113,6 +165,7 @@ def test_s07_s08_eager_and_lazy_lora_agree(shape: tuple[int, ...], ranks: tuple[
     chained = len(ranks) == 2
     for layer in layers:
         y, z = layer.forward(eager), layer.forward_lazy(lazy)
+        close(y, np_lora(layer, wide(eager)))
         # S08's 1e-6, relative to the values: float32 keeps no more of larger ones.
         assert largest(y, z.eval()) <= 1e-6 * max(1.0, float(y.abs().flatten_all().max(0).to_scalar()))
         eager, lazy = (y, z) if chained else (eager, lazy)
@@ -121,7 +174,9 @@ def test_s07_s08_eager_and_lazy_lora_agree(shape: tuple[int, ...], ranks: tuple[
 @pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 3, 7), (2, 1, 4, 5)])
 def test_s09_s10_s12_s13_softmax_and_rms_norm_lazy_against_eager(shape: tuple[int, ...]) -> None:
     x = normal(*shape)
+    close(x.rms_norm(1e-5), np_rms_norm(wide(x)))
     for dim in range(-1, len(shape)):
+        close(x.softmax(dim), np_softmax(wide(x), dim))
         assert largest(x.softmax(dim), lifted(x).softmax(dim).eval()) < 1e-6
     assert largest(x.rms_norm(1e-5), lifted(x).rms_norm(1e-5).eval()) < 1e-6
     assert largest(compat.rms_norm(x, Tensor.ones(shape[-1]), 1e-5), x.rms_norm(1e-5)) < 1e-6
@@ -132,23 +187,14 @@ def test_s14_s16_forward_answers_in_kind_with_the_same_result() -> None:
     eager, lazy = layer.forward(x), layer.forward(lifted(x))
     assert (type(eager), type(lazy)) == (Tensor, LazyTensor)
     assert largest(eager, lazy.eval()) < 1e-6
+    close(eager, np_lora(layer, wide(x)))
 
 
-def test_s15_every_call_of_v1_is_there() -> None:
-    x, alpha = normal(2, 8), Tensor.ones(8)
+def test_s15_every_call_of_v1_gives_what_it_gave() -> None:
     assert compat.Tensor is Tensor
-    for result in (
-        compat.softmax(x, -1),
-        compat.rms_norm(x, alpha, 1e-5),
-        compat.layer_norm(x, alpha, Tensor.zeros(8), 1e-5),
-        x.softmax_stable(),
-        x.layer_norm(1e-5),
-        x.rms_norm(1e-5),
-        x.softmax_fused(),
-        x.rms_norm_fused(1e-5),
-        x.lora_forward_fused(normal(8, 2), normal(2, 8), 1.0),
-    ):
-        assert (type(result), result.shape) == (Tensor, (2, 8))
+    for result, want in calls_of_v1():
+        assert type(result) is Tensor
+        close(result, want)
 
 
 # --- the graph --------------------------------------------------------------------------------
@@ -166,18 +212,26 @@ def test_s17_s18_a_graph_in_topological_order_knows_shapes() -> None:
 
 
 def test_s19_s49_s50_executors() -> None:
-    lazy = lifted(normal(2, 3)).exp()
-    assert "AsyncExecutor" in repr(AsyncExecutor(Device.new_with_fallback(0)))
-    executed = asyncio.run(AsyncGraphExecutor(Device.Cpu).execute_tensor(lazy))
-    awaited = lifted(normal(2, 3)).exp().eval_async().wait()
-    assert largest(executed, awaited) == 0.0
+    inputs = [normal(2, 3, seed=seed) for seed in range(4)]
+    executor = AsyncExecutor(Device.new_with_fallback(0), max_in_flight=2)
+    assert re.fullmatch(r"AsyncExecutor\(device=.+\)", repr(executor))
+    close(executor.execute_operation(Operation.MulScalar(value=2.0), inputs[:1]), 2.0 * wide(inputs[0]))
+
+    async def both() -> list[tuple[Tensor, Tensor]]:
+        graphs = AsyncGraphExecutor(Device.Cpu)
+        begun = [lifted(x).exp().eval_async() for x in inputs]  # all before the first is waited for
+        return [(await graphs.execute_tensor(lifted(x).exp()), await told) for x, told in zip(inputs, begun)]
+
+    for x, results in zip(inputs, asyncio.run(both())):
+        for result in results:
+            assert type(result) is Tensor
+            close(result, np.exp(wide(x)))
 
 
 def test_s24_s30_operations_on_lazy_tensors_mix() -> None:
     a, b = normal(3, 4), normal(3, 4, seed=2)
     y = lifted(a).add(lifted(b)).matmul(lifted(b.t())).mul_scalar(2.0).softmax(-1).rms_norm(1e-5)
-    want = (a.add(b)).matmul(b.t()).mul_scalar(2.0).softmax(-1).rms_norm(1e-5)
-    assert largest(y.eval(), want) < 1e-5
+    close(y.eval(), np_rms_norm(np_softmax((wide(a) + wide(b)) @ wide(b).T * 2.0, -1)))
 
 
 def test_s31_graphs_are_rewritten() -> None:
@@ -200,14 +254,16 @@ def test_s48_an_error_names_the_operation() -> None:
 
 def test_s51_tensors_of_different_graphs_combine() -> None:
     first, second = lifted(normal(2, 3)).exp(), lifted(normal(2, 3, seed=5)).exp()
-    assert largest((first * second).eval(), (normal(2, 3) + normal(2, 3, seed=5)).exp()) < 1e-4
+    close((first * second).eval(), np.exp(wide(normal(2, 3)) + wide(normal(2, 3, seed=5))))
 
 
 def test_s46_attention_and_layer_norm_are_operations() -> None:
-    q = lifted(normal(1, 2, 4, 8))
-    scores = mc.nn.ops.sdpa(q, q, q, None, True, 8**-0.5)
-    assert isinstance(scores, LazyTensor)
-    assert scores.layer_norm(1e-5).eval().shape == (1, 2, 4, 8)
+    q, k, v = (normal(1, 2, 4, 8, seed=seed) for seed in (1, 2, 3))
+    mixed = mc.nn.ops.sdpa(lifted(q), lifted(k), lifted(v), None, True, 8**-0.5)
+    assert isinstance(mixed, LazyTensor)
+    scores = wide(q) @ wide(k).swapaxes(-1, -2) * 8**-0.5
+    want = np_softmax(np.where(np.tri(4, dtype=bool), scores, -np.inf), -1) @ wide(v)
+    close(mixed.layer_norm(1e-5).eval(), np_layer_norm(want))
 
 
 # --- features ---------------------------------------------------------------------------------
@@ -221,6 +277,8 @@ def test_s32_s33_s34_features_are_on_and_everything_of_v1_works_without() -> Non
     for off in (("graph",), ("custom-metal",), ("graph", "custom-metal")):
         with features.disabled(*off):
             assert largest(layer.forward(x), want) < 1e-6
+            for result, wanted in calls_of_v1():
+                close(result, wanted)
             loss = layer.forward(x).sqr().sum_all()
             assert loss.backward().get(layer.lora_b()) is not None
 
