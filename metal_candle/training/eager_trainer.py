@@ -23,12 +23,20 @@ Told = Union[TrainingCallback, Callable[[StepMetrics], Union[bool, None]]]
 """What is told of each step: a callback, or a function of its metrics. ``False`` ends the run."""
 
 
+_NO_USE_FOR = (
+    *("batch_size", "accumulation_steps", "max_length", "packing"),
+    *("gradient_checkpointing", "cache_limit", "eval_every", "seed"),
+)
+"""Fields of a ``TrainingConfig`` that are about texts, held-out rows, or a model that the trainer knows."""
+
+
 class Trainer(New):
     """Creates an adapter and trains it through the caller's forward function; ``AdapterTrainer`` trains on texts.
 
     ``forward_fn(input_ids)`` makes logits ``(b, t, v)`` by means of ``lora_adapter()``: after
-    ``model.apply_adapter(trainer.lora_adapter())`` it may be the model itself. Raises ``TrainingError.InvalidConfig``
-    for numbers outside their ranges, the schedule's included.
+    ``model.apply_adapter(trainer.lora_adapter())`` it may be the model itself. Of ``training_config`` it takes what the
+    crate's has, and ``max_steps``. Raises ``TrainingError.InvalidConfig`` for another setting, which only
+    ``AdapterTrainer`` follows, and for numbers outside their ranges, the schedule's included.
     """
 
     @takes(
@@ -49,6 +57,10 @@ class Trainer(New):
         at_least("Trainer", 1, hidden_size=hidden_size, intermediate_size=intermediate_size, num_layers=num_layers)
         self._config = training_config or TrainingConfig()
         self._config.validate()
+        default = TrainingConfig()
+        for name in _NO_USE_FOR:
+            if getattr(self._config, name) != getattr(default, name):
+                raise TrainingError.InvalidConfig(reason=f"Trainer has no use for {name}; AdapterTrainer has")
         self._adapter = LoRAAdapter(hidden_size, intermediate_size, num_layers, lora_config, device)
         self._optimizer = AdamW(config_of(self._config.optimizer_config), self._adapter.trainable_variables())
         self._step = TrainingStep()

@@ -233,6 +233,26 @@ def test_the_trainer_validates(settings: dict[str, Any], text: str) -> None:
         Trainer(HIDDEN, 16, 1, LoRAAdapterConfig(rank=2), TrainingConfig(**settings))
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"packing": True},
+        {"gradient_checkpointing": True},
+        {"accumulation_steps": 2},
+        {"batch_size": 8},
+        {"max_length": 64},
+        {"eval_every": 5},
+        {"cache_limit": 0},
+        {"seed": 1},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_a_setting_that_the_trainer_of_v1_has_no_use_for_is_refused(setting: dict[str, Any]) -> None:
+    (name,) = setting
+    with pytest.raises(TrainingError.InvalidConfig, match=rf"Trainer has no use for {name}; AdapterTrainer has"):
+        trainer(**setting)
+
+
 def test_the_defaults_are_the_crates() -> None:
     config = TrainingConfig()
     assert (config.num_epochs, config.max_grad_norm) == (3, 1.0)
