@@ -50,7 +50,8 @@ def layers_for(stored: StoredAdapter, model: AdaptableModel) -> dict[str, LoRALa
             raise _of_another_model(stored, reason)
     with on_device(model.device):
         widened = widened_together(stored.factors)
-    layers = {}
+    layers: dict[str, LoRALayer] = {}
+    configs: dict[tuple[int, float], LoRAConfig] = {}
     for place in places:
         if (factors := widened.get(place.path)) is None:
             continue
@@ -58,9 +59,11 @@ def layers_for(stored: StoredAdapter, model: AdaptableModel) -> dict[str, LoRALa
             reason = f"{stored.source}: the factors of {place.path} hold numbers that are not finite"
             raise CheckpointError.InvalidFormat(reason=reason)
         # alpha over rank is the scale in force, also where the file says so by another rule.
-        config = LoRAConfig(factors.rank, factors.alpha, stored.dropout, "uniform")
+        like = factors.rank, factors.alpha
+        if like not in configs:
+            configs[like] = LoRAConfig(*like, stored.dropout, "uniform")
         sizes, pair = (place.in_features, place.out_features), (factors.a, factors.b)
-        layers[place.path] = LoRALayer.for_factors(*sizes, config, model.device, pair)
+        layers[place.path] = LoRALayer.for_factors(*sizes, configs[like], model.device, pair)
     return layers
 
 

@@ -17,6 +17,7 @@ from ..device import Device, DeviceLike
 from ..dtype import DType
 from ..error import ArgumentTypeError, ArgumentValueError, ShapeMismatchError, TrainingError
 from ..error.expect import expect, integer, wrong
+from ..graph.node import Variable
 from ..graph.operations.counts import number
 from ..graph.operations.fused import AddLoRA, LoRA
 from ..graph.scopes import scoped
@@ -24,7 +25,7 @@ from ..nn import ops
 from ..nn.module import Module
 from ..scalar import hold_python_numbers
 from ..tensor.arguments import boolean, expect_tensor
-from ..tensor.eager import Tensor
+from ..tensor.eager import CellTensor, Tensor
 from ..tensor.lazy import LazyTensor
 from ..tensor.var import Var
 
@@ -120,7 +121,9 @@ class LoRALayer(Module):
                 raise ShapeMismatchError(
                     f"LoRALayer.for_factors: got {name} {array.shape} {DType.of(array.dtype)}; takes {shape} f32"
                 )
-        layer._a, layer._b = (Var.from_tensor(Tensor.from_mlx(array, where)) for array in factors)
+        mx.eval(factors)  # only the thread that recorded them can
+        device = Device.of(where)
+        layer._a, layer._b = (Var(CellTensor(Variable(array, device))) for array in factors)
         return layer
 
     def _begin(self, in_features: int, out_features: int, config: LoRAConfig) -> None:

@@ -137,7 +137,7 @@ class TrainingState:
                     reason=f"{file} has version {found} of the format; this metal-candle reads {VERSION}"
                 )
             record = parse_json_object(metadata.get("state", ""), str(file), _invalid)
-            arrays = {name: reader.array(name) for name in reader.header.tensors}
+            arrays = reader.arrays()
         except IoError as error:
             raise CheckpointError.LoadFailed(reason=str(error)) from error
         except CheckpointError:

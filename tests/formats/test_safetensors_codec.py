@@ -5,16 +5,25 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from metal_candle.error import CheckpointError, ModelError, NotFoundError, UnsupportedSafeTensorDtypeError
+from metal_candle.error import (
+    CheckpointError,
+    ModelError,
+    NotFoundError,
+    SafeTensorError,
+    UnsupportedSafeTensorDtypeError,
+)
+from metal_candle.formats import safetensors as codec
 from metal_candle.formats.safetensors import DTYPES, PT, Reader, load_file, read_header, save
 from metal_candle.formats.sharded import INDEX, load_directory
 
 import mlx.core as mx
+import numpy as np
 import pytest
 import safetensors.numpy
 
@@ -197,3 +206,28 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError.SaveFailed, match="Is a directory"):
         save(tmp_path / "folder", {"x": mx.array([1.0])})
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("together", [1, 40, 1 << 24])
+def test_all_tensors_at_once_are_those_that_are_read_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    monkeypatch.setattr(codec, "TOGETHER", together)
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{name} {shape}": mx.array(rng.integers(0, 2, shape)).astype(dtype)
+        for name, dtype in DTYPES.items()
+        if name != "F64"
+        for shape in ((3, 2), (), (0, 4), (5,))
+    }
+    save(tmp_path / "file", arrays)
+    reader = Reader(tmp_path / "file")
+    found = reader.arrays()
+    assert list(found) == list(reader.header.tensors)
+    for name, array in arrays.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        assert mx.array_equal(found[name], array)
+    last = max(reader.header.tensors, key=lambda name: reader.header.tensors[name].end)
+    os.truncate(tmp_path / "file", reader.header.tensors[last].end - 1)
+    with pytest.raises(SafeTensorError, match=f"tensor {re.escape(last)}: cut short since the file was opened"):
+        reader.arrays()

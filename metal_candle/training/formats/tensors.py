@@ -75,7 +75,8 @@ def read_pairs(file: safetensors.Reader, factor: re.Pattern[str], takes: str) ->
             raise invalid(file.source, f"{module} has lora_{there} but no lora_{lacking}; save the adapter again")
     modules = sorted(found, key=in_order)
     with reading():
-        pairs = {module: (file.array(found[module]["A"]), file.array(found[module]["B"])) for module in modules}
+        arrays = file.arrays()
+    pairs = {module: (arrays[found[module]["A"]], arrays[found[module]["B"]]) for module in modules}
     mx.eval(list(pairs.values()))  # only this thread can
     return pairs
 
