@@ -14,7 +14,7 @@ from metal_candle.tensor import in_flight, workers
 import mlx.core as mx
 import pytest
 
-LONG = 20  # seconds after which a test that waits for a thread gives up
+LONG = 120  # seconds after which a test that waits for a thread gives up
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from metal_candle import LazyTensor, Tensor, Var, nn
@@ -204,9 +204,11 @@ def test_counting_is_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a count as many times its duration pass as keeps it to a share of the time."""
     monkeypatch.setattr(module, "SHARE", 200)
     monkeypatch.setattr(module, "PAUSE", 0.5)
-    growth = Growth()
-    growth.now_and_then()
-    assert growth._next - time.monotonic() > 0.4
-    before = growth._next
-    growth.now_and_then()
-    assert growth._next == before
+    growth, clock = Growth(), iter([10.0, 10.001, 10.4, 10.6, 10.61, 12.6])
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    looks = []
+    for _ in range(4):
+        growth.now_and_then()
+        looks.append(growth._next)
+    # Half a second after a count of 1 ms, and 200 times 10 ms after one of that; between them it is not time.
+    assert looks == pytest.approx([10.501, 10.501, 12.61, 12.61])
