@@ -1,9 +1,14 @@
-"""Models for tests: the real SmolLM2, fetched once into the cache, and tiny random ones written on demand."""
+"""Random numbers and examples, the same in every run; models for tests: the real SmolLM2, fetched once into the cache,
+and tiny random ones written on demand.
+
+``pytest --hypothesis-profile=explore --random-seed=7`` draws others.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +26,15 @@ from metal_candle.models.config import ModelConfig
 from metal_candle.models.tokenizer import Tokenizer
 
 import mlx.core as mx
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A test fails because something has changed, not because of what was drawn, nor because the machine is busy: generating
+# takes how long it takes.
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fixed", settings.get_profile("explore"), database=None, derandomize=True)
+settings.load_profile("fixed")
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -29,6 +42,19 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--random-seed", type=int, default=1234, help="what every test seeds the random generators with")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Seed all generators, before any fixture draws: what a test draws depends on no other test."""
+    seed = item.config.getoption("--random-seed")
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    mx.random.seed(seed)
 
 
 @pytest.fixture(scope="session")
