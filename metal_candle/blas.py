@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ def can_be_single() -> bool:
     return _thread_calls() is not None
 
 
+def numpy_can_be_single() -> bool:
+    """Whether ``single()`` has an effect on NumPy's products."""
+    return _numpy_thread_calls() is not None
+
+
 @contextmanager
 def single() -> Iterator[None]:
     """Within the block every product in the process is computed by the thread that asks for it alone.
@@ -85,15 +91,12 @@ def single() -> Iterator[None]:
     Blocks of several threads may overlap: with the last the former number is back.
     """
     global _blocks, _before
-    calls = _thread_calls()
-    if calls is None:
-        yield
-        return
-    get, put = calls
+    calls = [each for each in (_thread_calls(), _numpy_thread_calls()) if each is not None]
     with _lock:
         if _blocks == 0:
-            _before = get()
-            put(1)
+            _before = [get() for get, _ in calls]
+            for _, put in calls:
+                put(1)
         _blocks += 1
     try:
         yield
@@ -101,12 +104,13 @@ def single() -> Iterator[None]:
         with _lock:
             _blocks -= 1
             if _blocks == 0:
-                put(_before)
+                for (_, put), count in zip(calls, _before):
+                    put(count)
 
 
 _lock = threading.Lock()
 _blocks = 0
-_before = 1
+_before: list[int] = []
 
 
 @lru_cache(maxsize=1)
@@ -115,10 +119,26 @@ def _thread_calls() -> tuple[Any, Any] | None:
     path = status().path
     if path is None:
         return None
-    library = ctypes.CDLL(None if path == Path(sys.executable) else str(path))
+    return _calls_of(ctypes.CDLL(None if path == Path(sys.executable) else str(path)))
+
+
+@lru_cache(maxsize=1)
+def _numpy_thread_calls() -> tuple[Any, Any] | None:
+    """The same for the library that NumPy multiplies with: its wheels bring their own."""
+    import numpy as np
+
+    package = "numpy._core" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core"
+    file = import_module(f"{package}._multiarray_umath").__file__
+    return None if file is None else _calls_of(ctypes.CDLL(file))
+
+
+def _calls_of(library: ctypes.CDLL) -> tuple[Any, Any] | None:
+    """The two calls of an OpenBLAS, which may also be one that ``library`` was linked with; ``None`` without one."""
     for prefix in ("openblas", "scipy_openblas"):
-        if hasattr(library, f"{prefix}_set_num_threads"):
-            return getattr(library, f"{prefix}_get_num_threads"), getattr(library, f"{prefix}_set_num_threads")
+        for suffix in ("", "64_"):
+            put = f"{prefix}_set_num_threads{suffix}"
+            if hasattr(library, put):
+                return getattr(library, put.replace("_set_", "_get_")), getattr(library, put)
     return None
 
 
