@@ -272,7 +272,8 @@ def test_adapters_act_in_the_step_and_later_changes_at_the_next_prompt(model: De
         wanted.append(model.forward(Tensor.new([piece], dtype="u32"), caches).numpy()[0, -1])
     adapted = feed_all(model, PROMPT)
     assert np.abs(adapted - plain).max() > 0.1
-    np.testing.assert_allclose(adapted, wanted, atol=1e-5)
+    # Sums in other orders. Deltas this large, of scale 8, amplify their roundings: 2e-5 at worst in 60 draws.
+    np.testing.assert_allclose(adapted, wanted, atol=1e-4)
 
 
 def test_a_dtype_numpy_lacks_runs_with_mlx(tiny_model_dir: ModelDir) -> None:
