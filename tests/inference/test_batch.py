@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from metal_candle import Tensor
 from metal_candle.error import InferenceError, InvalidIndexError, ModelError
@@ -103,6 +103,31 @@ def test_each_row_is_as_if_alone(
     found = by_row(list(BatchGenerator(model, config, adapters).stream(PROMPTS, names)), 5)
     wanted = [alone(model, ids, None if name is None else adapters[name], config) for ids, name in zip(PROMPTS, names)]
     check(found, wanted)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_packed_base_a_fixed_cache_and_adapters_of_all_formats(
+    tiny_model_dir: ModelDir, tmp_path: Path, bits: Literal[4] | None
+) -> None:
+    """Ranks that differ from module to module, as mlx-lm's format pads them and PEFT's says them in patterns."""
+    folder = tiny_model_dir(hidden_size=64, head_dim=16, eos_token_id=None, tie_word_embeddings=False)
+    model = cast(Decoder, load_model(folder, quantize=bits, group_size=None if bits is None else 32).model)
+    small, large = adapter(model, 2, 4.0, 1), adapter(model, 6, 12.0, 2)
+    layers = {path: (small, large)[i % 2].layer_at(path) for i, path in enumerate(small.paths())}
+    mixed = LoRAAdapter.of_layers(small.config(), cast(Any, layers), model.num_layers())
+    adapters = {"mixed": mixed, "small": small}
+    for format in ("peft", "mlx-lm", "metal-candle"):
+        mixed.save(tmp_path / format, format=format)
+        adapters[format] = LoRAAdapter.load(tmp_path / format, model)
+    config = GeneratorConfig(max_tokens=8, cache="fixed", max_kv_size=100, repetition_penalty=1.2, prefill_chunk=13)
+    prompts = [PROMPTS[0], PROMPTS[3], PROMPTS[3], PROMPTS[3], PROMPTS[2], PROMPTS[3]]
+    names = ["small", "mixed", "peft", "mlx-lm", None, "metal-candle"]
+    found = by_row(list(BatchGenerator(model, config, adapters).stream(prompts, names)), 6)
+    wanted = [alone(model, ids, adapters[name] if name else None, config) for ids, name in zip(prompts, names)]
+    check(found, wanted)
+    for row in (2, 3, 5):
+        check([found[row]], [found[1]])
+    assert found[1] != alone(model, prompts[1], None, config)
 
 
 def test_rows_that_end_leave_and_the_others_go_on(model: Decoder) -> None:
