@@ -7,7 +7,7 @@ from typing import Any
 
 from ..dtype import DType
 from ..error import ArgumentValueError
-from ..error.expect import expect, listed
+from ..error.expect import a, expect, listed
 from ..models.bert import BertModel, Config
 from ..models.encoder import Encoder
 from ..nn.module import Module
@@ -20,7 +20,7 @@ class SentenceEncoder(Module):
     """Ids and a mask to an embedding for each row. ``pools`` are names of ``POOLS``, whose results are joined."""
 
     def __init__(self, model: Encoder, normalize: bool, pools: Sequence[str] = ("mean",)) -> None:
-        expect("SentenceEncoder", model, Encoder, "an Encoder: a BertModel or an MPNetModel", "model")
+        expect("SentenceEncoder", model, a(Encoder, "an Encoder: a BertModel or an MPNetModel"), "model")
         self._pools = tuple(listed("SentenceEncoder", pools, f"a list of {', '.join(POOLS)}", "pools"))
         if not self._pools or any(name not in POOLS for name in self._pools):
             raise ArgumentValueError(f"SentenceEncoder: got pools {self._pools!r}; takes some of {', '.join(POOLS)}")

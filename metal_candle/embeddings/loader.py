@@ -19,7 +19,7 @@ from ..error import (
     SafeTensorError,
     UnsupportedSafeTensorDtypeError,
 )
-from ..error.expect import expect, expect_function, expect_path
+from ..error.expect import FUNCTION, PATH, a, expect, optional
 from ..error.text import shown
 from ..files import read_json_object
 from ..formats import pth
@@ -71,8 +71,8 @@ def download_model(model_type: ModelName, progress: Progress | None = None) -> P
     ``huggingface_hub``. Raises ``EmbeddingError.ModelNotFound`` and ``EmbeddingError.DownloadFailed``.
     metal-candle: ``download_model``.
     """
-    expect("download_model", model_type, (EmbeddingModelType, str, PathLike), MODEL)
-    expect_function("download_model", progress, "progress")
+    expect("download_model", model_type, a((EmbeddingModelType, str, PathLike), MODEL))
+    expect("download_model", progress, optional(FUNCTION), "progress")
     found = known_type(model_type)
     if found is None:
         path = Path(os.path.expanduser(str(model_type)))
@@ -104,7 +104,7 @@ def load_config(model_dir: str | PathLike[str]) -> EncoderConfig:
     Raises ``EmbeddingError.ModelNotFound`` without a ``config.json``, ``EmbeddingError.InvalidConfig`` for one that
     cannot be parsed or describes another network. metal-candle: ``load_config``.
     """
-    expect_path("load_config", model_dir)
+    expect("load_config", model_dir, PATH)
     file = Path(model_dir) / "config.json"
     if not os.path.isfile(file):
         raise EmbeddingError.ModelNotFound(model_id=f"config.json not found in {shown(model_dir, 300)}")
@@ -134,7 +134,7 @@ def load_weights(model_dir: str | PathLike[str], device: DeviceLike = None) -> V
 
 def read_weights(model_dir: str | PathLike[str]) -> dict[str, mx.array]:
     """The tensors of ``model.safetensors``, of its shards, or of ``pytorch_model.bin``, by name; raises alike."""
-    expect_path("load_weights", model_dir)
+    expect("load_weights", model_dir, PATH)
     folder = Path(model_dir)
     try:
         if os.path.isfile(folder / WHOLE) or os.path.isfile(folder / INDEX):

@@ -13,7 +13,7 @@ from .. import blas, settings
 from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
 from ..error import EmbeddingError, ModelError
-from ..error.expect import expect, integer, listed, wrong
+from ..error.expect import a, expect, integer, listed, wrong
 from ..models.download import Progress
 from ..models.tokenizer import Tokenizer
 from ..tensor.compiled import compile
@@ -38,9 +38,9 @@ class EmbeddingModel:
 
     def __init__(self, encoder: SentenceEncoder, tokenizer: Tokenizer, config: EmbeddingConfig) -> None:
         """``tokenizer`` cuts texts to their longest and adds the special tokens; see ``from_config``."""
-        expect("EmbeddingModel", encoder, SentenceEncoder, "a SentenceEncoder", "encoder")
-        expect("EmbeddingModel", tokenizer, Tokenizer, "a Tokenizer", "tokenizer")
-        expect("EmbeddingModel", config, EmbeddingConfig, "an EmbeddingConfig", "config")
+        expect("EmbeddingModel", encoder, a(SentenceEncoder), "encoder")
+        expect("EmbeddingModel", tokenizer, a(Tokenizer), "tokenizer")
+        expect("EmbeddingModel", config, a(EmbeddingConfig), "config")
         self.encoder, self.tokenizer, self._config = encoder, tokenizer, config
         self.device: Device = encoder.model.device
         self._pad_id = encoder.model.config.pad_token_id
@@ -73,7 +73,7 @@ class EmbeddingModel:
         Raises ``EmbeddingError.ModelNotFound``, ``DownloadFailed``, ``TokenizerFailed``, ``InvalidConfig`` and, where
         a type's files give embeddings of another length, ``DimensionMismatch``.
         """
-        expect("EmbeddingModel", config, EmbeddingConfig, "an EmbeddingConfig", "config")
+        expect("EmbeddingModel", config, a(EmbeddingConfig), "config")
         config.validate()
         folder = download_model(config.model_type, progress)
         modules = read_modules(folder)

@@ -1,11 +1,12 @@
-"""Arguments of a wrong type, told where they are given: the operation, what it got, what it takes."""
+"""What arguments may be, and the error where they are not: the operation, what it got, what it takes."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from .tensor import ArgumentTypeError, ArgumentValueError
 from .text import described
@@ -13,27 +14,60 @@ from .text import described
 C = TypeVar("C")
 
 
-def expect(op: str, given: object, kind: type[Any] | tuple[type[Any], ...], takes: str, name: str = "") -> None:
+class Kind(NamedTuple):
+    """What an argument may be: in words, and as a condition."""
+
+    takes: str
+    holds: Callable[[Any], bool]
+
+
+def a(kind: type[Any] | tuple[type[Any], ...], takes: str = "") -> Kind:
+    """An object of a class, in other words than its name where they are given: ``a(LoRAAdapter)``.
+
+    Several classes need words.
+    """
+    name = takes or getattr(kind, "__name__", "")
+    words = takes or f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
+    return Kind(words, lambda value: isinstance(value, kind))
+
+
+def optional(kind: Kind) -> Kind:
+    """``None``, or what ``kind`` takes."""
+    return Kind(f"{kind.takes} or None", lambda value: value is None or kind.holds(value))
+
+
+def _is_list(value: object) -> bool:
+    """Whether it has a length and places, as a data set of one's own has them too."""
+    sized = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    return sized and not isinstance(value, (str, bytes, Mapping))
+
+
+def list_of(kind: type, takes: str) -> Kind:
+    """Several objects of a class."""
+    return Kind(takes, lambda value: _is_list(value) and all(isinstance(each, kind) for each in value))
+
+
+INTEGER = Kind("an integer", lambda value: isinstance(value, Integral) and not isinstance(value, bool))
+COUNT = Kind("an integer from 0", lambda value: INTEGER.holds(value) and value >= 0)
+NUMBER = Kind("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool))
+FLAG = a(bool, "True or False")
+TEXT = a(str, "a text")
+PATH = a((str, PathLike), "a path")
+FUNCTION = Kind("a function", callable)
+LIST = Kind("a list", _is_list)
+DICT = a(Mapping, "a dict")
+
+
+def expect(op: str, given: object, kind: Kind, name: str = "") -> None:
     """Raise ``ArgumentTypeError`` unless ``given`` is of a kind; ``name`` says which of several arguments it is."""
-    if not isinstance(given, kind):
-        raise wrong(op, given, takes, name)
+    if not kind.holds(given):
+        raise wrong(op, given, kind.takes, name)
 
 
 def expect_config(op: str, config: C, kind: type[C]) -> C:
     """The config itself. Raises ``ArgumentTypeError`` unless it is of its kind."""
-    expect(op, config, kind, f"a {kind.__name__}", "config")
+    expect(op, config, a(kind), "config")
     return config
-
-
-def expect_path(op: str, given: object, takes: str = "a path", name: str = "") -> None:
-    """Raise ``ArgumentTypeError`` unless it is a text or a path."""
-    expect(op, given, (str, PathLike), takes, name)
-
-
-def expect_function(op: str, given: object, name: str) -> None:
-    """Raise ``ArgumentTypeError`` unless it can be called or is ``None``."""
-    if given is not None and not callable(given):
-        raise wrong(op, given, "a function or None", name)
 
 
 def listed(op: str, given: Any, takes: str, name: str = "") -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 
 from ..error import InferenceError
-from ..error.expect import expect, integer, listed, wrong
+from ..error.expect import a, expect, integer, listed, optional, wrong
 from ..models.decoder import Decoder
 from ..training.adapter import LoRAAdapter
 from ..training.registry import AdapterRegistry
@@ -157,12 +157,12 @@ class BatchGenerator:
         count = len(prompts)
         names = [None] * count if adapters is None else _for_each("adapters", adapters, "names or None", count)
         for name in names:
-            expect(_NAME, name, (str, type(None)), "a name or None", "an adapter")
+            expect(_NAME, name, optional(a(str, "a name")), "an adapter")
         own = [self._config] * count if configs is None else _for_each("configs", configs, "GeneratorConfigs", count)
         context = self._model.config.max_position_embeddings
         limit, rows = self._config.limit(context), []
         for i, (prompt, name, config) in enumerate(zip(prompts, names, own)):
-            expect(_NAME, config, GeneratorConfig, "a GeneratorConfig", "config")
+            expect(_NAME, config, a(GeneratorConfig), "config")
             _checked(config)
             ids = checked_prompt(self._model, prompt)
             expect_room(len(ids), limit, context)
@@ -181,7 +181,7 @@ class BatchGenerator:
                 there = ", ".join(map(str, names)) or "none"
                 raise InferenceError.InvalidConfig(reason=f"no adapter {name!r}; there is {there}")
             adapter: Any = known.get_adapter(name) if isinstance(known, AdapterRegistry) else known[name]
-            expect(_NAME, adapter, LoRAAdapter, "a LoRAAdapter", f"adapter {name!r}:")
+            expect(_NAME, adapter, a(LoRAAdapter), f"adapter {name!r}:")
             found[name] = adapter
         return found
 

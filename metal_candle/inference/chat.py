@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Union
 
 from ..error import InferenceError
-from ..error.expect import expect, listed
+from ..error.expect import a, expect, listed
 from ..models.loaded import LoadedModel
 from .batch import Adapters, BatchGenerator, expect_adapters
 from .config import GeneratorConfig, config_of
@@ -29,7 +29,7 @@ class TextGenerator:
     def __init__(
         self, loaded: LoadedModel, config: GeneratorConfig | None = None, adapters: Adapters | None = None
     ) -> None:
-        expect("TextGenerator", loaded, LoadedModel, "a LoadedModel, which load_model gives")
+        expect("TextGenerator", loaded, a(LoadedModel, "a LoadedModel, which load_model gives"))
         expect_adapters("TextGenerator", adapters)
         self._tokenizer, self._config = loaded.tokenizer, config_of("TextGenerator", config)
         self._model, self._adapters = loaded.model, adapters

@@ -11,7 +11,7 @@ import mlx.core as mx
 from ..constructors import New
 from ..device import Device
 from ..error import ArgumentTypeError, InferenceError, InvalidIndexError
-from ..error.expect import expect, integer, listed
+from ..error.expect import a, expect, integer, listed, optional
 from ..error.text import described as shown
 from ..models.decoder import Decoder
 from .choosing import Choosing, choosing_of
@@ -69,7 +69,7 @@ class Generator(New):
         """
         config = self._config
         expect_watchers("Generator", cancel, progress)
-        expect("Generator", prompt_cache, (PromptCache, type(None)), "a PromptCache or None", "prompt_cache")
+        expect("Generator", prompt_cache, optional(a(PromptCache)), "prompt_cache")
         ids = checked_prompt(self._model, input_ids)
         if not ids:
             return

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
-from ..error.expect import expect, expect_function
+from ..error.expect import FUNCTION, a, expect, optional
 from .workers import Worker
 
 T = TypeVar("T")
@@ -41,8 +41,8 @@ class Stopped(Exception):
 
 def expect_watchers(op: str, cancel: object, progress: object = None) -> None:
     """Raise ``ArgumentTypeError`` for a ``cancel`` that is no ``Cancellation``, a ``progress`` that is no function."""
-    expect(op, cancel, (Cancellation, type(None)), "a Cancellation or None", "cancel")
-    expect_function(op, progress, "progress")
+    expect(op, cancel, optional(a(Cancellation)), "cancel")
+    expect(op, progress, optional(FUNCTION), "progress")
 
 
 async def in_thread(

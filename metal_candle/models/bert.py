@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..error import ModelError
-from ..error.expect import expect
+from ..error.expect import a, expect
 from ..nn.embedding import embedding
 from ..nn.layer_norm import layer_norm
 from ..nn.var_builder import VarBuilder
@@ -46,7 +46,7 @@ class BertModel(Encoder):
     prefix: ClassVar = "bert."
 
     def __init__(self, config: Config, vb: VarBuilder) -> None:
-        expect("BertModel", config, Config, "a bert.Config", "config")
+        expect("BertModel", config, a(Config, "a bert.Config"), "config")
         super().__init__(config, vb)
         inner, hidden = vb.pp("embeddings"), config.hidden_size
         self.words = embedding(config.vocab_size, hidden, inner.pp("word_embeddings"))

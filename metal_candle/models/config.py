@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..error import ModelError
-from ..error.expect import expect, expect_path
+from ..error.expect import PATH, a, expect
 from ..error.text import shown
 from ..files import parse_json_object, read_json_object
 
@@ -105,13 +105,13 @@ class ModelConfig:
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
         """Read the text of a ``config.json``. Raises ``ModelError.InvalidConfig``; does not ``validate``."""
-        expect("ModelConfig", text, str, "the text of a config.json")
+        expect("ModelConfig", text, a(str, "the text of a config.json"))
         return cls.from_dict(parse_json_object(text, "config", _invalid), "config")
 
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> ModelConfig:
         """Read a ``config.json``. Raises ``ModelError.InvalidConfig``; does not ``validate``."""
-        expect_path("ModelConfig", path)
+        expect("ModelConfig", path, PATH)
         return cls.from_dict(read_json_object(path, _invalid), str(path))
 
     @classmethod
@@ -120,7 +120,7 @@ class ModelConfig:
 
         Raises ``ModelError.FileNotFound`` when the folder has none, ``ModelError.InvalidConfig`` else.
         """
-        expect_path("ModelConfig", path)
+        expect("ModelConfig", path, PATH)
         file = Path(path) / "config.json"
         if not os.path.isfile(file):
             raise ModelError.FileNotFound(path=f"{shown(file, 300)}; a Hugging Face model folder has one")
@@ -129,7 +129,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str) -> ModelConfig:
         """Read the object of a ``config.json``; ``source`` names it in errors. Does not ``validate``."""
-        expect("ModelConfig", values, dict, "the object of a config.json, a dict")
+        expect("ModelConfig", values, a(dict, "the object of a config.json, a dict"))
         values = {**_ABSENT_MEANS.get(str(values.get("model_type")), {}), **values}
         values["explicit_head_dim"] = values.get("head_dim")
         values.setdefault("torch_dtype", values.get("dtype"))  # the newer name of the same thing

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from ..error import ArgumentValueError
-from ..error.expect import expect, listed, wrong
+from ..error.expect import a, expect, listed, wrong
 from ..graph.scopes import scoped
 from ..nn import ops
 from ..nn.checkpointing import checkpoint
@@ -143,8 +143,8 @@ class Decoder(Module):
     """A causal language model. Weights have the names transformers gives them."""
 
     def __init__(self, config: ModelConfig, vb: VarBuilder) -> None:
-        expect(type(self).__name__, config, ModelConfig, "a ModelConfig", "config")
-        expect(type(self).__name__, vb, VarBuilder, "a VarBuilder", "vb")
+        expect(type(self).__name__, config, a(ModelConfig), "config")
+        expect(type(self).__name__, vb, a(VarBuilder), "vb")
         config.validate()
         self.config = config
         inner = vb.pp("model")

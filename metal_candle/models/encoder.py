@@ -17,7 +17,7 @@ import mlx.core as mx
 from ..device import DeviceLike
 from ..dtype import DTypeLike
 from ..error import ArgumentTypeError, ArgumentValueError, ModelError, ShapeMismatchError
-from ..error.expect import expect, expect_path
+from ..error.expect import PATH, a, expect
 from ..files import parse_json_object, read_json_object
 from ..nn import ops
 from ..nn.activation import Activation
@@ -64,19 +64,19 @@ class EncoderConfig:
     @classmethod
     def from_json(cls: type[C], text: str) -> C:
         """Read the text of a ``config.json``. Raises ``ModelError.InvalidConfig``; does not ``validate``."""
-        expect(cls.__name__, text, str, "the text of a config.json")
+        expect(cls.__name__, text, a(str, "the text of a config.json"))
         return cls.from_dict(parse_json_object(text, "config", _invalid), "config")
 
     @classmethod
     def from_file(cls: type[C], path: str | PathLike[str]) -> C:
         """Read a ``config.json``. Raises ``ModelError.InvalidConfig``; does not ``validate``."""
-        expect_path(cls.__name__, path)
+        expect(cls.__name__, path, PATH)
         return cls.from_dict(read_json_object(path, _invalid), str(path))
 
     @classmethod
     def from_dict(cls: type[C], values: Mapping[str, Any], source: str) -> C:
         """Read the object of a ``config.json``, unknown keys ignored; ``source`` names it in errors."""
-        expect(cls.__name__, values, Mapping, "the object of a config.json, a dict")
+        expect(cls.__name__, values, a(Mapping, "the object of a config.json, a dict"))
         given: dict[str, Any] = {}
         for item in fields(cls):
             value = values.get(item.name)
@@ -161,7 +161,7 @@ class Encoder(Module, ABC):
     """What stands before the names where a head is stored beside the encoder."""
 
     def __init__(self, config: EncoderConfig, vb: VarBuilder) -> None:
-        expect(type(self).__name__, vb, VarBuilder, "a VarBuilder", "vb")
+        expect(type(self).__name__, vb, a(VarBuilder), "vb")
         config.validate()
         self.config, self.device, self.dtype = config, vb.device(), vb.dtype()
         blocks = vb.pp("encoder.layer")

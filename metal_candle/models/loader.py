@@ -10,7 +10,7 @@ from ..constructors import New
 from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
 from ..error import ModelError, UnsupportedSafeTensorDtypeError
-from ..error.expect import expect, expect_path
+from ..error.expect import PATH, a, expect
 from ..error.text import first_few, shown
 from ..nn.weight_files import open_weights
 from ..shape import Shape, ShapeLike
@@ -66,7 +66,7 @@ class ModelLoader(New):
         Raises ``ModelError.InvalidFormat`` naming all tensors that are missing, and ``ModelError.ShapeMismatch``
         naming the first of another shape.
         """
-        expect("load_with_validation", expected, Mapping, "a dict of shapes by name", "expected")
+        expect("load_with_validation", expected, a(Mapping, "a dict of shapes by name"), "expected")
         found = self.inspect(path)
         missing = [name for name in expected if name not in found]
         if missing:
@@ -93,7 +93,7 @@ class ModelLoader(New):
 
 
 def _is_gguf(path: str | PathLike[str]) -> bool:
-    expect_path("ModelLoader", path)
+    expect("ModelLoader", path, PATH)
     return str(fspath(path)).lower().endswith(".gguf")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..error import ModelError
-from ..error.expect import expect
+from ..error.expect import a, expect
 from ..nn.embedding import embedding
 from ..nn.layer_norm import layer_norm
 from ..nn.var_builder import VarBuilder
@@ -59,7 +59,7 @@ class MPNetModel(Encoder):
     prefix: ClassVar = "mpnet."
 
     def __init__(self, config: Config, vb: VarBuilder) -> None:
-        expect("MPNetModel", config, Config, "an mpnet.Config", "config")
+        expect("MPNetModel", config, a(Config, "an mpnet.Config"), "config")
         super().__init__(config, vb)
         inner, hidden = vb.pp("embeddings"), config.hidden_size
         self._buckets, self._first = config.relative_attention_num_buckets, config.pad_token_id + 1

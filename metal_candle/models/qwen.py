@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..error import ArgumentValueError, InvalidIndexError
-from ..error.expect import expect, wrong
+from ..error.expect import a, expect, wrong
 from ..nn.kv_cache import ConcatKvCache
 from ..nn.var_builder import VarBuilder
 from ..tensor.arguments import expect_tensor
@@ -27,7 +27,7 @@ class QwenDecoderLayer(DecoderLayer):
 
     def __init__(self, config: ModelConfig, layer_idx: int, vb: VarBuilder) -> None:
         config = as_qwen(config)
-        expect("QwenDecoderLayer", vb, VarBuilder, "a VarBuilder", "vb")
+        expect("QwenDecoderLayer", vb, a(VarBuilder), "vb")
         config.validate()
         if type(layer_idx) is not int or not 0 <= layer_idx < config.num_hidden_layers:
             raise InvalidIndexError("QwenDecoderLayer", layer_idx, config.num_hidden_layers)
@@ -95,7 +95,7 @@ class Qwen(Decoder):
 
 def as_qwen(config: ModelConfig) -> ModelConfig:
     """The configuration with a Qwen's ``model_type``, and so with its biases: Qwen2's unless it says Qwen3."""
-    expect("Qwen", config, ModelConfig, "a ModelConfig", "config")
+    expect("Qwen", config, a(ModelConfig), "config")
     if config.model_type in FAMILY:
         return config
     return replace(config, model_type=FAMILY[0], architectures=[])

@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from ..dtype import DType, DTypeLike
 from ..error import CannotFindTensorError, CheckpointError, Error, UnexpectedShapeError, UnsupportedDTypeForOpError
-from ..error.expect import expect, expect_path, integer
+from ..error.expect import PATH, a, expect, integer
 from ..files import write_json, write_text
 from ..formats import safetensors, sharded
 from ..nn.quantized_linear import QuantizedWeight
@@ -61,10 +61,10 @@ def save_model(
     for an override that is no weight of the model, ``UnsupportedDTypeForOpError`` for other dtypes than F32,
     BF16 and F16.
     """
-    expect_path("save_model", directory)
-    expect("save_model", model, Decoder, "a Decoder", "model")
-    expect("save_model", tokenizer, Tokenizer, "a Tokenizer", "tokenizer")
-    expect("save_model", overrides, (Mapping, type(None)), "a dict of weights by name", "overrides")
+    expect("save_model", directory, PATH)
+    expect("save_model", model, a(Decoder), "model")
+    expect("save_model", tokenizer, a(Tokenizer), "tokenizer")
+    expect("save_model", overrides, a((Mapping, type(None)), "a dict of weights by name"), "overrides")
     shard_bytes = integer("save_model", "shard_bytes", shard_bytes, 1)
     overwrite = boolean("save_model", "overwrite", overwrite)
     target = weights_dtype("save_model", dtype)
@@ -99,7 +99,10 @@ def _weights(
         if before is None:
             raise CannotFindTensorError(name, difflib.get_close_matches(name, [*weights, *quantized], n=3))
         expect(
-            "save_model", tensor, (TensorBase, QuantizedWeight), "a tensor or a QuantizedWeight", f"override {name!r}:"
+            "save_model",
+            tensor,
+            a((TensorBase, QuantizedWeight), "a tensor or a QuantizedWeight"),
+            f"override {name!r}:",
         )
         if tensor.shape != before.shape:
             raise UnexpectedShapeError(name, before.shape, tensor.shape)

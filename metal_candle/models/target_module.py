@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from ..error.expect import expect
+from ..error.expect import a, expect
 
 
 class TargetModule(Enum):
@@ -25,7 +25,7 @@ class TargetModule(Enum):
     @staticmethod
     def from_name(s: str) -> TargetModule | None:
         """The member of that name, or ``None``."""
-        expect("TargetModule.from_name", s, str, "a name")
+        expect("TargetModule.from_name", s, a(str, "a name"))
         return next((member for member in TargetModule if member.value == s), None)
 
     @property

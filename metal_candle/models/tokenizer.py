@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 
 from ..error import InvalidIndexError, ModelError
-from ..error.expect import expect, expect_path, integer, listed, wrong
+from ..error.expect import PATH, TEXT, a, expect, integer, listed, wrong
 from ..error.text import shown
 from ..files import read_json_object, read_text, write_json, write_text
 from ..tensor.arguments import boolean
@@ -39,8 +39,8 @@ class Tokenizer:
     def __init__(
         self, tokenizer: tokenizers.Tokenizer, config: dict[str, Any], eos_token_ids: Iterable[int] = ()
     ) -> None:
-        expect("Tokenizer", tokenizer, tokenizers.Tokenizer, "a tokenizers.Tokenizer")
-        expect("Tokenizer", config, dict, "the content of tokenizer_config.json, a dict", "config")
+        expect("Tokenizer", tokenizer, a(tokenizers.Tokenizer, "a tokenizers.Tokenizer"))
+        expect("Tokenizer", config, a(dict, "the content of tokenizer_config.json, a dict"), "config")
         found = listed("Tokenizer", eos_token_ids, "token ids", "eos_token_ids")
         ends = [integer("Tokenizer", "an end token", i) for i in found]
         tokenizer.no_truncation()  # a tokenizer.json may carry the settings of somebody's last call
@@ -63,7 +63,7 @@ class Tokenizer:
         ``chat_template.jinja``, and the end tokens of ``generation_config.json`` and ``config.json``.
         Raises ``ModelError.FileNotFound`` or ``ModelError.TokenizerFailed``.
         """
-        expect_path("Tokenizer", path)
+        expect("Tokenizer", path, PATH)
         folder = Path(path)
         file = folder / "tokenizer.json"
         if not os.path.isfile(file):
@@ -115,7 +115,7 @@ class Tokenizer:
 
         Raises ``CheckpointError.SaveFailed``.
         """
-        expect_path("Tokenizer.save", directory)
+        expect("Tokenizer.save", directory, PATH)
         write_text(Path(directory) / "tokenizer.json", self._tokenizer.to_str(pretty=False))
         write_json(Path(directory) / "tokenizer_config.json", self._config)
 
@@ -147,7 +147,7 @@ class Tokenizer:
 
     def token_to_id(self, token: str) -> int | None:
         """The id of one token's text, or ``None``."""
-        expect("token_to_id", token, str, "a text")
+        expect("token_to_id", token, TEXT)
         index: int | None = self._tokenizer.token_to_id(token)
         return index
 
@@ -210,7 +210,7 @@ class Tokenizer:
 
         A byte-level vocabulary may lack some bytes, and such a tokenizer has no unknown token.
         """
-        expect("unencodable", text, str, "a text")
+        expect("unencodable", text, TEXT)
         if not self._missing_bytes:
             return []
         return [c for c in dict.fromkeys(text) if self._missing_bytes.intersection(c.encode("utf-8", "replace"))]
@@ -236,7 +236,7 @@ class Tokenizer:
             )
         turns = listed("apply_chat_template", messages, _MESSAGES, "messages")
         for turn in turns:
-            expect("apply_chat_template", turn, Mapping, _MESSAGES, "a message")
+            expect("apply_chat_template", turn, a(Mapping, _MESSAGES), "a message")
         special = {name: text or "" for name, text in self._special.items()}
         given = {**special, "add_generation_prompt": add_generation_prompt, **variables}
         return render(self.chat_template, turns, **given)
@@ -278,7 +278,7 @@ def _parse(text: str, source: str) -> tokenizers.Tokenizer:
 
 
 def _expect_unicode(text: str) -> None:
-    expect("encode", text, str, "a text")
+    expect("encode", text, TEXT)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

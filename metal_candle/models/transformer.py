@@ -11,7 +11,7 @@ from ..constructors import New
 from ..device import Device, DeviceLike
 from ..dtype import DType
 from ..error import ArgumentTypeError, ArgumentValueError, ShapeMismatchError
-from ..error.expect import expect, integer
+from ..error.expect import a, expect, integer
 from ..error.text import described
 from ..nn.rotary_emb import rope_thd
 from ..nn.var_builder import VarBuilder
@@ -64,7 +64,7 @@ class Attention(decoder.Attention):
     def __init__(
         self, hidden_size: int, num_heads: int, num_kv_heads: int, max_seq_len: int, rope_theta: float, vb: VarBuilder
     ) -> None:
-        expect("Attention", vb, VarBuilder, "a VarBuilder", "vb")
+        expect("Attention", vb, a(VarBuilder), "vb")
         config = _config(hidden_size, 1, num_heads, num_kv_heads, max_seq_len, rope_theta)
         super().__init__(config, 0, rotary.RotaryEmbedding(config, vb.dtype(), vb.device()), vb)
 
@@ -78,7 +78,7 @@ class MLP(decoder.MLP):
     """``down(silu(gate(x)) · up(x))``, ``(…, hidden)`` to the same, without biases."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, vb: VarBuilder) -> None:
-        expect("MLP", vb, VarBuilder, "a VarBuilder", "vb")
+        expect("MLP", vb, a(VarBuilder), "vb")
         super().__init__(_config(hidden_size, intermediate_size, 1, 1, 1, 10000.0, False), 0, vb)
 
 

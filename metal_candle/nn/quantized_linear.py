@@ -13,7 +13,7 @@ import mlx.core as mx
 from ..device import Device
 from ..dtype import DType, DTypeLike
 from ..error import ArgumentValueError, ShapeMismatchError
-from ..error.expect import expect
+from ..error.expect import a, expect
 from ..graph.evaluate import on_device
 from ..graph.operations.binary import Add
 from ..graph.operations.quantized import QuantizedEmbedding as QuantizedEmbeddingOperation
@@ -173,7 +173,7 @@ class QuantizedLinear(Module):
     """
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None = None) -> None:
-        expect("QuantizedLinear", weight, QuantizedWeight, "a QuantizedWeight")
+        expect("QuantizedLinear", weight, a(QuantizedWeight))
         if bias is not None:
             expect_tensor("QuantizedLinear", bias, "bias")
             if tuple(bias.shape) != (weight.shape[0],):
@@ -224,7 +224,7 @@ class QuantizedEmbedding(Module):
     """Rows of a frozen quantised table for ids: ``(…)`` to ``(…, in)`` in ``dtype``."""
 
     def __init__(self, table: QuantizedWeight, dtype: DTypeLike = DType.F32) -> None:
-        expect("QuantizedEmbedding", table, QuantizedWeight, "a QuantizedWeight")
+        expect("QuantizedEmbedding", table, a(QuantizedWeight))
         self._table, self._dtype = table, DType.of(dtype)
 
     def quantized_weight(self) -> QuantizedWeight:
@@ -253,7 +253,7 @@ def quantized_cross_entropy(hidden: T, head: QuantizedWeight, targets: TensorBas
     unpacked as a whole. The hidden states have a gradient. Raises as it does.
     """
     expect_tensor("quantized_cross_entropy", hidden, "hidden")
-    expect("quantized_cross_entropy", head, QuantizedWeight, "a QuantizedWeight", "head")
+    expect("quantized_cross_entropy", head, a(QuantizedWeight), "head")
     ids: Any = hidden._lift(targets)
     parts = [hidden._lift(part) for part in head.parts()]
     return hidden._record(QuantizedHeadCrossEntropy(*head.packing()), ids, *parts)

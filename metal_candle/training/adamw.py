@@ -9,6 +9,8 @@ from os import PathLike
 from .. import nn, safetensors
 from ..constructors import Default, New
 from ..error import TrainingError
+from ..error.expect import NUMBER, PATH, TEXT, Kind, a, optional
+from ..error.takes import takes
 from ..error.text import described, shown
 from ..graph.node import current_trace, topological_order
 from ..graph.operation import to_numpy
@@ -22,7 +24,6 @@ from ..tensor.base import TensorBase
 from ..tensor.eager import CellTensor, Tensor
 from ..tensor.grad_store import backward
 from ..tensor.var import Var
-from .arguments import NUMBER, PATH, TEXT, Kind, a, optional, takes
 
 MOMENTS = ("m", "v")
 TENSOR = a(TensorBase, "a tensor")

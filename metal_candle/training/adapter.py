@@ -10,7 +10,8 @@ from typing import Any, Literal
 from ..constructors import Default, New
 from ..device import DeviceLike
 from ..error import ModelError, ShapeMismatchError, TrainingError
-from ..error.expect import expect, integer
+from ..error.expect import DICT, FLAG, INTEGER, NUMBER, PATH, TEXT, Kind, a, expect, integer, optional
+from ..error.takes import takes
 from ..error.text import described, shown
 from ..models.adaptable import AdaptableModel
 from ..models.places import expect_sizes
@@ -21,7 +22,6 @@ from ..tensor.var import Var
 from .adapter_files import layers_for, stored_from, targets_of
 from .adapter_report import AdapterReport, report_of
 from .adapter_targets import ALL_NAMES, all_linear, refusal
-from .arguments import DICT, FLAG, INTEGER, NUMBER, PATH, TEXT, Kind, a, optional, takes
 from .formats.metal_candle import key_of, path_of
 from .formats.recognise import read, write
 from .formats.stored import Format, StoredAdapter
@@ -168,7 +168,7 @@ class LoRAAdapter(New):
 
     def layer_at(self, path: str) -> LoRALayer | None:
         """The layer at a module path, "model.layers.0.self_attn.q_proj" say, or ``None``."""
-        expect("LoRAAdapter.layer_at", path, str, "a module path")
+        expect("LoRAAdapter.layer_at", path, a(str, "a module path"))
         return self._layers.get(path)
 
     def paths(self) -> list[str]:

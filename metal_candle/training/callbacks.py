@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..error import ArgumentTypeError, TrainingError
-from ..error.expect import listed
+from ..error.expect import INTEGER, NUMBER, listed
+from ..error.takes import takes
 from ..error.text import described
-from .arguments import INTEGER, NUMBER, at_least, takes
+from .bounds import at_least
 from .events import EvalMetrics, StepMetrics
 
 

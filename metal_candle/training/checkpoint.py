@@ -18,7 +18,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..error import CheckpointError
-from ..error.expect import integer
+from ..error.expect import PATH, a, integer, optional
+from ..error.takes import takes
 from ..error.text import described, first_few, shown
 from ..files import parse_json_object
 from ..formats import safetensors
@@ -29,7 +30,6 @@ from ..tensor.base import TensorBase
 from ..tensor.var import Var
 from .adapter import LoRAAdapter
 from .adapter_files import stored_from
-from .arguments import PATH, a, optional, takes
 from .formats import metal_candle
 from .formats.stored import Factors
 from .formats.tensors import invalid, open_tensors, reading

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from ..constructors import Default
 from ..error import TrainingError
+from ..error.expect import FLAG, INTEGER, NUMBER, Kind, a, optional
 from ..error.text import described
 from ..nn.optim import ParamsAdamW
 from ..scalar import hold_python_numbers
 from .adamw import AdamWConfig
-from .arguments import FLAG, INTEGER, NUMBER, Kind, a, optional
 from .schedule import LRScheduler
 
 MAY_CHANGE = ("num_epochs", "max_steps", "eval_every", "cache_limit")

@@ -8,9 +8,10 @@ from itertools import pairwise
 from os import PathLike
 from typing import Any
 
-from ..error.expect import listed
+from ..error.expect import INTEGER, LIST, NUMBER, PATH, TEXT, Kind, expect, list_of, listed
+from ..error.takes import takes
 from ..files import write_atomically
-from .arguments import INTEGER, LIST, NUMBER, PATH, TEXT, Kind, at_least, list_of, takes
+from .bounds import at_least
 from .metrics import HELD_OUT, TRAINING, Record
 
 RECORDS = list_of(Mapping, "a list of records, as read_metrics gives")
@@ -20,7 +21,7 @@ RECORDS = list_of(Mapping, "a list of records, as read_metrics gives")
 def loss_series(records: Iterable[Record], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of one measured loss, ``loss`` or ``held_out_loss``, where it is a number."""
     every = listed("loss_series", records, RECORDS.takes)
-    RECORDS.expect("loss_series", "records", every)
+    expect("loss_series", every, RECORDS, "records")
     points = [(record["step"], record[name]) for record in every if _measured(record, name)]
     return [step for step, _ in points], [value for _, value in points]
 

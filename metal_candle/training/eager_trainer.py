@@ -8,12 +8,13 @@ from typing import Any, Union
 from ..constructors import New
 from ..device import DeviceLike
 from ..error import ArgumentTypeError, TrainingError
-from ..error.expect import listed
+from ..error.expect import FUNCTION, INTEGER, a, listed, optional
+from ..error.takes import takes
 from ..error.text import described
 from ..tensor.base import TensorBase
 from .adamw import AdamW, config_of
 from .adapter import LoRAAdapter, LoRAAdapterConfig
-from .arguments import FUNCTION, INTEGER, a, at_least, optional, takes
+from .bounds import at_least
 from .callbacks import Callbacks, TrainingCallback
 from .config import TrainingConfig
 from .events import StepMetrics

@@ -16,7 +16,7 @@ from ..constructors import Default
 from ..device import Device, DeviceLike
 from ..dtype import DType
 from ..error import ArgumentTypeError, ArgumentValueError, ShapeMismatchError, TrainingError
-from ..error.expect import expect, integer, wrong
+from ..error.expect import a, expect, integer, wrong
 from ..graph.node import Variable
 from ..graph.operations.counts import number
 from ..graph.operations.fused import AddLoRA, LoRA
@@ -128,7 +128,7 @@ class LoRALayer(Module):
 
     def _begin(self, in_features: int, out_features: int, config: LoRAConfig) -> None:
         op = type(self).__name__
-        expect(op, config, LoRAConfig, "a LoRAConfig", "config")
+        expect(op, config, a(LoRAConfig), "config")
         config.validate()
         self._config = config
         self._in = integer(op, "in_features", in_features, 1)
@@ -144,7 +144,7 @@ class LoRALayer(Module):
     @features.method("graph", instead="forward")
     def forward_lazy(self, xs: LazyTensor) -> LazyTensor:
         """``forward`` on a lazy tensor. Raises ``TypeError`` for an eager one."""
-        expect("forward_lazy", xs, LazyTensor, "a LazyTensor, LazyTensor.from_tensor lifts")
+        expect("forward_lazy", xs, a(LazyTensor, "a LazyTensor, LazyTensor.from_tensor lifts"))
         lifted: LazyTensor = self.forward(xs)
         return lifted
 

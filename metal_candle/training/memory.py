@@ -22,6 +22,8 @@ import numpy as np
 from ..device import Device
 from ..dtype import DType, DTypeLike
 from ..error import TrainingError
+from ..error.expect import FLAG, INTEGER, Kind, a, optional
+from ..error.takes import takes
 from ..graph.operations.random import next_key
 from ..models.adaptable import AdaptableModel, RecomputableModel
 from ..models.config import ModelConfig
@@ -37,8 +39,8 @@ from ..tensor.memory import device_memory
 from ..tensor.program import trace
 from .adapter import LoRAAdapter, LoRAAdapterConfig
 from .allocation import Usage, usage
-from .arguments import FLAG, INTEGER, Kind, a, at_least, optional, takes
 from .batch_loss import targets_of
+from .bounds import at_least
 from .config import TrainingConfig
 from .data.batching import Batch
 from .data.tokenizing import EXAMPLES, Example

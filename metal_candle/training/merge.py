@@ -10,12 +10,13 @@ from typing import Union
 import mlx.core as mx
 
 from ..dtype import DType, DTypeLike
+from ..error.expect import INTEGER, a
+from ..error.takes import takes
 from ..models.adaptable import MergeableModel
 from ..models.save import weights_dtype
 from ..nn.quantized_linear import QuantizedWeight
 from ..tensor.eager import Tensor
 from .adapter import LoRAAdapter, expect_fits
-from .arguments import INTEGER, a, takes
 from .requantize import requantized
 
 NOTABLE = 0.25

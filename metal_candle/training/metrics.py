@@ -15,8 +15,10 @@ from types import TracebackType
 from typing import IO, Any
 
 from ..error import ArgumentTypeError, CheckpointError, Error
-from ..files import parse_json_object
-from .arguments import DICT, FLAG, FUNCTION, PATH, optional, takes
+from ..error.expect import DICT, FLAG, FUNCTION, PATH, expect, optional
+from ..error.takes import takes
+from ..error.text import shown
+from ..files import parse_json_object, read_text
 from .callbacks import TrainingCallback
 from .events import EvalMetrics, StepMetrics
 from .position import Position
@@ -134,7 +136,7 @@ class MetricsLog(TrainingCallback):
 
     def _more(self) -> Mapping[str, Any]:
         more = {} if self._extra is None else self._extra()
-        DICT.expect("MetricsLog", "from extra", more)
+        expect("MetricsLog", more, DICT, "from extra")
         return more
 
     def _reopen(self) -> None:
@@ -145,11 +147,12 @@ class MetricsLog(TrainingCallback):
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return self.path.open(mode, encoding="utf-8")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: no file can have this name
             raise self._failed(error) from error
 
-    def _failed(self, error: OSError) -> CheckpointError:
-        return CheckpointError.SaveFailed(reason=f"{self.path}: {error.strerror or error}")
+    def _failed(self, error: OSError | ValueError) -> CheckpointError:
+        reason = getattr(error, "strerror", None) or error
+        return CheckpointError.SaveFailed(reason=f"{shown(self.path, 300)}: {reason}")
 
 
 def _belongs(line: bytes, position: Position) -> int | None:
@@ -180,10 +183,7 @@ def read_metrics(path: str | PathLike[str]) -> list[dict[str, Any]]:
 
     Raises ``CheckpointError.LoadFailed`` for a file that cannot be read or a broken line before the last.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError.LoadFailed(reason=f"{path}: {error}") from error
+    lines = read_text(path, _broken).split("\n")
     records = []
     for number, line in enumerate(lines, start=1):
         if not line:

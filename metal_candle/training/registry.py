@@ -6,10 +6,11 @@ from os import PathLike
 
 from ..constructors import Default, New
 from ..error import TrainingError
+from ..error.expect import TEXT, a, optional
+from ..error.takes import takes
 from ..error.text import shown
 from ..models.adaptable import ActingModel, ApplyAdapter
 from .adapter import LoRAAdapter
-from .arguments import TEXT, a, optional, takes
 from .checkpoint import load_checkpoint
 
 

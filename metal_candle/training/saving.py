@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..error import CheckpointError, TrainingError
+from ..error.expect import DICT, INTEGER, PATH, TEXT, optional
+from ..error.takes import takes
 from ..files import remove_leftovers
-from .arguments import DICT, INTEGER, PATH, TEXT, at_least, optional, takes
+from .bounds import at_least
 from .callbacks import TrainingCallback
 from .events import EvalMetrics, StepMetrics
 from .position import Position

@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from ..error import TrainingError
+from ..error.expect import COUNT, INTEGER, NUMBER, Kind, expect
+from ..error.takes import takes
 from ..scalar import hold_python_numbers
-from .arguments import COUNT, INTEGER, NUMBER, Kind, takes
 
 _KINDS: dict[Any, Kind] = {"int": INTEGER, "float": NUMBER}
 """What a schedule's field may be, by its annotation."""
@@ -39,7 +40,7 @@ class LRScheduler:
         hold_python_numbers(self)
         for each in fields(self):
             if each.type in _KINDS:
-                _KINDS[each.type].expect(type(self).__name__, each.name, getattr(self, each.name))
+                expect(type(self).__name__, getattr(self, each.name), _KINDS[each.type], each.name)
 
     @takes(step=COUNT)
     def get_lr(self, step: int) -> float:

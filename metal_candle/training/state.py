@@ -13,6 +13,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..error import CheckpointError, Error, IoError, TrainingError
+from ..error.expect import PATH, Kind, a
+from ..error.takes import takes
 from ..error.text import first_few
 from ..files import parse_json_object
 from ..formats import safetensors
@@ -20,7 +22,6 @@ from ..models.adaptable import AdaptableModel
 from ..tensor.eager import Tensor
 from ..tensor.var import Var
 from .adapter import MODEL, LoRAAdapter, LoRAAdapterConfig
-from .arguments import PATH, Kind, a, takes
 from .config import TrainingConfig
 from .fingerprint import DataFingerprint, ModelFingerprint, RowsFingerprint
 from .lora import LoRAConfig, LoRALayer

@@ -11,13 +11,14 @@ from typing import Any
 from ..constructors import Default, New
 from ..dtype import DType
 from ..error import ArgumentTypeError, TrainingError
+from ..error.expect import FUNCTION, NUMBER, a, optional
+from ..error.takes import takes
 from ..error.text import described
 from ..graph.operation import to_numpy
 from ..nn.optim import global_norm
 from ..tensor.base import TensorBase
 from .adamw import AdamW
 from .adapter import LoRAAdapter
-from .arguments import FUNCTION, NUMBER, a, optional, takes
 from .events import StepMetrics
 from .losses import cross_entropy_loss
 

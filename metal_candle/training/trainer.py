@@ -15,13 +15,14 @@ from typing import Any
 import mlx.core as mx
 
 from ..error import TrainingError
+from ..error.expect import DICT, FUNCTION, INTEGER, a, list_of, optional
+from ..error.takes import takes
 from ..error.text import described
 from ..models.adaptable import AdaptableModel
 from ..nn.optim import AdamW
 from ..tensor.cache_limit import bounded_cache
 from ..tensor.eager import Tensor
 from .adapter import MODEL, LoRAAdapter
-from .arguments import DICT, FUNCTION, INTEGER, a, list_of, optional, takes
 from .batch_loss import check_packable
 from .callbacks import Callbacks, TrainingCallback
 from .config import MAY_CHANGE, TrainingConfig

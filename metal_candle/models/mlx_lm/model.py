@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from ...device import Device, DeviceLike
 from ...dtype import DType
 from ...error import ModelError
-from ...error.expect import expect, integer, listed, wrong
+from ...error.expect import a, expect, integer, listed, wrong
 from ...graph.evaluate import on_device
 from ...graph.operations.mlx_function import MlxFunction, MlxLoss
 from ...graph.operations.random import random_key
@@ -49,7 +49,7 @@ class MlxLmModel(Module):
             raise ModelError.InvalidConfig(
                 reason=f"MlxLmModel: got {type(model).__name__}; takes a model of mlx-lm, an mlx.nn.Module"
             )
-        expect("MlxLmModel", config, (Mapping, type(None)), "the object of a config.json", "config")
+        expect("MlxLmModel", config, a((Mapping, type(None)), "the object of a config.json"), "config")
         self.device = Device.default() if device is None else Device.of(device)
         self.module, self.tokenizer = model, tokenizer
         self._blocks = block_paths(model)
@@ -122,7 +122,7 @@ class MlxLmModel(Module):
 
     def refused_target(self, name: str) -> str | None:
         """Why a name, or the end of a path, cannot be adapted everywhere it occurs; ``None`` where it can."""
-        expect("refused_target", name, str, "a name")
+        expect("refused_target", name, a(str, "a name"))
         found = [path for path in self._others if path == name or path.endswith(f".{name}")]
         if not found:
             return None

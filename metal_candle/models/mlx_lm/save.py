@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from ...dtype import DType, DTypeLike
 from ...error import CannotFindTensorError, ModelError, UnexpectedShapeError
-from ...error.expect import expect, expect_path
+from ...error.expect import PATH, a, expect
 from ...error.text import described
 from ...formats import sharded
 from ...nn.quantized_linear import QuantizedWeight
@@ -45,8 +45,8 @@ def save_mlx_lm(
 
     Raises as ``save_model``, and ``ModelError.InvalidConfig`` for what ``load_mlx_lm`` did not load.
     """
-    expect_path("save_mlx_lm", directory)
-    expect("save_mlx_lm", loaded, LoadedModel, "what load_mlx_lm gives", "loaded")
+    expect("save_mlx_lm", directory, PATH)
+    expect("save_mlx_lm", loaded, a(LoadedModel, "what load_mlx_lm gives"), "loaded")
     model = loaded.model
     if not isinstance(model, MlxLmModel) or not model.config.values:
         raise ModelError.InvalidConfig(reason=f"save_mlx_lm: got {described(model)}; takes what load_mlx_lm gives")

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...error import TrainingError
-from ..arguments import INTEGER, NUMBER, at_least, takes
+from ...error.expect import INTEGER, NUMBER
+from ...error.takes import takes
+from ..bounds import at_least
 from .shapes import rounded_length
 from .tokenizing import EXAMPLES, Example
 

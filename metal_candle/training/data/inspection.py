@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..arguments import a, at_least, takes
+from ...error.expect import a
+from ...error.takes import takes
+from ..bounds import at_least
 from .tokenizing import EXAMPLES, TOKENIZER, Example, Tokenizer
 
 if TYPE_CHECKING:

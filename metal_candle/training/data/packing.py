@@ -19,7 +19,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import INTEGER, at_least, list_of, takes
+from ...error.expect import INTEGER, list_of
+from ...error.takes import takes
+from ..bounds import at_least
 from .batching import EPOCH, WINDOW, Batch
 from .tokenizing import EXAMPLES, Example
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from ...error import DataError
-from ..arguments import PATH, takes
+from ...error.expect import PATH
+from ...error.takes import takes
 
 FORMS = (("text",), ("prompt", "completion"), ("messages",))
 ROLES = ("system", "user", "assistant", "tool")
@@ -91,8 +92,9 @@ def read_rows(path: str | Path) -> list[Row]:
         data = path.read_bytes()
     except FileNotFoundError:
         raise DataError.InvalidFile(path=path, reason="no such file") from None
-    except OSError as error:
-        raise DataError.InvalidFile(path=path, reason=f"cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
+        reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise DataError.InvalidFile(path=path, reason=reason) from error
     rows = [_row(path, line, text) for line, text in _lines(path, data)]
     if not rows:
         raise DataError.InvalidFile(path=path, reason=f"has no rows; each line takes {ACCEPTED}")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...error import DataError
-from ..arguments import PATH, TEXT, takes
+from ...error.expect import PATH, TEXT
+from ...error.takes import takes
 
 PACKAGED = ("field-guide",)
 
@@ -38,6 +39,8 @@ def find_data(source: str | Path) -> DataFiles:
 
     Raises ``DataError.InvalidFile`` if there is nothing of that name or the directory lacks ``train.jsonl``.
     """
+    if source == "":  # of which Path makes the current folder
+        raise DataError.InvalidFile(path="''", reason=f"the name is empty; takes a file, a directory or {_names()}")
     path = Path(source)
     if not path.exists():
         if str(source) not in PACKAGED:

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 from ...error import DataError, ModelError, TrainingError
-from ..arguments import FLAG, INTEGER, LIST, Kind, list_of, takes
+from ...error.expect import FLAG, INTEGER, LIST, Kind, expect, list_of
+from ...error.takes import takes
 from .reading import Completion, Conversation, Message, Row, Text
 
 TooLong: TypeAlias = Literal["error", "truncate", "skip"]
@@ -63,7 +64,7 @@ class Example:
 
     def __post_init__(self) -> None:
         for name in ("tokens", "targets"):
-            LIST.expect("Example", name, getattr(self, name))
+            expect("Example", getattr(self, name), LIST, name)
         if len(self.tokens) < 2 or len(self.tokens) != len(self.targets):
             reason = f"{len(self.tokens)} tokens and {len(self.targets)} targets; takes two or more, as many of both"
             raise DataError.InvalidLine(path=self.path, line=self.line, reason=reason)

@@ -15,12 +15,13 @@ import mlx.core as mx
 import numpy as np
 
 from ...error import CheckpointError
+from ...error.expect import FLAG, PATH, TEXT, a
+from ...error.takes import takes
 from ...formats.ggml_encode import encode
 from ...formats.gguf_value import Value
 from ...formats.gguf_writer import Entry, write_gguf
 from ...models.config import ModelConfig
 from ...models.weights.gguf import ARCHITECTURES, gguf_name, permute
-from ..arguments import FLAG, PATH, TEXT, a, takes
 from .stored import STORED, Factors, StoredAdapter, block_of
 from .tensors import invalid
 from .uniform import with_one_scale

@@ -17,11 +17,12 @@ from typing import Any
 
 import mlx.core as mx
 
+from ...error.expect import DICT, NUMBER, PATH, Kind, optional
+from ...error.takes import takes
 from ...files import parse_json_object
 from ...formats import safetensors
 from ...formats.safetensors import Reader
 from ...models.target_module import TargetModule
-from ..arguments import DICT, NUMBER, PATH, Kind, optional, takes
 from .stored import STORED, Factors, Format, StoredAdapter
 from .tensors import a_dropout, a_factor, a_rank, invalid, layers_or_none, names_or_none, open_tensors, read_pairs
 

@@ -11,10 +11,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ...error.expect import FLAG, INTEGER, PATH, optional
+from ...error.takes import takes
 from ...files import read_json_object
 from ...formats.safetensors import Reader
 from ...models.target_module import TargetModule
-from ..arguments import FLAG, INTEGER, PATH, optional, takes
 from .folder import CONFIG, check_agreement, plain_number, save_folder
 from .stored import STORED, Factors, Format, Pair, StoredAdapter, block_of
 from .tensors import (

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from ...error.expect import PATH
+from ...error.takes import takes
 from ...formats import safetensors
 from ...formats.safetensors import Reader
-from ..arguments import PATH, takes
 from .folder import CONFIG, save_folder
 from .peft_config import PeftConfig, config_of
 from .stored import STORED, Factors, Format, Pair, StoredAdapter

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
+from ...error.expect import FLAG, INTEGER, NUMBER, PATH, optional
+from ...error.takes import takes
 from ...files import read_json_object
 from ...formats.safetensors import Header, Reader
-from ..arguments import FLAG, INTEGER, NUMBER, PATH, optional, takes
 from . import metal_candle, mlx_lm, peft
 from .folder import CONFIG
 from .stored import STORED, Format, StoredAdapter, block_of, ends_with

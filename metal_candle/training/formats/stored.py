@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 
 from ...error import CheckpointError
+from ...error.expect import a
 from ...error.text import described
-from ..arguments import a
 
 
 class Format(Enum):

@@ -12,9 +12,9 @@ from typing import Any
 import mlx.core as mx
 
 from ...error import CheckpointError, Error
+from ...error.expect import a, optional
 from ...error.text import shown
 from ...formats import safetensors
-from ..arguments import a, optional
 from .stored import Pair, in_order
 
 FLOATS = ("F32", "BF16", "F16")
