@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def runtime() -> Path:
 
 
 def _build(path: Path, arguments: list[str], texts: dict[str, str]) -> Path:
-    if path.exists():
+    with suppress(FileNotFoundError, NotADirectoryError):  # not built yet; or just removed by another process
         os.utime(path)
         return path
     kept_folder()

@@ -6,10 +6,11 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import mlx.core as mx
 import pytest
-from emulator import Emulator, Fault, available
+from emulator import Emulator, Fault, available, native
 from given import Given, how
 
 pytestmark = pytest.mark.skipif(not available()[0], reason=available()[1])
@@ -69,29 +70,37 @@ def test_patience_ends(name: str, checked: bool) -> None:
 
 
 @pytest.fixture
-def interrupt() -> Iterator[None]:
-    """SIGINT to the process after the launch has begun."""
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Timer]:
+    """SIGINT to the process after the first launch has begun."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
-    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    yield
+    timer, launch = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)), native.launch
+
+    def first(*arguments: Any) -> Any:
+        monkeypatch.setattr(native, "launch", launch)
+        timer.start()
+        return launch(*arguments)
+
+    monkeypatch.setattr(native, "launch", first)
+    yield timer
     timer.join()
     signal.signal(signal.SIGINT, before)
 
 
 @ways
-def test_the_user_ends_it(name: str, checked: bool, interrupt: None) -> None:
+@pytest.mark.usefixtures("interrupt")
+def test_the_user_ends_it(name: str, checked: bool) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(BODIES[name], 300, checked)
     assert_usable(checked)
 
 
-def test_a_handler_that_returns_lets_it_go_on(interrupt: None) -> None:
+def test_a_handler_that_returns_lets_it_go_on(interrupt: threading.Timer) -> None:
     came: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     try:
         with pytest.raises(Fault):
             run(BODIES["alone"], 0.6)
+        interrupt.join()  # it comes before the handler goes, however late
     finally:
         signal.signal(signal.SIGINT, before)
     assert came == [signal.SIGINT]
