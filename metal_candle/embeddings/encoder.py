@@ -21,21 +21,21 @@ class SentenceEncoder(Module):
 
     def __init__(self, model: Encoder, normalize: bool, pools: Sequence[str] = ("mean",)) -> None:
         expect("SentenceEncoder", model, a(Encoder, "an Encoder: a BertModel or an MPNetModel"), "model")
-        self._pools = tuple(listed("SentenceEncoder", pools, f"a list of {', '.join(POOLS)}", "pools"))
-        if not self._pools or any(name not in POOLS for name in self._pools):
-            raise ArgumentValueError(f"SentenceEncoder: got pools {self._pools!r}; takes some of {', '.join(POOLS)}")
-        self.model, self._normalize = model, boolean("SentenceEncoder", "normalize", normalize)
+        self.pools = tuple(listed("SentenceEncoder", pools, f"a list of {', '.join(POOLS)}", "pools"))
+        if not self.pools or any(name not in POOLS for name in self.pools):
+            raise ArgumentValueError(f"SentenceEncoder: got pools {self.pools!r}; takes some of {', '.join(POOLS)}")
+        self.model, self.normalizes = model, boolean("SentenceEncoder", "normalize", normalize)
 
     def dimension(self) -> int:
         """The length of an embedding."""
-        return self.model.config.hidden_size * len(self._pools)
+        return self.model.config.hidden_size * len(self.pools)
 
     def encode(self, input_ids: Any, attention_mask: Any) -> Any:
         """Embeddings ``(b, dimension)`` in F32 of ids and mask ``(b, t)``; padding is on the right and not seen."""
         hidden = self.model.forward(input_ids, None, attention_mask).to_dtype(DType.F32)
-        pooled = [POOLS[name](hidden, attention_mask) for name in self._pools]
+        pooled = [POOLS[name](hidden, attention_mask) for name in self.pools]
         joined = pooled[0] if len(pooled) == 1 else type(hidden).cat(pooled, 1)
-        return normalize(joined) if self._normalize else joined
+        return normalize(joined) if self.normalizes else joined
 
     def forward(self, xs: Any, attention_mask: Any = None) -> Any:
         """``encode``; without a mask all are tokens."""

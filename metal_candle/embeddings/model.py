@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ..models.download import Progress
 from ..models.tokenizer import Tokenizer
 from ..tensor.compiled import compile
 from ..tensor.eager import Tensor
-from . import cores
+from . import cores, host
 from .config import EmbeddingConfig, EmbeddingModelType, ModelName
 from .encoder import SentenceEncoder
 from .loader import download_model, known_type, load_encoder
@@ -27,8 +27,9 @@ from .modules import read_modules
 STEP = 4
 """Batches are padded to a multiple of so many tokens, so that few shapes occur: each is traced once."""
 FEWEST_TOKENS, MOST_TOKENS = 64, 256
-"""Of a batch on the CPU. Measured with all-MiniLM-L6-v2 on one thread of an x86-64 core, microseconds a token: of 64
-tokens 544, 128 430, 256 400, 512 390, 2048 440. And 64 sentences took least in batches of 256."""
+"""Of a batch on the CPU. Measured with all-MiniLM-L6-v2 on one thread of an x86-64 core, microseconds a token by NumPy
+and by MLX: of 64 tokens 467 and 544, 128 393 and 430, 256 367 and 400, 512 355 and 390, 2048 352 and 440. Of larger
+ones some core has none at the end."""
 MOST_PLANS = 256
 """How many shapes of batches keep a compiled plan. A length comes with one number of rows, and fewer at the end."""
 
@@ -109,7 +110,7 @@ class EmbeddingModel:
         batch_size = integer("encode", "batch_size", batch_size, 1)
         ids = self._ids(texts)
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-        parts = self._computed(self._batches([ids[i] for i in order], batch_size))
+        parts = self._computed([ids[i] for i in order], batch_size)
         places = np.empty(len(order), np.uint32)
         places[order] = np.arange(len(order), dtype=np.uint32)
         found: Tensor = Tensor.cat(parts, 0).index_select(Tensor.from_numpy(places, self.device), 0)
@@ -127,24 +128,11 @@ class EmbeddingModel:
         except ModelError.TokenizationFailed as error:
             raise EmbeddingError.TokenizationFailed(reason=error.reason) from error
 
-    def _batches(self, rows: list[list[int]], batch_size: int) -> list[list[list[int]]]:
-        """The rows, the longest first, in batches; on the CPU of about equal work, some for each core if they are many.
-
-        There a hundred tokens are computed about as fast as thousands, and the fewer rows, the less padding.
-        """
-        most = math.inf
-        if self.device.is_cpu():
-            total = sum(map(self._padded, rows))
-            most = min(max(-(-total // cores.count()), FEWEST_TOKENS), MOST_TOKENS)
-        batches, begin = [], 0
-        while begin < len(rows):
-            end = begin + int(min(batch_size, max(most // self._padded(rows[begin]), 1)))
-            batches.append(rows[begin:end])
-            begin = end
-        return batches
-
-    def _computed(self, batches: list[list[list[int]]]) -> list[Tensor]:
-        """The embeddings of each batch, on all cores at once where that is possible."""
+    def _computed(self, rows: list[list[int]], batch_size: int) -> list[Tensor]:
+        """The embeddings of the rows, the longest first, by batches: on all cores at once where that is possible."""
+        refused = host.refusal(self.encoder)
+        compute = self._by_numpy(len(rows[0])) if refused is None else self._by_mlx
+        batches = self._batches(rows, batch_size, len if refused is None else self._padded)
         alone = ""
         if len(batches) == 1:
             alone = "there is one"
@@ -152,18 +140,39 @@ class EmbeddingModel:
             alone = "they are not on the CPU"
         elif cores.count() == 1:
             alone = "there is one core"
-        elif not blas.can_be_single():
+        elif not (blas.can_be_single() if refused else blas.numpy_can_be_single()):
             alone = "the BLAS takes no number of threads"
         if "graph" in settings.DEBUG.words:
+            way = f"by MLX, as {refused}" if refused else "by NumPy"
             how = f"one after the other, as {alone}" if alone else "on all cores at once"
-            settings.log("graph", "%d batches of texts: %s", len(batches), how)
+            settings.log("graph", "%d batches of texts %s; %s", len(batches), way, how)
         # Each waits for its values, or the states of all would be held at once.
-        return [self._batch(rows) for rows in batches] if alone else cores.on_all_cores(self._batch, batches)
+        return [compute(each) for each in batches] if alone else cores.on_all_cores(compute, batches)
 
-    def _padded(self, row: list[int]) -> int:
-        return min(-(-len(row) // STEP) * STEP, self._config.max_seq_length)
+    def _batches(
+        self, rows: list[list[int]], batch_size: int, size: Callable[[list[int]], int]
+    ) -> list[list[list[int]]]:
+        """The rows, the longest first, in batches; on the CPU of about equal work, some for each core if they are many.
 
-    def _batch(self, rows: list[list[int]]) -> Tensor:
+        There a few hundred tokens are computed about as fast as thousands, and the fewer rows, the less padding.
+        ``size`` says how many tokens are computed for a row, if it is the longest of its batch.
+        """
+        most = math.inf
+        if self.device.is_cpu():
+            total = sum(map(size, rows))
+            most = min(max(-(-total // cores.count()), FEWEST_TOKENS), MOST_TOKENS)
+        batches, begin = [], 0
+        while begin < len(rows):
+            end = begin + int(min(batch_size, max(most // max(size(rows[begin]), 1), 1)))
+            batches.append(rows[begin:end])
+            begin = end
+        return batches
+
+    def _by_numpy(self, longest: int) -> Callable[[list[list[int]]], Tensor]:
+        encoder = host.HostEncoder(self.encoder, longest)
+        return lambda rows: Tensor.from_numpy(encoder.encode(rows), self.device)
+
+    def _by_mlx(self, rows: list[list[int]]) -> Tensor:
         longest = self._padded(rows[0])
         ids = np.full((len(rows), longest), self._pad_id, np.int32)
         mask = np.zeros((len(rows), longest), np.uint8)
@@ -171,6 +180,9 @@ class EmbeddingModel:
             ids[i, : len(row)], mask[i, : len(row)] = row, 1
         found: Tensor = self._encode(Tensor.from_numpy(ids, self.device), Tensor.from_numpy(mask, self.device))
         return found
+
+    def _padded(self, row: list[int]) -> int:
+        return min(-(-len(row) // STEP) * STEP, self._config.max_seq_length)
 
     def __repr__(self) -> str:
         name = self._config.model_type

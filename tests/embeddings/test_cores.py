@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from metal_candle import blas, settings
 from metal_candle.embeddings import cores
 from metal_candle.graph import node
 from metal_candle.tensor import Tensor
 
+import numpy as np
 import pytest
 
 LONG = 60
@@ -122,11 +124,12 @@ def test_helpers_count_for_no_thread_that_reads_others_tensors() -> None:
     assert helper not in node._threads
 
 
-@pytest.mark.skipif(not blas.can_be_single(), reason="something else than OpenBLAS multiplies")
-def test_products_take_one_thread_until_the_last_block_ends() -> None:
-    calls = blas._thread_calls()
-    assert calls is not None
-    get, put = calls
+@pytest.mark.parametrize("calls", [blas._thread_calls, blas._numpy_thread_calls], ids=["MLX", "NumPy"])
+def test_products_take_one_thread_until_the_last_block_ends(calls: Callable[[], tuple[Any, Any] | None]) -> None:
+    found = calls()
+    if found is None:
+        pytest.skip("something else than OpenBLAS multiplies")
+    get, put = found
     before = get()
     put(2)
     try:
@@ -149,8 +152,19 @@ def test_products_take_one_thread_until_the_last_block_ends() -> None:
 def test_without_openblas_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(blas, "_status", blas.Blas(None, blas.OWN, "as on macOS"))
+        patch.setattr(blas, "_calls_of", lambda library: None)
         blas._thread_calls.cache_clear()
+        blas._numpy_thread_calls.cache_clear()
         assert not blas.can_be_single()
+        assert not blas.numpy_can_be_single()
         with blas.single(), ThreadPoolExecutor(1) as pool:
             assert pool.submit(int).result() == 0
     blas._thread_calls.cache_clear()
+    blas._numpy_thread_calls.cache_clear()
+
+
+def test_numpys_own_openblas_is_found() -> None:
+    built_with = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
+    if "openblas" not in built_with:
+        pytest.skip(f"NumPy multiplies with {built_with}")
+    assert blas.numpy_can_be_single()

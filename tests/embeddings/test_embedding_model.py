@@ -14,6 +14,7 @@ from metal_candle.embeddings import (
     EmbeddingModel,
     EmbeddingModelType,
     cores,
+    host,
     loader,
 )
 from metal_candle.error import ArgumentTypeError, ArgumentValueError, EmbeddingError
@@ -85,7 +86,8 @@ def test_neither_batches_nor_padding_change_a_result(model: EmbeddingModel) -> N
     assert np.abs(whole[0] - whole[1]).max() > 0.05
 
 
-def test_lengths_share_few_plans(folder: Path) -> None:
+def test_lengths_share_few_plans(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "refusal", lambda encoder: "plans are MLX's")
     model = EmbeddingModel.from_pretrained(folder)
     model.encode(["a" * count for count in range(1, 41)], batch_size=1)
     assert len(model._encode._plans) == 11  # 3 to 42 tokens in steps of 4
@@ -96,19 +98,30 @@ def test_batches_are_bounded_and_cover_the_texts_in_order(
 ) -> None:
     monkeypatch.setattr(cores, "count", lambda: 2)
     rows = [[7] * count for count in (*[59] * 3, *[30] * 20, *[3] * 60)]
-    batches = model._batches(rows, 32)
+    padded = model._padded
+    batches = model._batches(rows, 32, padded)
     assert [row for batch in batches for row in batch] == rows
     # The longest text has 60 tokens; 30 count as 32, and 3 as 4.
     assert [len(batch) for batch in batches] == [4, 8, 8, 8, 32, 23]
-    assert [len(batch) for batch in model._batches(rows, 3)] == [3] * 27 + [2]
+    assert [len(batch) for batch in model._batches(rows, 3, padded)] == [3] * 27 + [2]
     # Two cores share what is little, but 64 tokens are not divided.
-    assert [len(batch) for batch in model._batches(rows[-48:], 32)] == [24, 24]
-    assert [len(batch) for batch in model._batches(rows[-16:], 32)] == [16]
+    assert [len(batch) for batch in model._batches(rows[-48:], 32, padded)] == [24, 24]
+    assert [len(batch) for batch in model._batches(rows[-16:], 32, padded)] == [16]
+    # NumPy computes no padding, and a text may have no token.
+    assert [len(batch) for batch in model._batches(rows[-48:], 32, len)] == [24, 24]
+    assert [len(batch) for batch in model._batches(rows[-21:], 32, len)] == [21]
+    assert [len(batch) for batch in model._batches([[7], [], []], 2, len)] == [2, 1]
 
 
+@pytest.mark.parametrize("way", ["NumPy", "MLX"])
 @pytest.mark.parametrize("kind", ["bert", "mpnet"])
-def test_all_cores_at_once_give_what_one_gives(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_cores_at_once_give_what_one_gives(
+    kind: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_folder.write(tmp_path, kind)
+    if way == "MLX":
+        monkeypatch.setattr(host, "refusal", lambda encoder: "this test asks for it")
+    can_be_single = blas.numpy_can_be_single if way == "NumPy" else blas.can_be_single
     texts = [f"{'a ' * (i % 40)}b {'c ' * (i % 7)}" for i in range(100)]
     found = {}
     for count in (1, 2):
@@ -119,9 +132,10 @@ def test_all_cores_at_once_give_what_one_gives(kind: str, tmp_path: Path, monkey
         said = [line for line in lines if "batches of texts" in line]
         how = "one after the other, as there is one core"
         if count == 2:
-            how = "on all cores at once" if blas.can_be_single() else "one after the other, as the BLAS"
+            how = "on all cores at once" if can_be_single() else "one after the other, as the BLAS"
         assert len(said) == 1
         assert how in said[0]
+        assert f"by {way}" in said[0]
     np.testing.assert_allclose(found[1], found[2], atol=CLOSE)
     wanted = unit([plain(kind, tmp_path, text).mean(0) for text in texts[:41]])
     np.testing.assert_allclose(found[2][:41], wanted, atol=CLOSE)
