@@ -8,6 +8,7 @@ from typing import Any, Union
 from ..constructors import New
 from ..device import Device
 from ..error import ArgumentTypeError, GraphNodeNotFoundError
+from ..error.expect import a, expect, integer, listed, wrong
 from ..error.text import described
 from . import render
 from .fold import LIMIT
@@ -47,7 +48,9 @@ class ComputationGraph(New):
         return self._device
 
     def add_input(self, tensor: Any) -> GraphNode:
-        """A tensor as a leaf of this graph; returns its handle."""
+        """A tensor as a leaf of this graph; returns its handle. Raises ``ArgumentTypeError`` for what is no tensor."""
+        if not hasattr(tensor, "_node"):
+            raise wrong("add_input", tensor, "a tensor")
         node: GraphNode = tensor._node
         self._outputs.append(node)
         return node
@@ -56,26 +59,28 @@ class ComputationGraph(New):
         """Record an operation on nodes of this graph; returns its handle.
 
         Raises ``GraphNodeNotFoundError`` for an input that is not here, and what the operation raises for
-        inputs that do not fit.
+        inputs that do not fit. Raises ``ArgumentTypeError`` for what is no operation or no list of nodes.
         """
-        nodes = tuple(self.get_node(handle) for handle in inputs)
+        expect("add_node", operation, a(Operation))
+        nodes = tuple(self.get_node(handle) for handle in listed("add_node", inputs, "a list of nodes", "inputs"))
         operation.check_arity(len(nodes))
         node = record(operation, nodes)
         self._outputs.append(node)
         return node
 
     def get_node(self, handle: Handle) -> GraphNode:
-        """The node of a handle or an id. Raises ``GraphNodeNotFoundError``."""
-        number = handle.id if isinstance(handle, GraphNode) else int(handle)
+        """The node of a handle or an id. Raises ``GraphNodeNotFoundError``, ``ArgumentTypeError`` for what is none."""
+        number = _number(handle)
         for node in self.nodes():
             if node.id == number:
                 return node
-        raise GraphNodeNotFoundError(int(number), len(self))
+        raise GraphNodeNotFoundError(number, len(self))
 
     get_node_mut = get_node
 
     def merge_from(self, other: ComputationGraph, handle: Handle) -> GraphNode:
-        """Make a node of another graph an output of this one as well; nothing is copied."""
+        """Make a node of another graph an output of this one as well; nothing is copied. Raises as ``get_node``."""
+        expect("merge_from", other, a(ComputationGraph))
         node = other.get_node(handle)
         self._outputs.append(node)
         return node
@@ -101,8 +106,8 @@ class ComputationGraph(New):
     def __len__(self) -> int:
         return len(self.nodes())
 
-    def __contains__(self, handle: Handle) -> bool:
-        number = handle.id if isinstance(handle, GraphNode) else int(handle)
+    def __contains__(self, handle: object) -> bool:
+        number = handle.id if isinstance(handle, GraphNode) else handle
         return any(node.id == number for node in self.nodes())
 
     def explain(self, limit: int | None = LIMIT) -> str:
@@ -134,3 +139,13 @@ class ComputationGraph(New):
 
     def __repr__(self) -> str:
         return f"ComputationGraph({len(self)} nodes, {self._device})"
+
+
+def _number(handle: Handle) -> int:
+    """A node's id. Raises ``ArgumentTypeError`` for what is no handle."""
+    if isinstance(handle, GraphNode):
+        return handle.id
+    try:
+        return integer("graph", "handle", handle)
+    except ArgumentTypeError:
+        raise wrong("graph", handle, "a node or its id", "handle") from None

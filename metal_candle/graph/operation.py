@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..dtype import DType
-from ..error import BackwardNotSupportedError, ShapeMismatchError
+from ..error import BackwardNotSupportedError, DimOutOfRangeError, ShapeMismatchError
 from ..layout import Layout
 from ..shape import Shape
 from .work import Estimated
@@ -62,6 +62,8 @@ class Sample:
 
 REGISTRY: dict[str, type[Operation]] = {}
 MOST_TOKENS = 1 << 16
+MOST_DIMS = 8
+"""Of how many dims tensors are tried where an operation's dtype is asked for without shapes."""
 _tokens: dict[tuple[Any, ...], int] = {}
 # Above any place of a node in a graph, so that a key tells the two apart.
 _numbers = itertools.count(1 << 40)
@@ -221,9 +223,14 @@ class Operation(Estimated, metaclass=Variants):
         return self._infer_one([Meta(Shape.of(tuple(shape)), dtype) for shape in shapes]).shape
 
     def output_dtype(self, dtypes: Sequence[DType]) -> DType:
-        """Dtype of the result for scalar inputs of these dtypes. Raises as ``infer`` does."""
-        shape = Shape((1,) * 2)
-        return self._infer_one([Meta(shape, DType.of(dtype)) for dtype in dtypes]).dtype
+        """Dtype of the result for inputs of these dtypes, whatever their shapes. Raises as ``infer`` does."""
+        known = [DType.of(dtype) for dtype in dtypes]
+        for rank in range(2, MOST_DIMS):
+            try:
+                return self._infer_one([Meta(Shape((1,) * rank), dtype) for dtype in known]).dtype
+            except DimOutOfRangeError:  # the operation is about a dim that tensors of more dims have
+                pass
+        return self._infer_one([Meta(Shape((1,) * MOST_DIMS), dtype) for dtype in known]).dtype
 
     def _infer_one(self, inputs: Sequence[Meta]) -> Meta:
         self.check_arity(len(inputs))

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from concurrent import futures
+from dataclasses import fields
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
@@ -16,9 +17,11 @@ from .. import features
 from ..constructors import New
 from ..device import Device, DeviceLike
 from ..error import ArgumentTypeError, Error, NotEvaluatedError, TrainingError
+from ..error.expect import a, expect
 from ..error.text import described
 from ..graph.node import GraphNode, current_trace, record
 from ..graph.operation import Operation
+from ..graph.operations.counts import number
 from . import in_flight, workers
 from .arguments import no_tensor
 from .arguments import tensors as expect_tensors
@@ -162,14 +165,20 @@ class AsyncExecutor(New):
     def execute_operation(self, op: Operation, inputs: Sequence[Tensor]) -> Tensor:
         """The operation's value, computed when this returns; shapes broadcast where the operation's do.
 
-        Raises ``TrainingError.Failed`` for ``Input``, ``ShapeMismatchError`` for a wrong number of tensors, and
-        what the operation raises for tensors that do not fit.
+        Raises ``TrainingError.Failed`` for ``Input``, ``ShapeMismatchError`` for a wrong number of tensors,
+        ``ArgumentTypeError`` for what is no operation, no tensor or no number, and what the operation raises for
+        tensors that do not fit.
         """
+        expect("execute_operation", op, a(Operation))
+        inputs = expect_tensors("execute_operation", inputs)
         if op == Operation.Input:
             raise TrainingError.Failed(reason="Cannot execute Input operation; it is a value already")
         op.check_arity(len(inputs))
         if not inputs:
             raise TrainingError.Failed(reason=f"{type(op).__name__} requires at least 1 input, got 0")
+        for field in fields(op):
+            if field.type == "float":  # what infer does not look at
+                number(op.name(), field.name, getattr(op, field.name))
         return Tensor._from_node(record(op, tuple(tensor._node for tensor in inputs)))
 
     def synchronize(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
 
 import metal_candle as mc
 from metal_candle import Device, LazyTensor, Tensor, Var
@@ -80,6 +81,28 @@ def test_a_graph_by_hand_refuses() -> None:
     for more in ((lazy(1), 3), (Device.Cpu, lazy(1)), ([lazy(1)], lazy(2)), (None, lazy(1))):
         with pytest.raises(mc.ArgumentTypeError, match=r"^graph: got .*; takes tensors$"):
             ComputationGraph(*more)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda graph, node: graph.add_input("x"), "add_input: got 'x'; takes a tensor"),
+        (lambda graph, node: graph.add_node("add", [node, node]), "add_node: got 'add'; takes an Operation"),
+        (lambda graph, node: graph.add_node(Operation.Add, node), "add_node: got inputs .*; takes a list of nodes"),
+        (lambda graph, node: graph.add_node(Operation.Add, [node, "x"]), "graph: got handle 'x'; takes a node or its"),
+        (lambda graph, node: graph.get_node("x"), "graph: got handle 'x'; takes a node or its id"),
+        (lambda graph, node: graph.get_node(None), "graph: got handle None; takes a node or its id"),
+        (lambda graph, node: graph.topological_order(1.5), "graph: got handle 1.5; takes a node or its id"),
+        (lambda graph, node: graph.merge_from("x", node), "merge_from: got 'x'; takes a ComputationGraph"),
+    ],
+)
+def test_what_is_no_handle_is_named(call: Any, text: str) -> None:
+    graph = ComputationGraph(Device.Cpu)
+    node = graph.add_input(Tensor([1.0]))
+    with pytest.raises(mc.ArgumentTypeError, match=f"^{text}"):
+        call(graph, node)
+    assert len(graph) == 1
+    assert "x" not in graph
 
 
 def test_merging_adds_an_output_and_copies_nothing() -> None:
@@ -180,6 +203,10 @@ def test_operations_are_values_that_infer() -> None:
     assert tuple(Operation.LoRA(scale=1.0).output_shape([(7, 6), (6, 2), (2, 9)])) == (7, 9)
     assert tuple(Operation.Add.output_shape([(2, 1), (3,)])) == (2, 3)
     assert Operation.Add.output_dtype([mc.DType.F16, mc.DType.F16]) is mc.DType.F16
+    # Whatever the rank of the tensors will be.
+    assert Operation.Softmax(dim=3).output_dtype([mc.DType.F16]) is mc.DType.F16
+    with pytest.raises(mc.Error, match="Input: it is a value already; its tensor has shape and dtype"):
+        Operation.Input.output_shape([])
     with pytest.raises(TypeError, match="dtypes differ, lhs f32, rhs f16"):
         Operation.Add.output_dtype([mc.DType.F32, mc.DType.F16])
     with pytest.raises(ValueError, match="Matmul requires 2 inputs, got 1"):

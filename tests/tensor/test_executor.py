@@ -58,6 +58,22 @@ def test_refusals(operation: Any, count: int, text: str) -> None:
         AsyncExecutor(Device.Cpu).execute_operation(operation, [X] * count)
 
 
+@pytest.mark.parametrize(
+    ("operation", "inputs", "text"),
+    [
+        ("add", [X, X], "execute_operation: got 'add'; takes an Operation"),
+        (Operation.Add, None, "execute_operation: got None; takes a list of tensors"),
+        (Operation.Add, [X, "x"], "execute_operation: got str for an operand; takes a tensor"),
+        (Operation.MulScalar(value="x"), [X], "mul_scalar: got 'x' for value; takes a number"),
+        (Operation.RMSNorm(eps="x"), [X], "rms_norm: got 'x' for eps; takes a number"),
+        (Operation.Softmax(dim="x"), [X], "softmax: got 'x' for a dim; takes an integer"),
+    ],
+)
+def test_arguments_of_other_types(operation: Any, inputs: Any, text: str) -> None:
+    with pytest.raises(mc.ArgumentTypeError, match=f"^{re.escape(text)}"):
+        AsyncExecutor(Device.Cpu).execute_operation(operation, inputs)
+
+
 def test_an_executor_describes_itself() -> None:
     executor = AsyncExecutor()
     executor.synchronize()

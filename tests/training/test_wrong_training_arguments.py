@@ -138,7 +138,7 @@ def test_trainers_states_and_plans(folder: Path, tmp_path: Path, monkeypatch: py
         ("SaveBest", SaveBest, {"adapter": "a", "base_model": "b"}),
         ("save_checkpoint", save_checkpoint, {"adapter": adapter, "path": "ck", "metadata": None}),
         ("load_checkpoint", load_checkpoint, {"adapter": adapter, "path": "ck"}),
-        ("Trainer", Trainer, {"hidden_size": 8, "intermediate_size": 8, "num_layers": 1, "training_config": CONFIG}),
+        ("Trainer", Trainer, {"hidden_size": 8, "intermediate_size": 8, "num_layers": 1, "training_config": None}),
         ("train", own.train, {"dataset": [(ids, ids)], "forward_fn": lambda ids: logits, "callbacks": ()}),
         (
             "execute",

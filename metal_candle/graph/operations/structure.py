@@ -10,7 +10,7 @@ import numpy as np
 
 from ...device import Device
 from ...dtype import DType
-from ...error import UnsupportedDTypeForOpError
+from ...error import TrainingError, UnsupportedDTypeForOpError
 from ...layout import Layout
 from ..operation import Arrays, Gradients, Meta, Metas, Operation, Sample
 from ..work import Work, elements
@@ -21,6 +21,9 @@ class Input(Operation):
 
     arity = 0
     work = "view"
+
+    def infer(self) -> Meta:
+        raise TrainingError.Failed(reason="Input: it is a value already; its tensor has shape and dtype")
 
 
 class Pick(Operation):
