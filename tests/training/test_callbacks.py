@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,11 +34,6 @@ def examples(count: int, seed: int = 0) -> list[Example]:
     rng = np.random.default_rng(seed)
     rows = [rng.integers(3, 64, 8).tolist() for _ in range(count)]
     return [Example(row, [i > 1 for i in range(8)], Path("made.jsonl"), n + 1) for n, row in enumerate(rows)]
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_model_dir: Callable[..., Path]) -> Path:
-    return tiny_model_dir(num_hidden_layers=1, hidden_size=16, intermediate_size=32)
 
 
 def trainer_of(folder: Path, *callbacks: TrainingCallback, **settings: Any) -> AdapterTrainer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,17 +21,7 @@ from metal_candle.training import (
 
 import numpy as np
 import pytest
-from resumed_runs import CONFIG, STEPS, TRAIN, VALID, Whole, arrays, assert_same_bits, ended, fresh, told
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_model_dir: Callable[..., Path]) -> Path:
-    return tiny_model_dir(num_hidden_layers=1, hidden_size=16, intermediate_size=32)
-
-
-@pytest.fixture(scope="module")
-def whole(folder: Path) -> Whole:
-    return ended(folder)
+from resumed_runs import CONFIG, STEPS, TRAIN, VALID, Whole, arrays, assert_same_bits, fresh, told
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 3, STEPS])

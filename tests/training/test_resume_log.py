@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from metal_candle.models import load_model
 from metal_candle.training import AdapterTrainer, MetricsLog, read_metrics
 
 import pytest
-from resumed_runs import TRAIN, VALID, saved_run
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_model_dir: Callable[..., Path]) -> Path:
-    return tiny_model_dir(num_hidden_layers=1, hidden_size=16, intermediate_size=32)
-
-
-@pytest.fixture(scope="module")
-def saved(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved_run(folder, tmp_path_factory.mktemp("saved") / "state")
+from resumed_runs import TRAIN, VALID
 
 
 def test_the_log_is_cut_where_the_state_was_saved(folder: Path, saved: Path, tmp_path: Path) -> None:

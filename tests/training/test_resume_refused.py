@@ -16,17 +16,7 @@ from metal_candle.training.data import Example
 
 import mlx.core as mx
 import pytest
-from resumed_runs import CONFIG, TRAIN, VALID, arrays, assert_same_bits, fresh, saved_run
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_model_dir: Callable[..., Path]) -> Path:
-    return tiny_model_dir(num_hidden_layers=1, hidden_size=16, intermediate_size=32)
-
-
-@pytest.fixture(scope="module")
-def saved(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved_run(folder, tmp_path_factory.mktemp("saved") / "state")
+from resumed_runs import CONFIG, TRAIN, VALID, arrays, assert_same_bits, fresh
 
 
 def test_other_data_are_refused_by_name(folder: Path, saved: Path) -> None:

@@ -24,17 +24,7 @@ from metal_candle.training.events import StepMetrics
 import mlx.core as mx
 import numpy as np
 import pytest
-from resumed_runs import TRAIN, VALID, Whole, assert_same_bits, ended, fresh
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_model_dir: Callable[..., Path]) -> Path:
-    return tiny_model_dir(num_hidden_layers=1, hidden_size=16, intermediate_size=32)
-
-
-@pytest.fixture(scope="module")
-def whole(folder: Path) -> Whole:
-    return ended(folder)
+from resumed_runs import TRAIN, VALID, Whole, assert_same_bits, fresh
 
 
 class Poison(TrainingCallback):

@@ -14,7 +14,7 @@ from metal_candle.training import AdapterTrainer, SaveState, TrainingCallback
 from metal_candle.training.position import Position
 
 import pytest
-from resumed_runs import CONFIG, STEPS, TRAIN, VALID, Whole, assert_same_bits, ended, fresh, told
+from resumed_runs import CONFIG, STEPS, TRAIN, VALID, Whole, assert_same_bits, fresh, told
 
 NOTHING_SHOWN: Callable[[Any], None] = lambda trainer: None  # noqa: E731
 BATCHES = 3
@@ -35,16 +35,6 @@ class StopAfter(TrainingCallback):
 
 def asks() -> bool:
     return False
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_model_dir: Callable[..., Path]) -> Path:
-    return tiny_model_dir()
-
-
-@pytest.fixture(scope="module")
-def whole(folder: Path) -> Whole:
-    return ended(folder)
 
 
 def test_each_batch_of_an_evaluation_is_told(folder: Path) -> None:

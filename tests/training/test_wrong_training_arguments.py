@@ -50,11 +50,6 @@ def example() -> Example:
     return Example([3, 4, 5, 6], [False, False, True, True], Path("made.jsonl"), 1)
 
 
-@pytest.fixture(scope="module")
-def folder(tiny_model_dir: Callable[..., Path]) -> Path:
-    return tiny_model_dir(num_hidden_layers=1, hidden_size=16, intermediate_size=32)
-
-
 def raw_errors(calls: Iterable[Call]) -> list[str]:
     """Every call with one argument after the other replaced by each wrong value: what is no error of ours."""
     found = []
