@@ -249,7 +249,7 @@ def _held(tensor: Tensor) -> Any:
 def _position_bias(model: Encoder, longest: int) -> Any:
     """What the distance of two tokens adds to their score, ``(heads, longest, longest)``, or ``None``."""
     bias = model.position_bias(Tensor.zeros((1, longest), DType.U32, model.device))
-    return None if bias is None else _held(bias)[0]
+    return None if bias is None else np.ascontiguousarray(_held(bias)[0])
 
 
 def _split(rows: Any, texts: Sequence[Sequence[int]]) -> list[Any]:
