@@ -9,14 +9,27 @@ import typer
 
 from ..error import CheckpointError
 from .options import ALPHA
+from .paths import to_read, to_write
 
 if TYPE_CHECKING:
     from ..training.formats.stored import Format, StoredAdapter
 
 
 def convert(
-    adapter: Annotated[Path, typer.Option(help="Folder or file in PEFT's, mlx-lm's or metal-candle's format.")],
-    output: Annotated[Path, typer.Option(help="Folder (peft, mlx-lm) or file (metal-candle, gguf) to write.")],
+    adapter: Annotated[
+        Path,
+        typer.Option(
+            parser=to_read("--adapter"),
+            help="Folder or file in PEFT's, mlx-lm's or metal-candle's format.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            parser=to_write("--output"),
+            help="Folder (peft, mlx-lm) or file (metal-candle, gguf) to write.",
+        ),
+    ],
     to: Annotated[str, typer.Option(help="peft, mlx-lm, metal-candle or gguf (for llama.cpp).")],
     model: Annotated[
         Optional[str],  # noqa: UP045

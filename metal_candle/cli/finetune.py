@@ -24,6 +24,7 @@ from .options import (
     tokenizer_with_progress,
 )
 from .output_folder import check_output, check_space
+from .paths import to_read, to_write
 from .resuming import check_length, flags_of, read_state, resumed_state
 from .training_run import report, resume_command, run, what_to_do
 
@@ -33,7 +34,12 @@ if TYPE_CHECKING:
 
 Config = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option(callback=read_config, is_eager=True, help="YAML file with the names of these flags."),
+    typer.Option(
+        parser=to_read("--config"),
+        callback=read_config,
+        is_eager=True,
+        help="YAML file with the names of these flags.",
+    ),
 ]
 
 
@@ -44,20 +50,26 @@ def finetune(
     data: Annotated[
         str, typer.Option(help="JSON Lines file, folder with train.jsonl and valid.jsonl, or field-guide.")
     ] = "field-guide",
-    output: Annotated[Path, typer.Option(help="Folder for the adapter, the run's state, metrics and a plot.")] = Path(
-        "adapter"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option(
+            parser=to_write("--output"),
+            help="Folder for the adapter, the run's state, metrics and a plot.",
+        ),
+    ] = Path("adapter"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter in the output folder.")] = False,
     resume: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
+            parser=to_read("--resume"),
             callback=read_state,
             is_eager=True,
             help="Folder of a run to continue as if it had never stopped, with its flags.",
         ),
     ] = None,
     init_adapter: Annotated[
-        Optional[Path], typer.Option(help="Adapter whose weights a new run starts from.")  # noqa: UP045
+        Optional[Path],  # noqa: UP045
+        typer.Option(parser=to_read("--init-adapter"), help="Adapter whose weights a new run starts from."),
     ] = None,
     rank: Annotated[int, typer.Option(help="LoRA rank.")] = 8,
     alpha: Annotated[float, typer.Option(help="LoRA alpha; the delta is scaled by alpha / rank.")] = 16.0,

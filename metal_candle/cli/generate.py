@@ -11,6 +11,7 @@ import typer
 
 from ..error import CheckpointError, InferenceError
 from .options import ALPHA, GroupSize, Quantize, QuantizeEmbeddings
+from .paths import to_read
 
 
 def base_model_of(adapter: Path) -> str:
@@ -31,7 +32,10 @@ def generate(
         Optional[str],  # noqa: UP045
         typer.Option(help="Folder, .gguf file, hub id, or smollm2; by default the adapter's base model."),
     ] = None,
-    adapter: Annotated[Optional[Path], typer.Option(help="Adapter of finetune, PEFT, mlx-lm or metal-candle.")] = None,  # noqa: UP045
+    adapter: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(parser=to_read("--adapter"), help="Adapter of finetune, PEFT, mlx-lm or metal-candle."),
+    ] = None,
     alpha: Annotated[Optional[float], typer.Option(help=ALPHA)] = None,  # noqa: UP045
     max_tokens: Annotated[int, typer.Option(help="Maximum number of tokens to generate.")] = 200,
     temperature: Annotated[
@@ -84,7 +88,9 @@ def generate(
         check_adapter(adapter)
     elif alpha is not None:
         raise InferenceError.InvalidConfig(reason="--alpha is an adapter's; give one with --adapter")
-    name = model or (base_model_of(adapter) if adapter is not None else "smollm2")
+    name = model
+    if name is None:
+        name = base_model_of(adapter) if adapter is not None else "smollm2"
     for flag, needs in (("--system", system), ("--chat", chat)):
         if raw and needs:
             raise InferenceError.InvalidConfig(reason=f"--raw leaves out the chat template, which {flag} needs")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..training.formats.stored import StoredAdapter
 
 from .options import ALPHA, Quantize
+from .paths import to_read
 
 app = typer.Typer(help="Show what a model, an adapter or a data set holds.", no_args_is_help=True)
 
@@ -78,7 +79,13 @@ def _widened(path: Path) -> str:
 
 @app.command()
 def adapter(
-    adapter: Annotated[Path, typer.Argument(help="Folder or file in PEFT's, mlx-lm's or metal-candle's format.")],
+    adapter: Annotated[
+        Path,
+        typer.Argument(
+            parser=to_read("adapter"),
+            help="Folder or file in PEFT's, mlx-lm's or metal-candle's format.",
+        ),
+    ],
     model: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Model to compare with: does it fit, how large are the deltas beside the weights."),

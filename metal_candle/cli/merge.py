@@ -11,11 +11,21 @@ import typer
 
 from ..error import CheckpointError
 from .options import ALPHA, QUANTIZE, GroupSize
+from .paths import to_read, to_write
 
 
 def merge(
-    adapter: Annotated[Path, typer.Option(help="Folder or file in PEFT's, mlx-lm's or metal-candle's format.")],
-    output: Annotated[Path, typer.Option(help="Folder to write; transformers and mlx-lm load it.")],
+    adapter: Annotated[
+        Path,
+        typer.Option(
+            parser=to_read("--adapter"),
+            help="Folder or file in PEFT's, mlx-lm's or metal-candle's format.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(parser=to_write("--output"), help="Folder to write; transformers and mlx-lm load it."),
+    ],
     model: Annotated[
         Optional[str], typer.Option(help="Model the adapter is for; by default the one its file names.")  # noqa: UP045
     ] = None,
@@ -39,7 +49,7 @@ def merge(
 
     target, held = parse_dtype(dtype), QuantizeOptions.parse(quantize, group_size)
     check_adapter(adapter)
-    base = model or base_model_of(adapter)
+    base = model if model is not None else base_model_of(adapter)
     if output.is_dir() and output.resolve() == Path(base).resolve():
         raise CheckpointError.SaveFailed(
             reason=f"{output} is the model that the adapter is for, and would act twice in it; give another folder"

@@ -135,7 +135,7 @@ def _gone_through(trainer: AdapterTrainer, events: Any, metrics: Path, save: Sav
         try:
             for _ in events:
                 pass
-        except (TrainingError.Failed, CheckpointError.SaveFailed) as error:
+        except (TrainingError.Failed, TrainingError.Gradient, CheckpointError.SaveFailed) as error:
             outcome.error = error
         except KeyboardInterrupt:  # the second Ctrl-C: what is saved is the last whole step
             pass

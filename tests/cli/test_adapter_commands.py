@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from metal_candle.cli.app import run as program
 from metal_candle.formats import safetensors
 from metal_candle.models.load import load_model
 from metal_candle.tensor.eager import Tensor
@@ -19,7 +17,8 @@ from metal_candle.training.formats.recognise import read
 import gguf
 import mlx.core as mx
 import pytest
-from program import FAILED, OK
+from in_process import Program
+from program import OK
 
 Folder = Callable[..., Path]
 
@@ -42,33 +41,6 @@ def adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             var.set(Tensor.from_mlx(mx.random.normal(tuple(var.shape), scale=scale, key=mx.random.key(number))))
     made.save(folder, str(model))
     return folder
-
-
-class Program:
-    """The program in this process: starting one for each line would take most of the time."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self._capsys, self._monkeypatch = capsys, monkeypatch
-
-    def run(self, *arguments: object) -> tuple[int, str, str]:
-        """Exit code, what it printed, and what it said on standard error."""
-        self._monkeypatch.setattr(sys, "argv", ["metal-candle", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            program()
-        said = self._capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    def ok(self, *arguments: object) -> str:
-        code, out, err = self.run(*arguments)
-        assert code == OK, err
-        return out
-
-    def refused(self, *arguments: object) -> str:
-        code, out, err = self.run(*arguments)
-        assert code == FAILED, out + err
-        assert err.count("\n") == 1
-        assert err.startswith("error: ")
-        return err
 
 
 @pytest.fixture
