@@ -57,7 +57,7 @@ class Worker:
 
 def running() -> int:
     """How many calls wait or run."""
-    return len(_running)
+    return sum(not future.done() for future in list(_running))
 
 
 def _serve(jobs: Jobs) -> None:
