@@ -168,9 +168,10 @@ _variant(DeviceError, "InitializationFailed", "device initialization failed: {re
 _variant(
     DeviceError,
     "AllocationFailed",
-    "memory allocation failed: {requested_bytes} bytes were asked for",
+    "memory allocation failed: {requested_bytes} bytes were asked for{what}",
     MemoryError,
     "requested_bytes",
+    what="",
 )
 _variant(DeviceError, "OperationFailed", "tensor operation failed: {operation}", RuntimeError, "operation")
 _variant(EmbeddingError, "DownloadFailed", "download failed: {reason}", OSError, "reason")

@@ -12,7 +12,7 @@ from ..error.expect import a, expect, integer, listed, wrong
 from ..error.text import described
 from . import render
 from .fold import LIMIT
-from .node import GraphNode, record, topological_order
+from .node import GraphNode, NodeNumber, record, topological_order
 from .node_data import NodeId
 from .operation import Operation
 from .svg import LIMIT as SVG_LIMIT
@@ -74,7 +74,7 @@ class ComputationGraph(New):
         for node in self.nodes():
             if node.id == number:
                 return node
-        raise GraphNodeNotFoundError(number, len(self))
+        raise GraphNodeNotFoundError(int(number), len(self))
 
     get_node_mut = get_node
 
@@ -141,7 +141,7 @@ class ComputationGraph(New):
         return f"ComputationGraph({len(self)} nodes, {self._device})"
 
 
-def _number(handle: Handle) -> int:
+def _number(handle: Handle) -> NodeNumber:
     """A node's id. Raises ``ArgumentTypeError`` for what is no handle."""
     if isinstance(handle, GraphNode):
         return handle.id

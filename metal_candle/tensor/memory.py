@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from ..device import Device
 from ..dtype import DType
-from ..error import Error, UnsupportedDTypeForOpError
+from ..error import DeviceError, UnsupportedDTypeForOpError
 from ..shape import Shape
 
 _SURE = 1 << 28  # bytes that need no looking up
@@ -36,11 +36,12 @@ def device_memory() -> int:
 def check_room(op: str, shape: Shape, dtype: DType, device: Device) -> None:
     """Raise unless a tensor of this shape and dtype can be on ``device``.
 
-    ``UnsupportedDTypeForOpError`` for F64 off the CPU, ``Error`` for more bytes than the machine has.
+    ``UnsupportedDTypeForOpError`` for F64 off the CPU, ``DeviceError.AllocationFailed`` for more bytes than the machine
+    has.
     """
     if dtype is DType.F64 and not device.is_cpu():
         raise UnsupportedDTypeForOpError(op, dtype, f"f64 on Device.Cpu only, got {device}")
     needed = shape.elem_count() * dtype.size_in_bytes()
     if needed > _SURE and needed > machine_memory() and not device.is_cuda():
-        gigabytes, there = needed / 1e9, machine_memory() / 1e9
-        raise Error(f"{op}: shape {tuple(shape)} of {dtype} takes {gigabytes:.1f} GB; this machine has {there:.1f} GB")
+        what = f" for {op}, shape {tuple(shape)} of {dtype}; this machine has {machine_memory()}"
+        raise DeviceError.AllocationFailed(requested_bytes=needed, what=what)

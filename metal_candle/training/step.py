@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any
 
 from ..constructors import Default, New
 from ..dtype import DType
-from ..error import ArgumentTypeError, TrainingError
+from ..error import ArgumentTypeError
 from ..error.expect import FUNCTION, NUMBER, a, optional
 from ..error.takes import takes
 from ..error.text import described
@@ -20,6 +19,7 @@ from ..tensor.base import TensorBase
 from .adamw import AdamW
 from .adapter import LoRAAdapter
 from .events import StepMetrics
+from .finite import expect_finite
 from .losses import cross_entropy_loss
 
 Forward = Callable[[Any], Any]
@@ -67,8 +67,8 @@ class TrainingStep(New, Default):
 
         ``max_grad_norm`` scales the gradients so that the norm of all of them is at most that; ``None`` leaves them.
         Logits that depend on no variable of the adapter give a loss and change nothing; a ``UserWarning`` says so once.
-        Raises ``TrainingError.Failed``, with all variables as they were, where the loss or a gradient is not finite,
-        and as ``cross_entropy_loss``.
+        Raises, with all variables as they were, ``TrainingError.Failed`` where the loss is not finite,
+        ``TrainingError.Gradient`` where a gradient is not, and as ``cross_entropy_loss``.
         """
         start = time.perf_counter()
         optimizer.set_lr(learning_rate)
@@ -77,12 +77,7 @@ class TrainingStep(New, Default):
         value = float(loss.to_scalar())
         gradients = {var: grads[var] for var in lora_adapter.trainable_variables() if var in grads}
         norm = float(global_norm(list(gradients.values())).to_scalar()) if gradients else 0.0
-        if not (math.isfinite(value) and math.isfinite(norm)):
-            what = f"loss is {value}" if not math.isfinite(value) else f"gradient norm is {norm}"
-            raise TrainingError.Failed(
-                reason=f"{what} at step {self._step + 1}; the adapter keeps the weights of step {self._step}; "
-                "try a lower learning rate"
-            )
+        expect_finite(value, norm, self._step)
         if gradients:
             optimizer.step_vars(gradients, max_grad_norm)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from .data.tokenizing import EXAMPLES, Example
 from .epochs import epoch_batches, planned_steps
 from .events import EvalMetrics, StepMetrics
 from .fingerprint import DataFingerprint, ModelFingerprint
+from .finite import expect_finite
 from .loop import events
 from .position import Position
 from .recorded import differences, record_of_config
@@ -104,9 +104,9 @@ class AdapterTrainer:
 
         The held-out loss is measured before the first step, every ``eval_every`` steps and at the end. A callback can
         end the run after a step, and so can the caller by leaving the loop; another call continues it. Raises
-        ``TrainingError.Failed`` if the loss is not finite, which leaves the weights of the step before, and
-        ``TrainingError.StateError`` for other data than those of the run that is resumed. Warns of rows that are longer
-        than the model's context.
+        ``TrainingError.Failed`` if the loss is not finite, ``TrainingError.Gradient`` if a gradient is not, both with
+        the weights of the step before, and ``TrainingError.StateError`` for other data than those of the run that is
+        resumed. Warns of rows that are longer than the model's context.
         """
         if not train:
             raise TrainingError.InvalidConfig(reason="there are no examples to train on")
@@ -157,12 +157,7 @@ class AdapterTrainer:
         # An interrupt too: never a step that is half done.
         with bounded_cache(self.config.cache_limit), self.undone_by_errors():
             loss, norm = self.update.make(group, total)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
-                raise TrainingError.Failed(
-                    reason=f"{what} at step {self.step + 1}; the adapter keeps the weights of step {self.step}; "
-                    "try a lower learning rate"
-                )
+            expect_finite(loss, norm, self.step)
             self.position = replace(self.position, step=self.step + 1)
             self.metrics = {**self.metrics, "loss": loss}
         tokens = sum(batch.inputs.size for batch in group)
