@@ -18,7 +18,7 @@ from ..error.text import first_few
 from ..formats.ggml_affine import AFFINE, K_AFFINE, repack
 from ..formats.ggml_blocks import decode
 from ..graph.evaluate import on_device
-from ..nn.quantized_linear import MODES, QuantizedWeight, check_packing
+from ..nn.quantized_linear import AFFINE_GROUPS, MODES, QuantizedWeight, check_packing
 from ..tensor.eager import Tensor
 from .quantize_options import GROUP_SIZE, QuantizeOptions
 from .weights.gguf import Bytes
@@ -42,6 +42,7 @@ class Packer:
     device: Device
     widened: dict[str, str] = field(default_factory=dict)
     _indivisible: list[str] = field(default_factory=list)
+    _widths: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.options.bits is not None and self.dtype is DType.F64:
@@ -135,7 +136,8 @@ class Packer:
         """A float weight in the wished bits; ``None`` where the group does not divide its rows: ``check`` tells."""
         bits, group = self.options.bits, self.options.group
         assert bits is not None
-        if dense.ndim != 2 or dense.shape[1] % group:
+        self._widths.append(dense.shape[-1] if dense.ndim == 2 else 1)
+        if self._widths[-1] % group:
             self._indivisible.append(f"{name} {tuple(dense.shape)}")
             return None
         weight = Tensor.from_mlx(dense.astype(self.dtype.mlx_), self.device)
@@ -145,7 +147,9 @@ class Packer:
         """Raise ``ModelError.InvalidConfig`` that names the weights which a group does not divide."""
         if self._indivisible:
             names = first_few(sorted(self._indivisible), _SHOWN)
-            raise _invalid(f"group_size {self.options.group} does not divide the rows of {names}; takes 32, 64 or 128")
+            fitting = [str(each) for each in AFFINE_GROUPS if not any(width % each for width in self._widths)]
+            takes = f"takes {' or '.join(fitting)}" if fitting else "no group size divides the rows of all"
+            raise _invalid(f"group_size {self.options.group} does not divide the rows of {names}; {takes}")
 
 
 def described(weights: Iterable[QuantizedWeight], widened: Mapping[str, str], dtype: DType) -> str:

@@ -260,6 +260,34 @@ def test_wishes_that_make_no_sense(tiny_model_dir: ModelDir, arguments: dict[str
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "arguments", "words"),
+    [
+        (
+            {"hidden_size": 32, "intermediate_size": 96},
+            {"quantize": 4},
+            "group_size 64 does not divide the rows of model.layers.0.mlp.down_proj.weight (32, 96), "
+            "model.layers.0.mlp.gate_proj.weight (96, 32), ",
+        ),
+        ({"hidden_size": 32, "intermediate_size": 96}, {"quantize": 4}, "; takes 32"),
+        ({"hidden_size": 64, "intermediate_size": 192}, {"quantize": 4, "group_size": 128}, "; takes 32 or 64"),
+        ({"hidden_size": 64, "intermediate_size": 80}, {"quantize": 4}, "; no group size divides the rows of all"),
+        (
+            {"hidden_size": 16, "head_dim": 4, "intermediate_size": 64},
+            {"quantize": 4, "quantize_embeddings": True},
+            "; no group size divides the rows of all",
+        ),
+    ],
+)
+def test_the_groups_that_fit_are_named(
+    tiny_model_dir: ModelDir, settings: dict[str, int], arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ModelError.InvalidConfig) as caught:
+        load_model(tiny_model_dir(**settings), **arguments)
+    said = str(caught.value)
+    assert said.endswith(words) if words.startswith(";") else words in said
+
+
 def test_a_wish_is_checked_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metal_candle.models.load.resolve", lambda *given: pytest.fail("fetched"))
     with pytest.raises(ModelError.InvalidConfig, match="got bits 7"):
