@@ -33,7 +33,11 @@ def execute(path: Path, timeout: int = 600) -> Any:
     os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")  # else jupyter_core warns of folders to come
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        notebook, timeout=timeout, record_timing=False, resources={"metadata": {"path": str(path.parent)}}
+        notebook,
+        timeout=timeout,
+        startup_timeout=timeout,
+        record_timing=False,
+        resources={"metadata": {"path": str(path.parent)}},
     )
     client.execute()
     return notebook
