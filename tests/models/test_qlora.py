@@ -270,7 +270,11 @@ def test_wishes_that_make_no_sense(tiny_model_dir: ModelDir, arguments: dict[str
             "model.layers.0.mlp.gate_proj.weight (96, 32), ",
         ),
         ({"hidden_size": 32, "intermediate_size": 96}, {"quantize": 4}, "; takes 32"),
-        ({"hidden_size": 64, "intermediate_size": 192}, {"quantize": 4, "group_size": 128}, "; takes 32 or 64"),
+        (
+            {"hidden_size": 64, "head_dim": 16, "intermediate_size": 192},
+            {"quantize": 4, "group_size": 128},
+            "; takes 32 or 64",
+        ),
         ({"hidden_size": 64, "intermediate_size": 80}, {"quantize": 4}, "; no group size divides the rows of all"),
         (
             {"hidden_size": 16, "head_dim": 4, "intermediate_size": 64},
