@@ -23,7 +23,7 @@ def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]
     # One BLAS thread: several wait for each other where other programs have the cores.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, FOLDER / script, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
 
 
 def rows(script: str, tmp_path: Path, *arguments: str | Path) -> dict[str, list[str]]:

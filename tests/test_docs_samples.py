@@ -37,7 +37,7 @@ def test_the_page_runs_and_prints_what_it_says(name: str, tmp_path: Path) -> Non
     assert any(said)
     program = tmp_path / "page.py"
     program.write_text(text, "utf-8")
-    done = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     printed = done.stdout.split("--- end of block\n")[:-1]
     assert len(printed) == len(said)

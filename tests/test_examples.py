@@ -25,7 +25,7 @@ def test_finetune_lora(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_tensors(tmp_path: Path) -> None:
     script = EXAMPLES / "tensors.py"
-    result = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    result = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert "mul: got shapes (3, 4) and (4,); takes equal shapes; broadcast_mul broadcasts" in result.stdout
     assert "[ 0.,  0.,  0., -1.]" in result.stdout
@@ -36,7 +36,7 @@ def test_tensors(tmp_path: Path) -> None:
 def test_lazy_graph(tmp_path: Path) -> None:
     script = EXAMPLES / "lazy_graph.py"
     command = [sys.executable, script, "--svg", "graph.svg"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     for said in ("add_lora(scale=2.0) <-", "stays: somebody holds its value", "traced because x is [1, 64] f32"):
         assert said in result.stdout
@@ -49,7 +49,7 @@ def test_lazy_graph(tmp_path: Path) -> None:
 def test_digits(tmp_path: Path, model: str, aim: float) -> None:
     def run(*flags: str) -> list[str]:
         command = [sys.executable, EXAMPLES / "digits.py", model, *flags]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
         assert result.returncode == 0, result.stderr
         return result.stdout.splitlines()
 
@@ -63,7 +63,7 @@ def test_digits(tmp_path: Path, model: str, aim: float) -> None:
 
 def test_digits_without_a_file_to_load(tmp_path: Path) -> None:
     command = [sys.executable, EXAMPLES / "digits.py", "mlp", "--load", tmp_path / "none.safetensors"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.splitlines()) == 1

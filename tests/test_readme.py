@@ -17,7 +17,7 @@ def test_python_blocks(tmp_path: Path) -> None:
     assert whole.count("max_steps=72") == whole.count("max_tokens=60") == 1
     program = tmp_path / "readme.py"
     program.write_text(whole.replace("max_steps=72", "max_steps=2").replace("max_tokens=60", "max_tokens=3"), "utf-8")
-    done = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "my-adapter" / "adapter_model.safetensors").exists()
     assert re.search(r"^1 \d\.\d+\n2 \d\.\d+$", done.stdout, flags=re.M)

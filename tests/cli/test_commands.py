@@ -135,7 +135,7 @@ def interrupted(arguments: tuple[object, ...], log: Path, times: int) -> tuple[i
     process = subprocess.Popen(
         [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (log.exists() and log.read_text().count("\n") > 5):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -143,7 +143,7 @@ def interrupted(arguments: tuple[object, ...], log: Path, times: int) -> tuple[i
     for _ in range(times):
         process.send_signal(signal.SIGINT)
         time.sleep(0.001)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     return process.returncode, errors
 
 

@@ -79,7 +79,7 @@ def llama_cpp(base: Path, adapter: Path, scales: tuple[float, ...] = (1.0,)) -> 
     """What ``ask_llama_cpp.py`` says to these files."""
     asked = {"prompt": PROMPT, "count": 12, "vocabulary": 64, "scales": scales}
     command = [sys.executable, str(Path(__file__).with_name("ask_llama_cpp.py")), str(base), str(adapter)]
-    return subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture
