@@ -11,6 +11,7 @@ import numpy as np
 from .. import settings
 from ..dtype import DType
 from ..error import InferenceError
+from ..error.text import described
 from ..graph.evaluate import on_device
 from ..graph.node import GraphNode, placeholder, topological_order
 from ..graph.operation import Meta, to_numpy
@@ -20,6 +21,7 @@ from ..models.decoder import Decoder
 from ..models.layout import AtTables, hidden_value
 from ..nn.kv_cache import ConcatKvCache, KvBuffer, RecordedCache
 from ..shape import Shape
+from ..tensor.base import TensorBase
 from ..tensor.eager import Tensor
 from ..tensor.lazy import LazyTensor
 from .config import GeneratorConfig
@@ -273,12 +275,25 @@ class FullStep:
         self._model, self._ids = model, list[int]()
 
     def feed(self, ids: Sequence[int], before: Before = lambda done: None) -> Logits:
-        """The logits after all ids so far."""
+        """The logits after all ids so far. Raises ``InferenceError.Failed`` where the model makes none."""
         before(0)
         self._ids += ids
         device = getattr(self._model, "device", None)
         logits = self._model.forward(Tensor.new([self._ids], device, DType.U32))
+        self._expect_logits(logits)
         return to_numpy(logits.narrow(1, len(self._ids) - 1, 1).mlx()).reshape(-1)
+
+    def _expect_logits(self, logits: object) -> None:
+        tokens = len(self._ids)
+        got = described(logits)
+        if isinstance(logits, TensorBase):
+            if len(logits.shape) == 3 and logits.shape[:2] == (1, tokens) and logits.dtype.is_float():
+                return
+            got = f"{tuple(logits.shape)} {logits.dtype}"
+        model = type(self._model).__name__
+        raise InferenceError.Failed(
+            reason=f"forward of {model} gave {got}; takes logits (1, {tokens}, vocabulary) of a float dtype"
+        )
 
 
 def step_of(model: Any, config: GeneratorConfig | None = None) -> Step:

@@ -319,3 +319,24 @@ def test_two_streams_over_an_adapter_in_training_mode(model: Decoder) -> None:
     with computing(model):
         assert training() == {False}
     assert training() == {False}
+
+
+@pytest.mark.parametrize(
+    ("forward", "got"),
+    [
+        (lambda ids: None, "None"),
+        (lambda ids: np.ones((1, 2, 8)), "an ndarray"),
+        (lambda ids: Tensor.ones((2, 8)), r"\(2, 8\) f32"),
+        (lambda ids: Tensor.ones((2, 2, 8)), r"\(2, 2, 8\) f32"),
+        (lambda ids: Tensor.ones((1, 1, 8)), r"\(1, 1, 8\) f32"),
+        (lambda ids: Tensor.ones((1, 2, 8), dtype="u32"), r"\(1, 2, 8\) u32"),
+    ],
+)
+def test_a_model_of_ones_own_that_makes_no_logits_is_named(forward: Callable[[Tensor], Any], got: str) -> None:
+    class Own:
+        def forward(self, input_ids: Tensor) -> Any:
+            return forward(input_ids)
+
+    text = rf"^generation failed: forward of Own gave {got}; takes logits \(1, 2, vocabulary\) of a float dtype$"
+    with pytest.raises(InferenceError.Failed, match=text):
+        Generator(Own(), GeneratorConfig(max_tokens=2)).generate([1, 2])
