@@ -23,6 +23,8 @@ import typer
 
 HERE = Path(__file__).parent
 WARNINGS: list[type[Warning]] = [EagerPerformanceWarning, GraphGrowthWarning, MergeWarning]
+NEVER_RAISED = ("InferenceError.EndOfSequence", "DeviceError.InitializationFailed", "DeviceError.OperationFailed")
+"""Kinds of the crate without a place here: a text just ends, and other errors say more of a device or an operation."""
 HEAD = "Written by `python docs/reference_pages.py`: do not edit."
 
 
@@ -127,7 +129,8 @@ def errors() -> str:
         "`except ValueError` works as expected. A message is one line: the operation, what it got, what it takes.",
         "## Groups",
         "A group is caught as a whole, `except ModelError`, or by variant, `except ModelError.FileNotFound`. The "
-        "fields of a variant are attributes of the exception.",
+        "fields of a variant are attributes of the exception. Ported programs may name "
+        f"{', '.join(f'`{name}`' for name in NEVER_RAISED)}, which nothing here raises.",
     ]
     for name, group in groups.items():
         parts.append(f"### {name}\n\n{inspect.getdoc(group)}")

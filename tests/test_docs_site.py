@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import metal_candle
+from metal_candle import error
 
 import pytest
 import yaml
@@ -80,3 +81,10 @@ def test_the_pages_written_from_the_program_are_up_to_date() -> None:
     pages = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pages)
     assert pages.main(["--check"]) == 0, "python docs/reference_pages.py"
+    code = "".join(
+        path.read_text("utf-8") for path in (ROOT / "metal_candle").rglob("*.py") if path.parent.name != "error"
+    )
+    raised = set(re.findall(r"\b(\w+Error\.[A-Z]\w+)\(", code))
+    groups = (kind for kind in vars(error).values() if isinstance(kind, type) and issubclass(kind, error.Error))
+    variants = {each.__qualname__ for kind in groups for each in vars(kind).values() if isinstance(each, type)}
+    assert {name for name in variants if name not in raised} == set(pages.NEVER_RAISED)

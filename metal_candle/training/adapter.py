@@ -201,7 +201,10 @@ class LoRAAdapter(New):
 
     @takes(base=a(Tensor))
     def merge_weights(self, base: Tensor, layer_idx: int, module: TargetModule) -> Tensor:
-        """``base + scaling · (A · B)ᵀ`` for a frozen weight ``(out, in)``; unadapted modules keep theirs."""
+        """``base + scaling · (A · B)ᵀ`` for a frozen weight ``(out, in)``, in its dtype; unadapted modules keep theirs.
+
+        Raises ``ShapeMismatchError`` for a weight of another shape.
+        """
         layer = self.get_layer(layer_idx, module)
         if layer is None:
             return base

@@ -34,6 +34,8 @@ from .formats import metal_candle
 from .formats.stored import Factors
 from .formats.tensors import invalid, open_tensors, reading
 
+__all__ = ["CheckpointMetadata", "CheckpointMismatchError", "load_checkpoint", "save_checkpoint"]
+
 MOST = 32
 """How many names of a kind an error lists."""
 

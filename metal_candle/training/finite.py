@@ -12,10 +12,8 @@ def expect_finite(loss: float, norm: float, step: int) -> None:
 
     ``norm`` is the global norm of the gradients, ``step`` the number of updates that were made.
     """
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
-    kind, what = TrainingError.Gradient, f"gradient norm is {norm}"
+    kept = f"at step {step + 1}; the adapter keeps the weights of step {step}; try a lower learning rate"
     if not math.isfinite(loss):
-        kind, what = TrainingError.Failed, f"loss is {loss}"
-    kept = f"at step {step + 1}; the adapter keeps the weights of step {step}"
-    raise kind(reason=f"{what} {kept}; try a lower learning rate")
+        raise TrainingError.Failed(reason=f"loss is {loss} {kept}")
+    if not math.isfinite(norm):
+        raise TrainingError.Gradient(reason=f"gradient norm is {norm} {kept}")

@@ -14,13 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from ..error import ArgumentTypeError, CheckpointError, Error
+from ..error import CheckpointError, Error
 from ..error.expect import DICT, FLAG, FUNCTION, PATH, expect, optional
 from ..error.takes import takes
 from ..error.text import shown
 from ..files import parse_json_object, read_text
 from .callbacks import TrainingCallback
 from .events import EvalMetrics, StepMetrics
+from .json_values import json_value
 from .position import Position
 
 Record = Mapping[str, Any]
@@ -56,10 +57,8 @@ class MetricsLog(TrainingCallback):
         """Append one record. Raises ``ArgumentTypeError`` for values that JSON does not know."""
         if self._file.closed:
             raise CheckpointError.SaveFailed(reason=f"{self.path}: the log is closed")
-        try:
-            line = json.dumps({name: _finite(value) for name, value in record.items()}, ensure_ascii=False)
-        except (TypeError, ValueError) as error:
-            raise ArgumentTypeError(f"MetricsLog.write: {error}; takes what JSON can hold") from error
+        values = {name: _finite(value) for name, value in json_value(record, "MetricsLog.write: record").items()}
+        line = json.dumps(values, ensure_ascii=False)
         try:
             self._file.write(line + "\n")
             self._file.flush()
@@ -67,7 +66,7 @@ class MetricsLog(TrainingCallback):
             raise self._failed(error) from error
 
     def close(self) -> None:
-        """Close the file; a closed log takes no more records."""
+        """Close the file; a closed log takes no more records. Raises ``CheckpointError.SaveFailed``."""
         try:
             self._sync()
             self._file.close()
@@ -75,7 +74,10 @@ class MetricsLog(TrainingCallback):
             raise self._failed(error) from error
 
     def on_resume(self, trainer: Any, state: Mapping[str, Any]) -> None:
-        """Cut off what was written after the state was saved, a line cut short included."""
+        """Cut off what was written after the state was saved, a line cut short included.
+
+        Warns of steps without a record. Raises ``CheckpointError.SaveFailed``.
+        """
         self._reopen()
         end, last = 0, 0
         try:
