@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..error import CheckpointError, Error, IoError, TrainingError
+from ..error import ArgumentTypeError, CheckpointError, Error, IoError, TrainingError
 from ..error.expect import PATH, Kind, a
 from ..error.takes import takes
 from ..error.text import first_few
@@ -24,6 +24,7 @@ from ..tensor.var import Var
 from .adapter import MODEL, LoRAAdapter, LoRAAdapterConfig
 from .config import TrainingConfig
 from .fingerprint import DataFingerprint, ModelFingerprint, RowsFingerprint
+from .json_values import json_value
 from .lora import LoRAConfig, LoRALayer
 from .position import Position
 from .recorded import Record, adapter_config_of, config_of, made_of, record_of_adapter
@@ -111,14 +112,11 @@ class TrainingState:
             "layers": {path: asdict(config) for path, config in self.layers.items()},
             "model": asdict(self.model),
             "data": None if self.data is None else asdict(self.data),
-            "callbacks": self.callbacks,
+            "callbacks": _written(path, self.callbacks, "callbacks"),
             "metrics": self.metrics,
-            "notes": self.notes,
+            "notes": _written(path, self.notes, "notes"),
         }
-        try:
-            text = json.dumps(record, ensure_ascii=False)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError.SaveFailed(reason=f"{path}: notes or a callback's state: {error}") from error
+        text = json.dumps(record, ensure_ascii=False)
         safetensors.save(path, self.arrays, {"format": FORMAT, "version": VERSION, "state": text})
 
     @classmethod
@@ -172,6 +170,14 @@ class TrainingState:
             dict(record["notes"]),
             source,
         )
+
+
+def _written(path: object, value: object, name: str) -> Any:
+    """What JSON can hold. Raises ``CheckpointError.SaveFailed``."""
+    try:
+        return json_value(value, name)
+    except ArgumentTypeError as error:
+        raise CheckpointError.SaveFailed(reason=f"{path}: {error}") from error
 
 
 def _data_of(record: Record, source: str) -> DataFingerprint:
