@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 
 from .config import TrainingConfig
-from .data.batching import Batch, batch_count, batches
-from .data.packing import packed_batch_count, packed_batches
+from .data.batching import Batch, batch_count, batches, collate, grouped, padded_length
+from .data.packing import collate_packed, grouped_packed, packed_batch_count, packed_batches, packed_length
 from .data.tokenizing import Example
 
 
@@ -14,6 +15,29 @@ def epoch_batches(config: TrainingConfig, examples: Sequence[Example], epoch: in
     """The batches of an epoch, packed or sorted by length: a function of data, configuration and epoch alone."""
     form = packed_batches if config.packing else batches
     return form(examples, config.batch_size, seed=config.seed, epoch=epoch, pad_id=pad_id, max_length=config.max_length)
+
+
+def largest_batch(config: TrainingConfig, examples: Sequence[Example], pad_id: int, most: int | None) -> Batch:
+    """The batch of most tokens, then longest, then most trained tokens, of the first ``most`` or of all epochs.
+
+    Lengths alone tell it: no other batch is made.
+    """
+    epochs, size, seed = range(config.num_epochs), config.batch_size, config.seed
+    trained = {id(example): sum(example.targets[1:]) for example in examples}
+
+    def key(length: int, rows: int, taken: Iterable[Example]) -> tuple[int, int, int]:
+        return rows * length, length, sum(trained[id(example)] for example in taken)
+
+    if config.packing:
+        packed = chain.from_iterable(grouped_packed(examples, size, seed, epoch, config.max_length) for epoch in epochs)
+        sequences = max(
+            islice(packed, most),
+            key=lambda those: key(packed_length(those, config.max_length), len(those), chain.from_iterable(those)),
+        )
+        return collate_packed(sequences, pad_id, config.max_length)
+    plain = chain.from_iterable(grouped(examples, size, seed, epoch) for epoch in epochs)
+    rows = max(islice(plain, most), key=lambda those: key(padded_length(those, config.max_length), len(those), those))
+    return collate(rows, pad_id, config.max_length)
 
 
 def planned_steps(config: TrainingConfig, examples: Sequence[Example]) -> int:

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain, islice
 from typing import Any
 
 import mlx.core as mx
@@ -44,7 +43,7 @@ from .bounds import at_least
 from .config import TrainingConfig
 from .data.batching import Batch
 from .data.tokenizing import EXAMPLES, Example
-from .epochs import epoch_batches
+from .epochs import largest_batch
 from .memory_plan import SHARE, MemoryPlan
 from .state import random_key, set_random_key
 from .tape import tape_of
@@ -103,11 +102,9 @@ def longest_batch(training: TrainingConfig, examples: Sequence[Example], pad_id:
     """
     if not examples:
         raise TrainingError.InvalidConfig(reason="longest_batch: there are no examples to train on")
-    epochs = range(training.num_epochs)
-    taken = chain.from_iterable(epoch_batches(training, examples, epoch, pad_id) for epoch in epochs)
     # An epoch's last update may take fewer batches: these are a few more than the run's.
     most = None if training.max_steps is None else training.max_steps * training.accumulation_steps
-    return max(islice(taken, most), key=lambda batch: (batch.inputs.size, batch.inputs.shape[1], batch.trained_tokens))
+    return largest_batch(training, examples, pad_id, most)
 
 
 @takes(rows=INTEGER, length=INTEGER, trained=optional(INTEGER), packed=FLAG, longest=optional(INTEGER))

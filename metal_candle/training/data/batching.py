@@ -96,17 +96,12 @@ def batches(
     """
     at_least("batches", 1, batch_size=batch_size, max_length=max_length, pad_to=pad_to)
     at_least("batches", 0, seed=seed, epoch=epoch)
-    return _batches(examples, batch_size, np.random.default_rng((seed, epoch)), pad_id, max_length, pad_to)
+    return (collate(rows, pad_id, max_length, pad_to) for rows in grouped(examples, batch_size, seed, epoch))
 
 
-def _batches(
-    examples: Sequence[Example],
-    batch_size: int,
-    random: np.random.Generator,
-    pad_id: int,
-    max_length: int,
-    pad_to: int,
-) -> Iterator[Batch]:
+def grouped(examples: Sequence[Example], batch_size: int, seed: int, epoch: int) -> Iterator[list[Example]]:
+    """The examples of each batch that ``batches`` gives."""
+    random = np.random.default_rng((seed, epoch))
     order = random.permutation(len(examples)).tolist()
     groups: list[list[int]] = []
     for begin in range(0, len(order), batch_size * WINDOW):
@@ -114,15 +109,19 @@ def _batches(
         window = sorted(order[begin : begin + batch_size * WINDOW], key=lambda i: len(examples[i].tokens))
         groups += (window[i : i + batch_size] for i in range(0, len(window), batch_size))
     for group in random.permutation(len(groups)).tolist():
-        yield collate([examples[i] for i in groups[group]], pad_id, max_length, pad_to)
+        yield [examples[i] for i in groups[group]]
+
+
+def padded_length(examples: Sequence[Example], max_length: int, pad_to: int = 16) -> int:
+    """The time dimension of a batch of these examples."""
+    return rounded_length(max(len(example.tokens) for example in examples) - 1, pad_to, max_length)
 
 
 @takes(examples=EXAMPLES, pad_id=INTEGER, max_length=INTEGER, pad_to=INTEGER)
 def collate(examples: Sequence[Example], pad_id: int, max_length: int, pad_to: int = 16) -> Batch:
     """Shift and pad examples of at least two tokens into one batch; see ``batches``. Raises as it, and for none."""
     at_least("collate", 1, examples=len(examples), max_length=max_length, pad_to=pad_to)
-    longest = max(len(example.tokens) for example in examples) - 1
-    time = rounded_length(longest, pad_to, max_length)
+    time = padded_length(examples, max_length, pad_to)
     inputs = np.full((len(examples), time), pad_id, dtype=np.int32)
     targets = np.full((len(examples), time), pad_id, dtype=np.int32)
     mask = np.zeros((len(examples), time), dtype=np.bool_)

@@ -71,11 +71,16 @@ def packed_batches(
     """
     at_least("packed_batches", 1, batch_size=batch_size, max_length=max_length, pad_to=pad_to)
     at_least("packed_batches", 0, seed=seed, epoch=epoch)
-    groups = _groups(examples, batch_size, np.random.default_rng((seed, epoch)), max_length)
-    return (
-        collate_packed([[examples[i] for i in sequence] for sequence in group], pad_id, max_length, pad_to)
-        for group in groups
-    )
+    groups = grouped_packed(examples, batch_size, seed, epoch, max_length)
+    return (collate_packed(sequences, pad_id, max_length, pad_to) for sequences in groups)
+
+
+def grouped_packed(
+    examples: Sequence[Example], batch_size: int, seed: int, epoch: int, max_length: int
+) -> Iterator[list[list[Example]]]:
+    """The examples of each sequence of each batch that ``packed_batches`` gives."""
+    for group in _groups(examples, batch_size, np.random.default_rng((seed, epoch)), max_length):
+        yield [[examples[i] for i in sequence] for sequence in group]
 
 
 @takes(examples=EXAMPLES, **dict.fromkeys(("batch_size", "seed", "epoch", "max_length"), INTEGER))
@@ -115,11 +120,16 @@ def _groups(
     return [groups[i] for i in random.permutation(len(groups)).tolist()]
 
 
-def collate_packed(sequences: Sequence[Sequence[Example]], pad_id: int, max_length: int, pad_to: int = 16) -> Batch:
-    """Shift the examples, each of at least two tokens, and put those of a sequence one behind the other."""
+def packed_length(sequences: Sequence[Sequence[Example]], max_length: int, pad_to: int = 16) -> int:
+    """The time dimension of a batch of these sequences."""
     longest = max(sum(len(example.tokens) - 1 for example in sequence) for sequence in sequences)
     step = math.ceil(max_length / LENGTHS / pad_to) * pad_to
-    time = max(longest, min(math.ceil(longest / step) * step, max_length))
+    return max(longest, min(math.ceil(longest / step) * step, max_length))
+
+
+def collate_packed(sequences: Sequence[Sequence[Example]], pad_id: int, max_length: int, pad_to: int = 16) -> Batch:
+    """Shift the examples, each of at least two tokens, and put those of a sequence one behind the other."""
+    time = packed_length(sequences, max_length, pad_to)
     inputs, targets = (np.full((len(sequences), time), pad_id, dtype=np.int32) for _ in range(2))
     segments, positions = (np.zeros((len(sequences), time), dtype=np.int32) for _ in range(2))
     mask = np.zeros((len(sequences), time), dtype=np.bool_)
