@@ -19,7 +19,7 @@ from ..dtype import DType
 from ..error import InvalidIndexError
 from ..kernels.gelu_erf import B0, B1, D4, END, D
 from ..models.bert import BertModel
-from ..models.encoder import Encoder, EncoderLayer
+from ..models.encoder import EncoderLayer
 from ..models.mpnet import MPNetModel
 from ..nn.activation import Activation
 from ..nn.embedding import Embedding
@@ -89,11 +89,13 @@ class HostEncoder:
         self._words, self._norm = _held(model.words.embeddings()), _Norm(model.embedding_norm)
         self._places = _held(model.positions.embeddings())
         self._type: Any = None
+        self._bias: Any = None
         if isinstance(model, BertModel):
             self._type = _held(model.token_types.embeddings())[0]
         else:
-            self._places = self._places[model.config.pad_token_id + 1 :]
-        self._bias = _position_bias(model, max(longest, 1))
+            self._places = self._places[config.pad_token_id + 1 :]
+            bias = model.position_bias(Tensor.zeros((1, max(longest, 1)), DType.U32, model.device))
+            self._bias = np.ascontiguousarray(_held(bias)[0])
         self._layers = [_Layer(layer) for layer in model.layers]
 
     def encode(self, rows: Sequence[Sequence[int]]) -> Any:
@@ -244,12 +246,6 @@ def _gelu(xs: Any, rooms: Sequence[Any]) -> None:
 def _held(tensor: Tensor) -> Any:
     """A weight where it lies."""
     return np.array(tensor.mlx(), copy=False)
-
-
-def _position_bias(model: Encoder, longest: int) -> Any:
-    """What the distance of two tokens adds to their score, ``(heads, longest, longest)``, or ``None``."""
-    bias = model.position_bias(Tensor.zeros((1, longest), DType.U32, model.device))
-    return None if bias is None else np.ascontiguousarray(_held(bias)[0])
 
 
 def _split(rows: Any, texts: Sequence[Sequence[int]]) -> list[Any]:

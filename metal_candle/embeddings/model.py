@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from .config import EmbeddingConfig, EmbeddingModelType, ModelName
 from .encoder import SentenceEncoder
 from .loader import download_model, known_type, load_encoder
 from .modules import read_modules
+
+R = TypeVar("R")
 
 STEP = 4
 """Batches are padded to a multiple of so many tokens, so that few shapes occur: each is traced once."""
@@ -110,10 +113,18 @@ class EmbeddingModel:
         batch_size = integer("encode", "batch_size", batch_size, 1)
         ids = self._ids(texts)
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-        parts = self._computed([ids[i] for i in order], batch_size)
+        rows = [ids[i] for i in order]
         places = np.empty(len(order), np.uint32)
         places[order] = np.arange(len(order), dtype=np.uint32)
-        found: Tensor = Tensor.cat(parts, 0).index_select(Tensor.from_numpy(places, self.device), 0)
+        refused = host.refusal(self.encoder)
+        found: Tensor
+        if refused is None:
+            encoder = host.HostEncoder(self.encoder, len(rows[0]))
+            arrays = self._computed(encoder.encode, self._batches(rows, batch_size, len), refused)
+            found = Tensor.from_numpy(np.concatenate(arrays)[places], self.device)
+        else:
+            tensors = self._computed(self._by_mlx, self._batches(rows, batch_size, self._padded), refused)
+            found = Tensor.cat(tensors, 0).index_select(Tensor.from_numpy(places, self.device), 0)
         return found
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -128,11 +139,10 @@ class EmbeddingModel:
         except ModelError.TokenizationFailed as error:
             raise EmbeddingError.TokenizationFailed(reason=error.reason) from error
 
-    def _computed(self, rows: list[list[int]], batch_size: int) -> list[Tensor]:
-        """The embeddings of the rows, the longest first, by batches: on all cores at once where that is possible."""
-        refused = host.refusal(self.encoder)
-        compute = self._by_numpy(len(rows[0])) if refused is None else self._by_mlx
-        batches = self._batches(rows, batch_size, len if refused is None else self._padded)
+    def _computed(
+        self, compute: Callable[[list[list[int]]], R], batches: list[list[list[int]]], refused: str | None
+    ) -> list[R]:
+        """The embeddings of each batch, on all cores at once where that is possible; ``refused`` says why by MLX."""
         alone = ""
         if len(batches) == 1:
             alone = "there is one"
@@ -167,10 +177,6 @@ class EmbeddingModel:
             batches.append(rows[begin:end])
             begin = end
         return batches
-
-    def _by_numpy(self, longest: int) -> Callable[[list[list[int]]], Tensor]:
-        encoder = host.HostEncoder(self.encoder, longest)
-        return lambda rows: Tensor.from_numpy(encoder.encode(rows), self.device)
 
     def _by_mlx(self, rows: list[list[int]]) -> Tensor:
         longest = self._padded(rows[0])

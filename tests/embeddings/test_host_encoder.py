@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +148,32 @@ def test_infinite_weights_give_what_they_give_without_a_warning(model: Embedding
     found, line = said(model)
     assert "by NumPy" in line
     assert not np.isfinite(found).any()
+
+
+FORKED = """
+import os
+import sys
+import threading
+import numpy as np
+from metal_candle.embeddings import EmbeddingModel
+
+model = EmbeddingModel.from_pretrained(sys.argv[1])
+texts = ["a b c d e f g h i j k l"] * 30
+before = model.encode(texts).numpy()
+child = os.fork()
+if not child:
+    threading.Timer(120, os._exit, [2]).start()
+    os._exit(0 if np.array_equal(model.encode(texts).numpy(), before) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_encodes_where_mlx_would_wait_for_ever(tmp_path: Path) -> None:
+    tiny_folder.write(tmp_path)
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, str(tmp_path)]  # Python warns of forks beside threads
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 # --- what is left to MLX ----------------------------------------------------------------------
