@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
@@ -31,6 +30,7 @@ from .epochs import epoch_batches, planned_steps
 from .events import EvalMetrics, StepMetrics
 from .fingerprint import DataFingerprint, ModelFingerprint
 from .finite import expect_finite
+from .interruption import Undone
 from .loop import events
 from .position import Position
 from .recorded import differences, record_of_config
@@ -163,22 +163,21 @@ class AdapterTrainer:
         tokens = sum(batch.inputs.size for batch in group)
         return StepMetrics(loss, self.step, rate, norm, tokens, total, time.perf_counter() - start)
 
-    @contextmanager
-    def undone_by_errors(self) -> Iterator[None]:
-        """What the block did to variables, position and random state is taken back when it raises.
+    def undone_by_errors(self) -> Undone:
+        """A block: what it did to variables, position and random state is taken back when it raises.
 
         Arrays never change, so that keeping them is free.
         """
         held = [(var, var.mlx()) for var in self.update.variables()]
         key, position, metrics = random_key(), self.position, self.metrics
-        try:
-            yield
-        except BaseException:
+
+        def undo() -> None:
             for var, value in held:
                 var.set(Tensor.from_mlx(value, var.device))
             set_random_key(key)
             self.position, self.metrics = position, metrics
-            raise
+
+        return Undone(undo)
 
     @takes(examples=EXAMPLES, after_batch=optional(FUNCTION))
     def evaluate(

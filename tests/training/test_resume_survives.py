@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from metal_candle.training import (
     TrainingState,
     read_metrics,
 )
+from metal_candle.training import trainer as trainer_module
 from metal_candle.training.events import StepMetrics
+from metal_candle.training.interruption import Undone
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from resumed_runs import TRAIN, VALID, Whole, assert_same_bits, fresh
+from resumed_runs import TRAIN, VALID, Whole, assert_same_bits, fresh, told
 
 
 class Poison(TrainingCallback):
@@ -96,6 +99,64 @@ def test_an_interrupt_in_a_step_takes_all_of_it_back(
     list(on.run(TRAIN, VALID))
     assert_same_bits(on, whole[1])
     assert [record["step"] for record in read_metrics(tmp_path / "m.jsonl") if "loss" in record] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_second_interrupt_waits_until_the_step_is_taken_back(
+    folder: Path, whole: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = fresh(folder)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    make, restore, pressed = trainer.update.make, trainer_module.set_random_key, []
+
+    def press(times: int) -> None:
+        if len(pressed) < times:
+            pressed.append(trainer.step)
+            signal.raise_signal(signal.SIGINT)
+
+    def pressed_in_the_step(group: Any, total: int) -> tuple[float, float]:
+        result = make(group, total)
+        if trainer.step == 3:
+            press(1)
+        return result
+
+    def pressed_again(key: Any) -> None:
+        press(3)
+        restore(key)
+        press(3)
+
+    monkeypatch.setattr(trainer.update, "make", pressed_in_the_step)
+    monkeypatch.setattr(trainer_module, "set_random_key", pressed_again)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(trainer.run(TRAIN, VALID))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(pressed) == 3
+    assert trainer.step == 3
+    told(trainer.run(TRAIN, VALID))
+    assert_same_bits(trainer, whole[1])
+
+
+def test_an_interrupt_while_an_error_is_taken_back_is_told_afterwards() -> None:
+    done: list[str] = []
+
+    def undo() -> None:
+        signal.raise_signal(signal.SIGINT)
+        done.append("undone")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught, Undone(undo):
+            raise ValueError("why")
+        assert isinstance(caught.value.__context__, ValueError)
+        assert done == ["undone"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with Undone(undo):
+            pass
+        assert done == ["undone"]
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_interrupt_between_the_first_batches_that_are_summed(
