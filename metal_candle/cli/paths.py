@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..error import CheckpointError, Error
+from ..error import CheckpointError
 
 
 def to_read(option: str) -> Callable[[str], Path]:
@@ -19,7 +19,7 @@ def to_write(option: str) -> Callable[[str], Path]:
     return _parser(option, CheckpointError.SaveFailed)
 
 
-def _parser(option: str, error: type[Error]) -> Callable[[str], Path]:
+def _parser(option: str, error: type[CheckpointError]) -> Callable[[str], Path]:
     def path(text: str) -> Path:
         if not text:
             raise error(reason=f"{option} is empty; takes a path")
