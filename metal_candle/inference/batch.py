@@ -24,7 +24,7 @@ from .generator import (
     expect_room,
     watched,
 )
-from .sampling import StreamToken, checked, described_rows, draw_rows, penalized, random_generator
+from .sampling import StreamToken, checked, described_rows, draw_rows, generator_for, penalized
 from .step import CachedStep, Logits
 from .streams import Cancellation, Stopped, expect_watchers, in_thread
 
@@ -200,7 +200,8 @@ class _Row:
         adapter: str | None,
     ) -> None:
         self.number, self.ids, self.config, self.eos, self.adapter = number, ids, config, eos, adapter
-        self.filters, self.rng = config.filters(), random_generator(seed)
+        self.filters = config.filters()
+        self.rng = generator_for(self.filters, seed)
         self._limit, self._left, self._ended = limit, config.max_tokens, False
         self._stops = frozenset(config.stop_tokens) | (eos if config.stop_on_eos else frozenset())
 

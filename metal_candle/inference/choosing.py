@@ -14,7 +14,7 @@ from ..graph.evaluate import on_device
 from ..graph.operation import to_numpy
 from . import device_sampling
 from .config import GeneratorConfig
-from .sampling import checked, described_rows, penalized, random_generator
+from .sampling import checked, described_rows, generator_for, penalized
 from .step import Following, Logits, Step
 
 
@@ -42,7 +42,8 @@ class ByHost:
     def __init__(self, step: Step, logits: Logits, config: GeneratorConfig) -> None:
         self._step, self._config = step, config
         self._logits: Logits | None = logits
-        self._filters, self._rng = config.filters(), random_generator(config.seed)
+        self._filters = config.filters()
+        self._rng = generator_for(self._filters, config.seed)
 
     def next(self, ids: Sequence[int], more: bool) -> Chosen:
         """The token after ``ids``."""
@@ -62,7 +63,8 @@ class OnDevice:
         self, step: Following, logits: Logits, config: GeneratorConfig, ids: Sequence[int], device: Device
     ) -> None:
         self._step, self._config, self._device = step, config, device
-        self._filters, self._rng = config.filters(), random_generator(config.seed)
+        self._filters = config.filters()
+        self._rng = generator_for(self._filters, config.seed)
         with on_device(device):
             self._seen = None if config.repetition_penalty == 1 else device_sampling.seen_of(ids, logits.size)
             self._begin(mx.array(logits))

@@ -317,6 +317,15 @@ def random_generator(seed: int | np.random.Generator | None) -> np.random.Genera
     return np.random.default_rng(np.array(next_key()) if seed is None else seed)
 
 
+def generator_for(filters: Filters, seed: int | None) -> np.random.Generator:
+    """As ``random_generator``; of filters that draw nothing MLX's generator is not asked.
+
+    A thread that has asked it takes Python's lock once more while it ends, behind ``join``: where the interpreter is
+    gone by then, the process aborts (MLX 0.32). So does a user's own thread that draws without a seed.
+    """
+    return random_generator(0 if filters.is_greedy() else seed)
+
+
 def _values(logits: TensorBase, op: str) -> Values:
     expect_rank(logits.shape, 1, op)
     return logits.numpy().astype(np.float32, copy=False)
