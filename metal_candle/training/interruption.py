@@ -21,6 +21,7 @@ class Undone:
         self._undoing = False
         self._late: tuple[int, FrameType | None] | None = None
         self._previous: Any = None
+        self._own: Any = None
 
     def __enter__(self) -> Undone:
         handler = signal.getsignal(signal.SIGINT)
@@ -51,5 +52,6 @@ class Undone:
             # Unless the block has set another one.
             if self._previous is not None and signal.getsignal(signal.SIGINT) is self._own:
                 signal.signal(signal.SIGINT, self._previous)
+            self._own = None  # it refers to this object, which holds what could be taken back
         if self._late is not None and not isinstance(error, KeyboardInterrupt):
             self._previous(*self._late)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import signal
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,22 @@ def test_an_interrupt_while_an_error_is_taken_back_is_told_afterwards() -> None:
         assert done == ["undone"]
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_what_could_be_taken_back_is_let_go_at_the_end() -> None:
+    undo = lambda: None  # noqa: E731
+    kept = weakref.ref(undo)
+    gc.collect()
+    gc.disable()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Undone(undo):
+            pass
+        del undo
+        assert kept() is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+        gc.enable()
 
 
 def test_an_interrupt_between_the_first_batches_that_are_summed(
