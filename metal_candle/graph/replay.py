@@ -36,9 +36,11 @@ class Replay:
         self._graph = apply_rules(graph, self._log)
         self._device = structure.device
         places = {structure.nodes[place]: i for i, place in enumerate(structure.leaves)}
-        self._values = list(structure.values)
         # An argument that nothing depends on has no place.
         self._inputs = [places.get(node) for node in inputs]
+        # What an input has now is not kept: a variable's value would be, for as long as this is replayed.
+        given = set(self._inputs)
+        self._values = [None if place in given else value for place, value in enumerate(structure.values)]
         found = {structure.nodes[place]: i for i, place in enumerate(structure.roots)}
         self._outputs = [found[node] for node in outputs]
 

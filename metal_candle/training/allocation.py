@@ -1,10 +1,10 @@
 """The memory MLX's CPU back-end takes to evaluate a tape: its own order and rules, gone through without computing.
 
 MLX evaluates primitives in a breadth-first order of limited width from the results back, reversed; an element-wise
-primitive writes into an operand that nobody else refers to; views allocate nothing. The thread that begins primitives
-runs ahead of the one that computes them, and memory is given back only by the latter: what is freed counts as in use
-for a while. These are facts of MLX 0.32's ``eval``; what is planned is compared with what MLX measures in the tests and
-the benchmark.
+primitive writes into an operand that nobody else refers to, a reader that has not run yet included; views allocate
+nothing. The thread that begins primitives runs ahead of the one that computes them, and memory is given back only by
+the latter: what is freed counts as in use for a while. These are facts of MLX 0.32's ``eval``; what is planned is
+compared with what MLX measures in the tests and the benchmark.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .tape import ELEMENTWISE, RESHAPES, VIEWS, Primitive, Shape, Tape
 WIDTH = 20
 """How many arrays wide MLX's order is (``MLX_BFS_MAX_WIDTH``)."""
 AHEAD = 105
-"""How many steps MLX begins before the first of them is done: ten tasks of ten, and the one it is at. A primitive that
-computes is two steps, a view is one."""
+"""How many steps MLX begins before the first of them is done: ten tasks of ten, and the one it is at. Giving back the
+operands is a step, and so is each thing that is computed; a view is one step."""
 
 
 def in_order(tape: Tape) -> list[Primitive]:
@@ -70,10 +70,12 @@ def in_order(tape: Tape) -> list[Primitive]:
 class _Storage:
     """Bytes that arrays share, with how many uses are still to come."""
 
-    __slots__ = ("bytes", "held", "shape", "uses")
+    __slots__ = ("bytes", "held", "read", "shape", "uses")
 
     def __init__(self, size: int, shape: Shape, held: bool = False) -> None:
         self.bytes, self.shape, self.held, self.uses = size, shape, held, 0
+        self.read = -AHEAD
+        """The step after which it was last read; until that is done, nobody writes into it."""
 
 
 @dataclass
@@ -135,6 +137,7 @@ def _gone_through(tape: Tape, order: Sequence[Primitive], count: int) -> tuple[i
         for name, (shape, dtype) in tape.given.items()
     }
     uses = Counter([*tape.results, *(name for each in order for name in each.inputs)])
+    broadcast = {name for each in order if each.name == "Broadcast" for name in each.outputs}
     now = peak = step = place = 0
     there: Counter[Shape] = Counter()
     freed: deque[tuple[int, Shape, int]] = deque()
@@ -144,14 +147,15 @@ def _gone_through(tape: Tape, order: Sequence[Primitive], count: int) -> tuple[i
             now -= size
             there[shape] -= size
         inputs = [views[name] for name in each.inputs]
-        made = _evaluated(each, inputs, uses)
+        made = _evaluated(each, inputs, uses, step)
         known = {id(view.storage) for view in inputs}
+        read = known - {id(view.storage) for view in made}
         new = {id(view.storage): view.storage for view in made if id(view.storage) not in known}
         copied = _copied(each, inputs)
         for shape, size in [(storage.shape, storage.bytes) for storage in new.values()] + copied:
             now += size
             there[shape] += size
-        step += 2 if new else 1
+        step += _tasks(each, made, inputs, len(copied)) + sum(name in broadcast for name in each.inputs)
         if now > peak:
             peak, place = now, number
         for name, view in zip(each.outputs, made):
@@ -159,6 +163,8 @@ def _gone_through(tape: Tape, order: Sequence[Primitive], count: int) -> tuple[i
             view.storage.uses += uses[name]
         for view in inputs:
             view.storage.uses -= 1
+            if id(view.storage) in read:
+                view.storage.read = step
         freed += [(step, *copy) for copy in copied]
         for storage in {id(view.storage): view.storage for view in (*inputs, *made)}.values():
             if not storage.uses and not storage.held:
@@ -167,8 +173,8 @@ def _gone_through(tape: Tape, order: Sequence[Primitive], count: int) -> tuple[i
     return peak, place, now - sum(size for *_, size in freed), dict(+there)
 
 
-def _evaluated(each: Primitive, inputs: Sequence[_View], uses: Mapping[str, int]) -> list[_View]:
-    """What a primitive gives, in which storage."""
+def _evaluated(each: Primitive, inputs: Sequence[_View], uses: Mapping[str, int], step: int) -> list[_View]:
+    """What a primitive that begins after ``step`` gives, in which storage."""
     if each.name in VIEWS and inputs:
         return _views(each, inputs)
     sizes = [dtype.size for dtype in each.dtypes]
@@ -181,7 +187,7 @@ def _evaluated(each: Primitive, inputs: Sequence[_View], uses: Mapping[str, int]
         if whole and all(x.strides == whole[0].strides and x.is_dense() for x in whole):
             strides = whole[0].strides
         for name, x in zip(each.inputs, inputs):
-            free = x.storage.uses == uses[name] == 1 and not x.storage.held
+            free = x.storage.uses == uses[name] == 1 and not x.storage.held and x.storage.read <= step - AHEAD
             alike = x.shape == shape and x.strides == strides and x.storage.bytes == sizes[0] * math.prod(shape)
             if free and alike and len(sizes) == 1:
                 return [_View(x.storage, shape, strides, sizes[0])]
@@ -218,6 +224,16 @@ def _views(each: Primitive, inputs: Sequence[_View]) -> list[_View]:
         return [_View(x.storage, shape, x.strides, x.itemsize) for shape in each.shapes]
     shape = each.shapes[0]
     return [_View(x.storage, shape, x.strides if shape == x.shape else _rows(shape), x.itemsize)]
+
+
+def _tasks(each: Primitive, made: Sequence[_View], inputs: Sequence[_View], copies: int) -> int:
+    """How many steps a primitive is: what it computes, each copy it makes for that, and giving back its operands."""
+    storages = [view.storage for view in inputs]
+    if each.name == "Broadcast":
+        return 0  # exporting has merged them: in truth each use has one of its own
+    if each.name in VIEWS or (each.name in RESHAPES and made[0].storage in storages):
+        return 1
+    return {"Concatenate": len(inputs), "AddMM": 2 + copies}.get(each.name, 1 + copies) + 1
 
 
 def _copied(each: Primitive, inputs: Sequence[_View]) -> list[tuple[Shape, int]]:

@@ -130,8 +130,12 @@ def _unpacked_again(primitives: list[Primitive], given: Mapping[str, tuple[Shape
     simple = VIEWS | RESHAPES | ELEMENTWISE | {"Concatenate"}
     maker: dict[str, Primitive] = {}
     bits: set[str] = set()
+    # A block that is computed again waits for its gradient: it sees the same arrays through ``Depends``.
+    there = set(given)
     for each in primitives:
-        if each.name in simple and all(name in given or name in maker for name in each.inputs):
+        if each.name == "Depends":
+            there.update(out for out, source in zip(each.outputs, each.inputs) if source in there)
+        elif each.name in simple and all(name in there or name in maker for name in each.inputs):
             maker.update(dict.fromkeys(each.outputs, each))
             if each.name == "BitwiseBinary" or any(name in bits for name in each.inputs):
                 bits.update(each.outputs)

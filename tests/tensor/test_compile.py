@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import namedtuple
 from typing import Any
 
@@ -9,6 +10,7 @@ import metal_candle as mc
 from metal_candle import Device, DType, LazyTensor, Tensor, Var
 from metal_candle.nn import ops
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -335,3 +337,26 @@ def test_rules_rewrite_what_is_compiled() -> None:
     np.testing.assert_allclose(update(x, a, b).numpy(), x.numpy() + x.numpy() @ a.numpy() @ b.numpy() * 0.5, rtol=1e-5)
     assert "rewritten: lora x 1, add_lora x 1" in update.explain()
     assert "1 operations of 7 nodes" in update.explain()
+
+
+def test_values_that_variables_and_arguments_had_are_given_back() -> None:
+    """Of each traced shape, and without the garbage collector."""
+    size = 1 << 20
+    total = Var.zeros((size,), DType.F32, Device.Cpu)
+
+    @mc.compile
+    def add(x: Tensor, ones: Tensor) -> Tensor:
+        total.set(total + ones)
+        return x.sum_all()
+
+    gc.collect()
+    gc.disable()
+    try:
+        total.mlx()
+        before = mx.get_active_memory()
+        for length in (1, 2, 3):
+            add(Tensor.ones((length,), DType.F32, Device.Cpu), Tensor.ones((size,), DType.F32, Device.Cpu)).to_scalar()
+        assert mx.get_active_memory() - before < 2 * size
+    finally:
+        gc.enable()
+    assert total.as_tensor().max(0).to_scalar() == 3.0
