@@ -12,8 +12,9 @@ from typing import Any
 class Undone:
     """A block whose changes ``undo`` takes back when it raises; a Ctrl-C that comes meanwhile is told afterwards.
 
-    So no second interrupt leaves half of them. In the main thread and where Ctrl-C has a handler of Python's; other
-    threads are not interrupted. An interrupt that comes while another one is taken back is not told again.
+    So no second interrupt leaves half of them. One that comes while the block is entered or left is told afterwards,
+    too. In the main thread and where Ctrl-C has a handler of Python's; other threads are not interrupted. An interrupt
+    that comes while another one is taken back is not told again.
     """
 
     def __init__(self, undo: Callable[[], None]) -> None:
@@ -32,7 +33,8 @@ class Undone:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._undoing:
+        # Raised within ``__enter__`` or ``__exit__`` it would leave this handler set, and no later one would be told.
+        if self._undoing or _enters_or_leaves(frame):
             self._late = number, frame
             return
         try:
@@ -55,3 +57,11 @@ class Undone:
             self._own = None  # it refers to this object, which holds what could be taken back
         if self._late is not None and not isinstance(error, KeyboardInterrupt):
             self._previous(*self._late)
+
+
+def _enters_or_leaves(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code in (Undone.__enter__.__code__, Undone.__exit__.__code__):
+            return True
+        frame = frame.f_back
+    return False

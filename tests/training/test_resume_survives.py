@@ -161,6 +161,45 @@ def test_an_interrupt_while_an_error_is_taken_back_is_told_afterwards() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("call", range(4))
+def test_an_interrupt_at_the_edge_of_a_block(call: int, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each of the calls that set another handler: the former one is back, and no change is left half made."""
+    done: list[str] = []
+    calls: list[str] = []
+
+    def pressing(name: str) -> Any:
+        real = getattr(signal, name)
+
+        def called(*given: Any) -> Any:
+            found = real(*given)
+            calls.append(name)
+            if len(calls) == call + 1:
+                signal.raise_signal(signal.SIGINT)
+            return found
+
+        return called
+
+    def block() -> None:
+        with Undone(lambda: done.append("undone")):
+            done.append("begun")
+            if fails:
+                raise ValueError("why")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            for name in ("getsignal", "signal"):
+                patch.setattr(signal, name, pressing(name))
+            with pytest.raises(KeyboardInterrupt):
+                block()
+        assert len(calls) == (1 if call == 0 else 4)  # before the first handler is set nothing has begun
+        assert done == ([] if call == 0 else ["begun", "undone"] if fails else ["begun"])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_what_could_be_taken_back_is_let_go_at_the_end() -> None:
     undo = lambda: None  # noqa: E731
     kept = weakref.ref(undo)
