@@ -124,7 +124,7 @@ class Reader:
     def arrays(self) -> dict[str, mx.array]:
         """Every tensor: small ones are read together with their neighbours, which takes half the time. As ``array``."""
         found: dict[str, mx.array] = {}
-        names = sorted(self.header.tensors, key=lambda name: self.header.tensors[name].begin)
+        names = _by_place(self.header.tensors)
         for first, last in _runs([self.header.tensors[name] for name in names]):
             begin, end = self.header.tensors[names[first]].begin, self.header.tensors[names[last]].end
             whole = memoryview(self._bytes(begin, end))
@@ -154,6 +154,11 @@ class Reader:
         if dtype not in DTYPES:
             raise UnsupportedSafeTensorDtypeError(name, dtype, ", ".join(DTYPES))
         return DTYPES[dtype]
+
+
+def _by_place(tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """The names in the order of the tensors' bytes; one without any comes before the one that begins there."""
+    return sorted(tensors, key=lambda name: (tensors[name].begin, tensors[name].end))
 
 
 def _runs(infos: Sequence[TensorInfo]) -> Iterator[tuple[int, int]]:
@@ -239,7 +244,8 @@ def _tensor_info(source: str, name: str, entry: Any, start: int, size: int) -> T
 def _check_layout(source: str, tensors: dict[str, TensorInfo], start: int, size: int) -> None:
     """The tensors lie one behind the other from the header's end to the file's end."""
     position = start
-    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+    for name in _by_place(tensors):
+        info = tensors[name]
         if info.begin != position:
             kind = "overlaps the one before it" if info.begin < position else "leaves a gap before it"
             raise SafeTensorError(source, f"tensor {shown(name)} {kind}")
