@@ -23,10 +23,9 @@ def largest_batch(config: TrainingConfig, examples: Sequence[Example], pad_id: i
     Lengths alone tell it: no other batch is made.
     """
     epochs, size, seed = range(config.num_epochs), config.batch_size, config.seed
-    trained = {id(example): sum(example.targets[1:]) for example in examples}
 
     def key(length: int, rows: int, taken: Iterable[Example]) -> tuple[int, int, int]:
-        return rows * length, length, sum(trained[id(example)] for example in taken)
+        return rows * length, length, sum(sum(example.targets[1:]) for example in taken)
 
     if config.packing:
         packed = chain.from_iterable(grouped_packed(examples, size, seed, epoch, config.max_length) for epoch in epochs)

@@ -234,7 +234,10 @@ def test_all_tensors_at_once_are_those_that_are_read_one_by_one(
 
 
 @pytest.mark.parametrize("names", ["abc", "acb", "bac", "bca", "cab", "cba"])
-def test_tensors_without_elements_stand_anywhere_in_a_header(tmp_path: Path, names: str) -> None:
+def test_tensors_without_elements_stand_anywhere_in_a_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str
+) -> None:
+    monkeypatch.setattr(codec, "TOGETHER", 1)
     entries = {"a": entry("F32", [0], 0, 0), "b": entry("F32", [2], 0, 8), "c": entry("F32", [3, 0], 8, 8)}
     path = raw(tmp_path / "file", {name: entries[name] for name in names}, np.array([1, 2], "<f4").tobytes())
     found = Reader(path).arrays()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from metal_candle.training import TrainingConfig
 from metal_candle.training import epochs as module
@@ -42,6 +45,27 @@ def test_it_is_the_one_of_all_batches(
     found, wanted = longest_batch(config, rows, 1), by_making_all(config, rows, limit)
     for name in ("inputs", "targets", "mask", "segments", "positions"):
         assert np.array_equal(getattr(found, name), getattr(wanted, name)), name
+
+
+class _MadeAnew(Sequence[Any]):
+    """Examples that are another object each time they are asked for."""
+
+    def __init__(self, rows: list[Example]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        return replace(self._rows[i])
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_of_a_data_set_that_keeps_no_examples(packing: bool) -> None:
+    config, rows = TrainingConfig(num_epochs=2, batch_size=3, packing=packing, max_length=64), examples([20, 9, 4] * 30)
+    found, wanted = longest_batch(config, _MadeAnew(rows), 1), longest_batch(config, rows, 1)
+    assert np.array_equal(found.inputs, wanted.inputs)
+    assert np.array_equal(found.mask, wanted.mask)
 
 
 @pytest.mark.parametrize("packing", [False, True])
