@@ -9,7 +9,7 @@ elements one at a time, takes 400, for padding too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -56,23 +56,31 @@ def refusal(encoder: SentenceEncoder) -> str | None:
         return f"{type(encoder).__name__} encodes in a way of its own"
     if type(model) is not BertModel and type(model) is not MPNetModel:
         return f"{type(model).__name__} is neither a BertModel nor an MPNetModel"
-    parts: list[tuple[str, Any, type]] = [("words", model.words, Embedding), ("positions", model.positions, Embedding)]
-    if type(model) is BertModel:
-        parts.append(("token_types", model.token_types, Embedding))
-    parts.append(("embedding_norm", model.embedding_norm, LayerNorm))
-    for i, layer in enumerate(model.layers):
-        parts.append((f"layer {i}", layer, EncoderLayer))
-        if type(layer) is EncoderLayer:
-            parts += [(f"layer {i}'s {name}", getattr(layer, name), Linear) for name in _LINEARS]
-            parts += [(f"layer {i}'s {name}", getattr(layer, name), LayerNorm) for name in _NORMS]
-            if layer.activation != Activation.Gelu:
-                return f"layer {i}'s activation is {layer.activation!r}, not Activation.Gelu"
-    for name, part, kind in parts:
+    for name, part, kind in _parts(model):
         if type(part) is not kind:
             return f"{name} is a {type(part).__name__}, not a plain {kind.__name__}"
         if isinstance(part, LayerNorm) and not part.remove_mean():
             return f"{name} does not remove the mean"
+        if isinstance(part, EncoderLayer) and part.activation != Activation.Gelu:
+            return f"{name}'s activation is {part.activation!r}, not Activation.Gelu"
     return None
+
+
+def has_variables(encoder: SentenceEncoder) -> bool:
+    """Whether a variable is among its weights, or what one of them was computed from."""
+    tensors = (each for _, part, _ in _parts(encoder.model) for each in vars(part).values())
+    return any(isinstance(each, Tensor) and each.track_op() for each in tensors)
+
+
+def _parts(model: Any) -> Iterator[tuple[str, Any, type]]:
+    """What a BERT or MPNet is made of: names, modules, and of what kind they are unless somebody has changed them."""
+    tables = ("words", "positions", "token_types" if isinstance(model, BertModel) else "distances")
+    yield from ((name, getattr(model, name), Embedding) for name in tables)
+    yield "embedding_norm", model.embedding_norm, LayerNorm
+    for i, layer in enumerate(model.layers):
+        yield f"layer {i}", layer, EncoderLayer
+        yield from ((f"layer {i}'s {name}", getattr(layer, name), Linear) for name in _LINEARS)
+        yield from ((f"layer {i}'s {name}", getattr(layer, name), LayerNorm) for name in _NORMS)
 
 
 class HostEncoder:

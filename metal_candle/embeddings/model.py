@@ -13,12 +13,13 @@ import numpy as np
 from .. import blas, settings
 from ..device import Device, DeviceLike
 from ..dtype import DType, DTypeLike
-from ..error import EmbeddingError, ModelError
+from ..error import EmbeddingError, ModelError, ShapeMismatchError
 from ..error.expect import a, expect, integer, listed, wrong
 from ..models.download import Progress
 from ..models.tokenizer import Tokenizer
 from ..tensor.compiled import compile
 from ..tensor.eager import Tensor
+from ..tensor.grad_store import COMPILED
 from . import cores, host
 from .config import EmbeddingConfig, EmbeddingModelType, ModelName
 from .encoder import SentenceEncoder
@@ -41,13 +42,18 @@ class EmbeddingModel:
     """An encoder with its tokenizer. Made by ``from_pretrained`` or ``from_config``."""
 
     def __init__(self, encoder: SentenceEncoder, tokenizer: Tokenizer, config: EmbeddingConfig) -> None:
-        """``tokenizer`` cuts texts to their longest and adds the special tokens; see ``from_config``."""
+        """``tokenizer`` cuts texts to their longest and adds the special tokens; see ``from_config``.
+
+        Raises ``EmbeddingError.InvalidConfig``.
+        """
         expect("EmbeddingModel", encoder, a(SentenceEncoder), "encoder")
         expect("EmbeddingModel", tokenizer, a(Tokenizer), "tokenizer")
         expect("EmbeddingModel", config, a(EmbeddingConfig), "config")
+        config.validate()
         self.encoder, self.tokenizer, self._config = encoder, tokenizer, config
         self.device: Device = encoder.model.device
         self._pad_id = encoder.model.config.pad_token_id
+        self._longest = min(config.max_seq_length, encoder.model.config.max_tokens())
         self._encode = compile(encoder.encode, max_plans=MOST_PLANS)
 
     @classmethod
@@ -108,7 +114,8 @@ class EmbeddingModel:
         result beyond rounding. Texts are cut to ``config().max_seq_length`` tokens.
 
         Raises ``EmbeddingError.EmptyInput`` without texts, ``EmbeddingError.TokenizationFailed`` for what is no
-        Unicode, ``ArgumentTypeError`` for what is no list of texts. metal-candle: ``EmbeddingModel::encode``.
+        Unicode, ``ArgumentTypeError`` for what is no list of texts, ``ShapeMismatchError`` for a text that the
+        tokenizer given to the constructor leaves too long. metal-candle: ``EmbeddingModel::encode``.
         """
         batch_size = integer("encode", "batch_size", batch_size, 1)
         ids = self._ids(texts)
@@ -122,6 +129,8 @@ class EmbeddingModel:
             encoder = host.HostEncoder(self.encoder, len(rows[0]))
             arrays = self._computed(encoder.encode, self._batches(rows, batch_size, len), refused)
             found = Tensor.from_numpy(np.concatenate(arrays)[places], self.device)
+            if host.has_variables(self.encoder):
+                found._node.cut = COMPILED  # so that backward() raises as it does of what MLX has computed
         else:
             tensors = self._computed(self._by_mlx, self._batches(rows, batch_size, self._padded), refused)
             found = Tensor.cat(tensors, 0).index_select(Tensor.from_numpy(places, self.device), 0)
@@ -135,9 +144,16 @@ class EmbeddingModel:
             if not isinstance(text, str):
                 raise wrong("encode", text, "a list of texts", f"text {i}:")
         try:
-            return self.tokenizer.encode_batch(found, add_special_tokens=True)
+            ids = self.tokenizer.encode_batch(found, add_special_tokens=True)
         except ModelError.TokenizationFailed as error:
             raise EmbeddingError.TokenizationFailed(reason=error.reason) from error
+        for i, row in enumerate(ids):
+            if len(row) > self._longest:  # of a tokenizer that was given, which is to cut them
+                raise ShapeMismatchError(
+                    f"encode: got {len(row)} tokens for text {i}; takes at most {self._longest}, to which the "
+                    "tokenizer's truncate() cuts texts"
+                )
+        return ids
 
     def _computed(
         self, compute: Callable[[list[list[int]]], R], batches: list[list[list[int]]], refused: str | None
@@ -188,7 +204,7 @@ class EmbeddingModel:
         return found
 
     def _padded(self, row: list[int]) -> int:
-        return min(-(-len(row) // STEP) * STEP, self._config.max_seq_length)
+        return min(-(-len(row) // STEP) * STEP, self._longest)
 
     def __repr__(self) -> str:
         name = self._config.model_type

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metal_candle import Device, DType, settings
+from metal_candle import Device, DType, Var, settings
 from metal_candle.device import DeviceType
 from metal_candle.embeddings import EmbeddingConfig, EmbeddingModel, host, pooling
 from metal_candle.embeddings.encoder import SentenceEncoder
-from metal_candle.error import InvalidIndexError
+from metal_candle.error import BackwardNotSupportedError, InvalidIndexError, ShapeMismatchError
 from metal_candle.models.bert import BertModel, Config
 from metal_candle.models.encoder import EncoderLayer
 from metal_candle.nn import Activation, LayerNorm, Linear, VarBuilder, VarMap
@@ -140,6 +140,35 @@ def test_ids_outside_the_table(bert: EmbeddingModel) -> None:
     assert encoder.encode([[2, size - 1, 3]]).shape == (1, 32)
     with pytest.raises(InvalidIndexError, match=f"embedding.*{size}"):
         encoder.encode([[2, 3], [2, size, 3]])
+
+
+@pytest.mark.parametrize("way", [None, "this test asks for it"])
+def test_texts_that_the_tokenizer_does_not_cut(
+    model: EmbeddingModel, way: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "refusal", lambda encoder: way)
+    most = model.config().max_seq_length
+    model.tokenizer.truncate(most + 1)
+    for config in (model.config(), EmbeddingConfig("it", max_seq_length=512)):
+        made = EmbeddingModel(model.encoder, model.tokenizer, config)
+        # Padding goes no further than the positions, either.
+        assert np.isfinite(made.encode(["a", "x " * (most - 2)]).numpy()).all()
+        with pytest.raises(ShapeMismatchError, match=f"encode: got {most + 1} tokens for text 1; takes at most {most}"):
+            made.encode(["a", "x " * (most - 1)])
+
+
+@pytest.mark.parametrize("way", [None, "this test asks for it"])
+def test_no_gradient_comes_silently_to_nothing(
+    bert: EmbeddingModel, way: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "refusal", lambda encoder: way)
+    assert not bert.encode(["a"]).sum_all().backward()
+    layer = bert.encoder.model.layers[0]
+    layer.up = Linear(Var.from_tensor(layer.up.weight()).as_tensor(), layer.up.bias())
+    model = EmbeddingModel(bert.encoder, bert.tokenizer, bert.config())
+    loss = model.encode(["a", "b c"]).sum_all()
+    with pytest.raises(BackwardNotSupportedError):
+        loss.backward()
 
 
 def test_infinite_weights_give_what_they_give_without_a_warning(model: EmbeddingModel) -> None:

@@ -32,9 +32,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingModel:
         ({"model_type": 3}, "model_type is 3; takes a folder with config.json, a hub id"),
     ],
 )
-def test_configurations_of_another_type(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(EmbeddingError.InvalidConfig, match=said):
-        EmbeddingConfig(**fields).validate()
+def test_configurations_of_another_type(model: EmbeddingModel, fields: dict[str, Any], said: str) -> None:
+    config = EmbeddingConfig(**fields)
+    for check in (config.validate, lambda: EmbeddingModel(model.encoder, model.tokenizer, config)):
+        with pytest.raises(EmbeddingError.InvalidConfig, match=said):
+            check()
 
 
 @pytest.mark.parametrize(
