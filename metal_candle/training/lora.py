@@ -123,7 +123,8 @@ class LoRALayer(Module):
                 )
         mx.eval(factors)  # only the thread that recorded them can
         device = Device.of(where)
-        layer._a, layer._b = (Var(CellTensor(Variable(array, device))) for array in factors)
+        # Arrays of its own, which share the memory: who gave these may still change them in place.
+        layer._a, layer._b = (Var(CellTensor(Variable(mx.array(array), device))) for array in factors)
         return layer
 
     def _begin(self, in_features: int, out_features: int, config: LoRAConfig) -> None:

@@ -170,3 +170,13 @@ def test_factors_of_other_sizes_and_dtypes_are_refused() -> None:
     for pair in ((b, a), (a.T, b), (a, b.astype(mx.float16))):
         with pytest.raises(Error, match=r"for_factors: got [AB] \(.*; takes \(.*\) f32"):
             LoRALayer.for_factors(8, 4, LoRAConfig(2), None, pair)
+
+
+def test_factors_stay_when_their_arrays_are_changed_in_place() -> None:
+    import mlx.core as mx
+
+    a, b = mx.ones((8, 2)), mx.ones((2, 4))
+    layer = LoRALayer.for_factors(8, 4, LoRAConfig(2), None, (a, b))
+    a[0], b[0] = 9.0, 9.0
+    for factor in (layer.lora_a(), layer.lora_b()):
+        assert (factor.numpy() == 1).all()
