@@ -50,6 +50,9 @@ def generate(
         Optional[float],  # noqa: UP045
         typer.Option(help="Draw from the tokens of at least this part of the likeliest one's probability."),
     ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 makes tokens of the prompt and the answer so far less likely; 1 is none.")
+    ] = 1.0,
     seed: Annotated[Optional[int], typer.Option(help="Makes drawing repeatable.")] = None,  # noqa: UP045
     stop: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -83,7 +86,9 @@ def generate(
     from .options import check_adapter, load_with_progress, parse_dtype
 
     target, held = parse_dtype(dtype), QuantizeOptions.parse(quantize, group_size, quantize_embeddings)
-    config = generator_config(max_tokens, temperature, top_k, top_p, min_p, seed, stop or (), max_kv_size)
+    config = generator_config(
+        max_tokens, temperature, top_k, top_p, min_p, seed, stop or (), max_kv_size, repetition_penalty
+    )
     if adapter is not None:
         check_adapter(adapter)
     elif alpha is not None:
@@ -146,6 +151,7 @@ def generator_config(
     seed: int | None,
     stop: Sequence[str],
     max_kv_size: int | None,
+    repetition_penalty: float = 1.0,
 ) -> Any:
     """The generator's configuration for these flags. Raises ``InferenceError`` for values out of range."""
     from ..inference.config import GeneratorConfig
@@ -162,6 +168,7 @@ def generator_config(
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
+        repetition_penalty=repetition_penalty,
         seed=seed,
         stop=stop,
         cache="growing" if max_kv_size is None else "rotating",
