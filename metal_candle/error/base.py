@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class Error(Exception):
     """Root of all errors of this package. candle: ``candle_core::Error``."""
@@ -9,6 +11,10 @@ class Error(Exception):
     def __str__(self) -> str:
         # KeyError, a parent of some kinds, would show the text's repr, and OSError its number.
         return str(self.args[0]) if self.args else ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What is copied or comes from another process would else be made by the constructor, of the text.
+        return _made, (type(self), self.args), vars(self)
 
     @classmethod
     def msg(cls, text: object) -> Error:
@@ -31,11 +37,16 @@ class Error(Exception):
         return _prefixed(self, str(path))
 
 
+def _made(kind: type[Error], args: tuple[Any, ...]) -> Error:
+    """An error of a kind whose constructor takes fields, not a text: without it, and without the fields."""
+    # Of the base that says how it lies in memory: the first in the order of look-up may be MemoryError, which does not.
+    error: Error = kind.__base__.__new__(kind, *args)
+    error.args = args
+    return error
+
+
 def _prefixed(error: Error, prefix: str) -> Error:
-    kind = type(error)
-    # The kind's own constructor takes fields, not a text; its fields stay as they are.
-    other = kind.__new__(kind, str(error))
+    other = _made(type(error), (f"{prefix}: {error}",))
     other.__dict__.update(error.__dict__)
-    other.args = (f"{prefix}: {error}",)
     other.__cause__ = error
     return other
