@@ -5,14 +5,30 @@ from __future__ import annotations
 import io
 import sys
 import warnings
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from .. import features
 from ..error import Error
 from . import convert, doctor, finetune, generate, inspect, merge
 
+
+class Commands(TyperGroup):
+    """The commands. Typer ends an interrupted one without a word, or with exit code 1, by its version."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; Ctrl-C is said in a line of its own and exits with 130."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     name="metal-candle",
     help="Fine-tune language models with LoRA on MLX, and use what comes out.",
     no_args_is_help=True,

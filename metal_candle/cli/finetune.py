@@ -212,7 +212,12 @@ def finetune(
         announce=lambda trainer: announce(loaded, train, valid, trainer, starts_anew=not (resume or init_adapter)),
     )
     done = not outcome.interrupted and outcome.error is None
-    report(outcome, output, question, before, answer(loaded, question) if question and done else "", started)
+    try:
+        report(outcome, output, question, before, answer(loaded, question) if question and done else "", started)
+    except KeyboardInterrupt:
+        if done:
+            print(f"\nadapter of all {trainer.step} steps in {output}/", file=sys.stderr)
+        raise
     if outcome.error is not None:
         raise type(outcome.error)(reason=getattr(outcome.error, "reason", "") + what_to_do(outcome, output))
     if outcome.interrupted:
