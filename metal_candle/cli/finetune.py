@@ -268,7 +268,11 @@ def announce(loaded: Any, train: Any, valid: Any, trainer: Any, starts_anew: boo
         print(f"deltas   {adapter.report()}")
     tokens = sum(len(example.tokens) for example in train)
     held_out, updates = len(valid) or "none", trainer.total_steps(train)
-    print(f"data     {len(train)} rows, {tokens} tokens; {held_out} held out; {updates} updates", flush=True)
+    last = trainer.config.max_steps
+    early = (
+        f": --epochs {trainer.config.num_epochs} ends the run before --steps {last}" if last and last > updates else ""
+    )
+    print(f"data     {len(train)} rows, {tokens} tokens; {held_out} held out; {updates} updates{early}", flush=True)
     if trainer.step:
         print(resumed_line(trainer, updates), flush=True)
     if loaded.model.device.is_cpu() and blas.status().advice:
