@@ -6,6 +6,7 @@ Hu et al. 2021, https://arxiv.org/abs/2106.09685. metal-candle: ``metal_candle::
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -124,7 +125,7 @@ class LoRALayer(Module):
         mx.eval(factors)  # only the thread that recorded them can
         device = Device.of(where)
         # Arrays of its own, which share the memory: who gave these may still change them in place.
-        layer._a, layer._b = (Var(CellTensor(Variable(mx.array(array), device))) for array in factors)
+        layer._a, layer._b = (Var(CellTensor(Variable(copy(array), device))) for array in factors)
         return layer
 
     def _begin(self, in_features: int, out_features: int, config: LoRAConfig) -> None:
