@@ -18,6 +18,7 @@ from ..error.takes import takes
 from ..error.text import first_few
 from ..files import parse_json_object
 from ..formats import safetensors
+from ..formats.reading import is_folder
 from ..models.adaptable import AdaptableModel
 from ..tensor.eager import Tensor
 from ..tensor.var import Var
@@ -124,8 +125,8 @@ class TrainingState:
     def load(cls, path: str | PathLike[str]) -> TrainingState:
         """Read a file, or the one in a run's folder. Raises ``CheckpointError.LoadFailed`` when it cannot be read,
         ``CheckpointError.InvalidFormat`` when it is damaged, another file, or a later version's."""
-        file = Path(path) / STATE if Path(path).is_dir() else Path(path)
         try:
+            file = Path(path) / STATE if is_folder(Path(path)) else Path(path)
             reader = safetensors.Reader(file)
             metadata = reader.header.metadata
             if metadata.get("format") != FORMAT:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from metal_candle import ArgumentTypeError, DataError, Error, Tensor, TrainingError, Var
+from metal_candle import ArgumentTypeError, CheckpointError, DataError, Error, Tensor, TrainingError, Var
 from metal_candle.models import load_model
 from metal_candle.models.load import load_config
 from metal_candle.training import (
@@ -36,6 +36,7 @@ from metal_candle.training import (
 from metal_candle.training import data as training_data
 from metal_candle.training.curves import loss_series
 from metal_candle.training.data import Example
+from metal_candle.training.formats import recognise
 from metal_candle.training.memory import batch_of, longest_batch
 
 import pytest
@@ -263,3 +264,18 @@ def test_nothing_to_train_on_has_no_mean(folder: Path) -> None:
     for call in (lambda: trainer.evaluate([silent]), lambda: trainer.evaluate([]), lambda: trainer.train_step([])):
         with pytest.raises(TrainingError.InvalidConfig, match=r"no token of \d batches is trained on"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        (training_data.find_data, DataError.InvalidFile),
+        (training_data.read_rows, DataError.InvalidFile),
+        (TrainingState.load, CheckpointError.LoadFailed),
+        (recognise.recognise, CheckpointError.LoadFailed),
+        (read_metrics, CheckpointError.LoadFailed),
+    ],
+)
+def test_names_too_long_for_a_file(call: Callable[[str], Any], kind: type[Error]) -> None:
+    with pytest.raises(kind, match=r"\A.*aaa.*File name too long\Z"):
+        call("a" * 5000)

@@ -37,10 +37,18 @@ def find_data(source: str | Path) -> DataFiles:
     """The files behind ``source``: a JSON Lines file, a directory with ``train.jsonl`` and perhaps
     ``valid.jsonl``, or the name of a packaged set. What exists on disk goes before a packaged name.
 
-    Raises ``DataError.InvalidFile`` if there is nothing of that name or the directory lacks ``train.jsonl``.
+    Raises ``DataError.InvalidFile`` if there is nothing of that name, or it cannot be told, or the directory lacks
+    ``train.jsonl``.
     """
     if source == "":  # of which Path makes the current folder
         raise DataError.InvalidFile(path="''", reason=f"the name is empty; takes a file, a directory or {_names()}")
+    try:
+        return _found(source)
+    except OSError as error:
+        raise DataError.InvalidFile(path=source, reason=f"cannot be read: {error.strerror or error}") from error
+
+
+def _found(source: str | Path) -> DataFiles:
     path = Path(source)
     if not path.exists():
         if str(source) not in PACKAGED:

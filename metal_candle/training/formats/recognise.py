@@ -10,11 +10,12 @@ from pathlib import Path
 from ...error.expect import FLAG, INTEGER, NUMBER, PATH, optional
 from ...error.takes import takes
 from ...files import read_json_object
+from ...formats.reading import io_errors
 from ...formats.safetensors import Header, Reader
 from . import metal_candle, mlx_lm, peft
 from .folder import CONFIG
 from .stored import STORED, Format, StoredAdapter, block_of, ends_with
-from .tensors import invalid, open_tensors, unreadable, what_is
+from .tensors import invalid, open_tensors, reading, unreadable, what_is
 
 _CANDLE_LORA = re.compile(r"(?:.+\.)?[ab]\d+\.weight")
 _WEIGHTS = (peft.WEIGHTS, mlx_lm.WEIGHTS)
@@ -43,11 +44,12 @@ def recognise(path: str | PathLike[str]) -> Found:
     or metal-candle's format.
     """
     place = Path(path)
-    weights = _weights_in(place) if place.is_dir() else place
-    if not weights.is_file():
-        raise unreadable(f"{place}: no such adapter; takes a folder or a .safetensors file")
-    with weights.open("rb") as opened:
-        start = opened.read(4)
+    with reading(), io_errors(place):
+        weights = _weights_in(place) if place.is_dir() else place
+        if not weights.is_file():
+            raise unreadable(f"{place}: no such adapter; takes a folder or a .safetensors file")
+        with weights.open("rb") as opened:
+            start = opened.read(4)
     if start == b"GGUF":
         raise invalid(place, "is a GGUF file; adapters are written in that format (convert --to gguf), not read")
     if start[:2] in (b"PK", b"\x80\x02"):
