@@ -8,21 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from ..error import CheckpointError
-from .options import ALPHA
-from .paths import to_read, to_write
+from .options import ALPHA, AdapterPath
+from .paths import to_write
 
 if TYPE_CHECKING:
     from ..training.formats.stored import Format, StoredAdapter
 
 
 def convert(
-    adapter: Annotated[
-        Path,
-        typer.Option(
-            parser=to_read("--adapter"),
-            help="Folder or file in PEFT's, mlx-lm's or metal-candle's format.",
-        ),
-    ],
+    adapter: AdapterPath,
     output: Annotated[
         Path,
         typer.Option(

@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from ..training.formats.stored import StoredAdapter
 
-from .options import ALPHA, Quantize
+from .options import ADAPTER, ALPHA, Quantize
 from .paths import to_read
 
 app = typer.Typer(help="Show what a model, an adapter or a data set holds.", no_args_is_help=True)
@@ -83,7 +83,7 @@ def adapter(
         Path,
         typer.Argument(
             parser=to_read("adapter"),
-            help="Folder or file in PEFT's, mlx-lm's or metal-candle's format.",
+            help=ADAPTER,
         ),
     ],
     model: Annotated[

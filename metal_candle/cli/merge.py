@@ -10,18 +10,12 @@ from typing import Annotated, Optional
 import typer
 
 from ..error import CheckpointError
-from .options import ALPHA, QUANTIZE, GroupSize
-from .paths import to_read, to_write
+from .options import ALPHA, QUANTIZE, AdapterPath, GroupSize
+from .paths import to_write
 
 
 def merge(
-    adapter: Annotated[
-        Path,
-        typer.Option(
-            parser=to_read("--adapter"),
-            help="Folder or file in PEFT's, mlx-lm's or metal-candle's format.",
-        ),
-    ],
+    adapter: AdapterPath,
     output: Annotated[
         Path,
         typer.Option(parser=to_write("--output"), help="Folder to write; transformers and mlx-lm load it."),

@@ -20,6 +20,7 @@ from ..models.loaded import LoadedModel
 from ..models.quantize_options import QuantizeOptions
 from ..models.target_module import TargetModule
 from ..models.tokenizer import Tokenizer
+from .paths import to_read
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -97,6 +98,8 @@ def _is_foreign(model: str) -> bool:
     return path.is_dir() and foreign_architecture(path) is not None
 
 
+ADAPTER = "Folder or file in PEFT's, mlx-lm's or metal-candle's format."
+AdapterPath = Annotated[Path, typer.Option(parser=to_read("--adapter"), help=ADAPTER)]
 ALPHA = "Alpha of an adapter's file that does not say it, as the metal-candle crate's."
 QUANTIZE = "How weights are held: in 4 or 8 bits (or 2, 3, 5, 6), keep (packed as the file has them), or dense."
 Quantize = Annotated[Optional[str], typer.Option(help=QUANTIZE)]  # noqa: UP045
